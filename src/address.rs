@@ -1,0 +1,119 @@
+//! Addresses, identifiers and all range arithmetic of the crate.
+//!
+//! Ends of ranges are inclusive (`last`), as on the virtio-iommu wire, so that a range can
+//! reach 2^64 - 1 without overflow.
+
+use std::fmt;
+
+/// An address as an endpoint issues it, before translation (I/O virtual address), in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Iova(pub u64);
+
+/// A guest-physical address, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+/// An endpoint of the virtual IOMMU: `segment << 16 | bus << 8 | device << 3 | function` for
+/// PCI functions, as the VIOT table announces them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub u32);
+
+/// A domain (address space) as the guest numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId(pub u32);
+
+/// A process address space identifier, 20 bits, never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pasid(pub u32);
+
+impl fmt::Display for Iova {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for Pasid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Prints the PCI address that the identifier stands for.
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.0;
+        let (segment, bus) = (id >> 16, id >> 8 & 0xff);
+        write!(f, "{segment:04x}:{bus:02x}:{:02x}.{}", id >> 3 & 0x1f, id & 7)
+    }
+}
+
+/// A non-empty range of I/O virtual addresses; both ends belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IovaRange {
+    first: u64,
+    last: u64,
+}
+
+impl IovaRange {
+    /// Every address there is.
+    pub const ALL: IovaRange = IovaRange { first: 0, last: u64::MAX };
+
+    /// The range from `first` to `last`, or `None` when `last` lies below `first`.
+    pub const fn new(first: u64, last: u64) -> Option<Self> {
+        if first <= last { Some(Self { first, last }) } else { None }
+    }
+
+    /// The lowest address.
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The highest address (inclusive).
+    pub const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Number of bytes minus one: the full range has no size in 64 bits.
+    pub const fn span(&self) -> u64 {
+        self.last - self.first
+    }
+
+    /// Whether `address` belongs to the range.
+    pub const fn contains(&self, address: u64) -> bool {
+        self.first <= address && address <= self.last
+    }
+
+    /// Whether all of `other` belongs to the range.
+    pub const fn covers(&self, other: &IovaRange) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
+    /// Whether the two ranges share an address.
+    pub const fn overlaps(&self, other: &IovaRange) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// Whether both ends lie on boundaries of `granule` bytes (a power of two).
+    pub const fn is_aligned(&self, granule: u64) -> bool {
+        let mask = granule - 1;
+        self.first & mask == 0 && self.last & mask == mask
+    }
+}
+
+impl fmt::Display for IovaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}-{:#x}", self.first, self.last)
+    }
+}

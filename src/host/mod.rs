@@ -1,0 +1,90 @@
+//! What the host does with the guest's domains and endpoints.
+//!
+//! The device model ([`crate::viommu`]) keeps the books; a [`HostIommu`] makes them true for the
+//! endpoints it serves. The [`software`] back end needs neither hardware nor privileges.
+
+use std::sync::Arc;
+
+use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
+
+pub mod address_space;
+pub mod dma;
+pub mod software;
+
+pub use address_space::{Access, AddressSpace, Mapping, SpaceError, Target};
+
+/// What becomes of the accesses of an endpoint, or of one of its PASIDs.
+#[derive(Clone)]
+pub enum Translation {
+    /// None is let through: attached to no domain.
+    Blocked,
+    /// Every address is a guest-physical address.
+    Bypass,
+    /// Through the mappings of a domain.
+    Domain(DomainId, Arc<AddressSpace>),
+}
+
+/// Which kind of doorbell or memory a region that the guest must not map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservedKind {
+    /// Never mapped (VIRTIO_IOMMU_RESV_MEM_T_RESERVED).
+    Reserved,
+    /// Writes there are message-signalled interrupts (VIRTIO_IOMMU_RESV_MEM_T_MSI).
+    Msi,
+}
+
+/// A range of I/O virtual addresses that the guest must not map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// Its addresses.
+    pub range: IovaRange,
+    /// What it is.
+    pub kind: ReservedKind,
+}
+
+/// A change that the host did not make; everything is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The host has no memory, or the limit on pinned memory is reached.
+    #[error("the host is out of memory or over a limit: {0}")]
+    NoMemory(String),
+    /// The endpoint cannot do that.
+    #[error("not supported by the endpoint: {0}")]
+    Unsupported(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A back end: makes domains, mappings and attachments true on the host.
+///
+/// The device model checks each request against its own books first and calls only for changes
+/// that are consistent; when a call fails, the books stay as they were.
+pub trait HostIommu: Send + Sync {
+    /// A domain came into being.
+    fn create_domain(&self, domain: DomainId) -> Result<(), HostError>;
+
+    /// A domain to which nothing is attached any more went away, with its mappings.
+    fn destroy_domain(&self, domain: DomainId);
+
+    /// Adds a mapping to a domain.
+    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;
+
+    /// Removes all mappings inside `range`; it cuts none. The mappings are still in `space`.
+    /// When it returns, no access goes through them.
+    fn unmap(
+        &self,
+        domain: DomainId,
+        space: &AddressSpace,
+        range: IovaRange,
+    ) -> Result<(), HostError>;
+
+    /// Sends the accesses of an endpoint (of one of its PASIDs) through `to`. When it returns,
+    /// no access goes through the translation before.
+    fn route(
+        &self,
+        endpoint: EndpointId,
+        pasid: Option<Pasid>,
+        to: &Translation,
+    ) -> Result<(), HostError>;
+}
