@@ -1,0 +1,336 @@
+//! The device model: what a virtio-iommu device (virtio 1.4) answers to each request.
+//!
+//! [`request`] decodes, [`Viommu`] is the state machine, [`status`] names the outcome. Bytes in,
+//! bytes out: nothing here knows a ring, a socket or a file descriptor.
+
+pub mod config;
+mod domain;
+pub mod event;
+mod probe;
+pub mod request;
+pub mod status;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::address::{DomainId, EndpointId, Gpa, IovaRange};
+use crate::host::{Access, HostError, HostIommu, Mapping, Translation};
+use crate::iopf::{Handler, Iopf};
+pub use config::{Limits, Settings};
+use domain::Domain;
+use request::Request;
+use status::{Refusal, Status};
+use wire::size;
+
+/// The least room offered to properties, in bytes; what QEMU's own device offers.
+const MIN_PROBE_SIZE: usize = 512;
+
+/// The answer to one request, for whoever writes it into the guest's memory.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// The status, for the tail.
+    pub status: Status,
+    /// Where the tail begins in the writable part of the request, in bytes.
+    pub tail_offset: usize,
+    /// What comes before the tail; the room that is left is zero.
+    pub properties: &'a [u8],
+}
+
+/// The state of the device: endpoints, domains, mappings.
+pub struct Viommu {
+    settings: Settings,
+    host: Arc<dyn HostIommu>,
+    faults: Arc<Iopf>,
+    /// Each endpoint behind this IOMMU, and the domain that it is attached to.
+    endpoints: BTreeMap<EndpointId, Option<DomainId>>,
+    domains: BTreeMap<DomainId, Domain>,
+    /// Mappings over all domains.
+    mappings: usize,
+    /// What endpoints without a domain do (`bypass` in the configuration space).
+    bypass: bool,
+    properties: Vec<u8>,
+}
+
+impl Viommu {
+    /// A device with `endpoints` behind it, none of them attached.
+    ///
+    /// # Errors
+    /// When the host cannot put an endpoint into its initial state.
+    pub fn new(
+        settings: Settings,
+        endpoints: impl IntoIterator<Item = EndpointId>,
+        host: Arc<dyn HostIommu>,
+        faults: Arc<Iopf>,
+    ) -> Result<Self, HostError> {
+        let viommu = Self {
+            bypass: settings.boot_bypass,
+            properties: probe::properties(&settings.reserved),
+            endpoints: endpoints.into_iter().map(|id| (id, None)).collect(),
+            domains: BTreeMap::new(),
+            mappings: 0,
+            settings,
+            host,
+            faults,
+        };
+        for &endpoint in viommu.endpoints.keys() {
+            viommu.route(endpoint, &viommu.unattached())?;
+        }
+        Ok(viommu)
+    }
+
+    /// Answers the request in `bytes`, with `room` bytes for the answer.
+    ///
+    /// `None`: the buffer goes back unwritten, because the type is unknown (5.13.6.2) or
+    /// because there is no room for a status.
+    pub fn handle(&mut self, bytes: &[u8], room: usize) -> Option<Reply<'_>> {
+        let room = room.checked_sub(size::TAIL)?;
+        let request = request::decode(bytes)?;
+        let is_probe = bytes[0] == wire::request::PROBE;
+        let outcome = request.and_then(|request| self.execute(request, room));
+        let status = match outcome {
+            Ok(()) => Status::Ok,
+            Err(refusal) => {
+                log::debug!("request refused ({:?}): {refusal}", refusal.status());
+                refusal.status()
+            }
+        };
+        let probed = is_probe && status == Status::Ok;
+        Some(Reply {
+            status,
+            tail_offset: if is_probe { self.probe_size().min(room) } else { 0 },
+            properties: if probed { &self.properties } else { &[] },
+        })
+    }
+
+    /// The configuration space as the driver reads it.
+    pub fn config(&self) -> [u8; size::CONFIG] {
+        config::read(&self.settings, self.probe_size() as u32, self.bypass)
+    }
+
+    /// The driver writes `bytes` at `offset` of the configuration space.
+    pub fn write_config(&mut self, offset: usize, bytes: &[u8]) {
+        match config::written_bypass(offset, bytes) {
+            Some(bypass) if bypass != self.bypass => self.set_bypass(bypass),
+            _ => {}
+        }
+    }
+
+    /// Device reset: nothing is attached or mapped any more; `bypass` stays (5.13.4.2).
+    pub fn reset(&mut self) {
+        let attached: Vec<EndpointId> = self.attached().collect();
+        for endpoint in attached {
+            if let Err(refusal) = self.leave(endpoint) {
+                log::error!("reset: endpoint {endpoint} could not be detached: {refusal}");
+            }
+        }
+        self.faults.reset();
+    }
+
+    /// System reset, or a new front end: as after start.
+    pub fn restart(&mut self) {
+        self.reset();
+        self.set_bypass(self.settings.boot_bypass);
+    }
+
+    /// Number of domains and of mappings over all of them.
+    pub fn usage(&self) -> (usize, usize) {
+        (self.domains.len(), self.mappings)
+    }
+
+    fn execute(&mut self, request: Request, room: usize) -> Result<(), Refusal> {
+        match request {
+            Request::Attach { domain, endpoint, bypass } => {
+                self.attach(DomainId(domain), EndpointId(endpoint), bypass)
+            }
+            Request::Detach { domain, endpoint } => {
+                self.detach(DomainId(domain), EndpointId(endpoint))
+            }
+            Request::Map { domain, virt_start, virt_end, phys_start, flags } => {
+                let mapping = self.mapping(virt_start, virt_end, phys_start, flags);
+                self.map(DomainId(domain), mapping)
+            }
+            Request::Unmap { domain, virt_start, virt_end } => {
+                self.unmap(DomainId(domain), IovaRange::new(virt_start, virt_end))
+            }
+            Request::Probe { endpoint } => self.probe(EndpointId(endpoint), room),
+        }
+    }
+
+    fn attach(&mut self, id: DomainId, endpoint: EndpointId, bypass: bool) -> Result<(), Refusal> {
+        let from = self.attachment(endpoint)?;
+        if from == Some(id) {
+            return self.check_kind(id, bypass);
+        }
+        if self.domains.contains_key(&id) {
+            self.check_kind(id, bypass)?;
+            self.check_endpoints(id)?;
+        } else {
+            self.create_domain(id, bypass, from)?;
+        }
+        let joined = self.join(id, endpoint);
+        self.destroy_if_unused(if joined.is_ok() { from } else { Some(id) });
+        joined
+    }
+
+    fn detach(&mut self, id: DomainId, endpoint: EndpointId) -> Result<(), Refusal> {
+        if self.attachment(endpoint)? != Some(id) {
+            return Err(Refusal::NotAttached(id.0));
+        }
+        self.leave(endpoint)
+    }
+
+    fn map(&mut self, id: DomainId, mapping: Result<Mapping, Refusal>) -> Result<(), Refusal> {
+        let space = self.domain(id)?.space()?;
+        let mapping = mapping?;
+        space.check_free(mapping.range)?;
+        check_limit("mappings", self.mappings, self.settings.limits.mappings)?;
+        self.host.map(id, &mapping)?;
+        space.insert(mapping);
+        self.mappings += 1;
+        Ok(())
+    }
+
+    fn unmap(&mut self, id: DomainId, range: Option<IovaRange>) -> Result<(), Refusal> {
+        let space = self.domain(id)?.space()?;
+        let range = range.ok_or(Refusal::Backwards)?;
+        space.check_whole(range)?;
+        self.host.unmap(id, space, range)?;
+        self.mappings -= space.remove(range);
+        Ok(())
+    }
+
+    fn probe(&self, endpoint: EndpointId, room: usize) -> Result<(), Refusal> {
+        self.attachment(endpoint)?;
+        let needed = self.probe_size();
+        if room < needed { Err(Refusal::SmallBuffer(needed)) } else { Ok(()) }
+    }
+
+    /// Checks what a MAP request says of itself (5.13.6.5.2).
+    fn mapping(&self, first: u64, last: u64, phys: u64, flags: u32) -> Result<Mapping, Refusal> {
+        let settings = &self.settings;
+        let range = IovaRange::new(first, last).ok_or(Refusal::Backwards)?;
+        if !range.is_aligned(settings.page_size) || phys & (settings.page_size - 1) != 0 {
+            return Err(Refusal::Misaligned(settings.page_size));
+        }
+        if !settings.input_range.covers(&range) || phys.checked_add(range.span()).is_none() {
+            return Err(Refusal::OutOfRange);
+        }
+        if settings.reserved.iter().any(|region| region.range.overlaps(&range)) {
+            return Err(Refusal::ReservedRegion);
+        }
+        let access =
+            Access { read: flags & wire::MAP_F_READ != 0, write: flags & wire::MAP_F_WRITE != 0 };
+        Ok(Mapping { range, gpa: Gpa(phys), access })
+    }
+
+    /// The domain that a known endpoint is attached to.
+    fn attachment(&self, endpoint: EndpointId) -> Result<Option<DomainId>, Refusal> {
+        self.endpoints.get(&endpoint).copied().ok_or(Refusal::NoEndpoint(endpoint.0))
+    }
+
+    fn domain(&self, id: DomainId) -> Result<&Domain, Refusal> {
+        self.domains.get(&id).ok_or(Refusal::NoDomain(id.0))
+    }
+
+    fn check_kind(&self, id: DomainId, bypass: bool) -> Result<(), Refusal> {
+        if self.domain(id)?.is_bypass() == bypass { Ok(()) } else { Err(Refusal::OtherKind(id.0)) }
+    }
+
+    fn check_endpoints(&self, id: DomainId) -> Result<(), Refusal> {
+        let limit = self.settings.limits.endpoints_per_domain;
+        check_limit("endpoints in a domain", self.domain(id)?.endpoints, limit)
+    }
+
+    /// `leaving`: a domain that makes room if its last endpoint comes from there.
+    fn create_domain(
+        &mut self,
+        id: DomainId,
+        bypass: bool,
+        leaving: Option<DomainId>,
+    ) -> Result<(), Refusal> {
+        let ends = leaving.and_then(|id| self.domains.get(&id)).is_some_and(|d| d.endpoints == 1);
+        let domains = self.domains.len() - usize::from(ends);
+        check_limit("domains", domains, self.settings.limits.domains)?;
+        self.host.create_domain(id)?;
+        self.domains.insert(id, Domain::new(id, bypass));
+        Ok(())
+    }
+
+    /// Moves an endpoint from wherever it is to an existing domain.
+    fn join(&mut self, id: DomainId, endpoint: EndpointId) -> Result<(), Refusal> {
+        let to = self.domain(id)?.translation();
+        self.route(endpoint, &to)?;
+        self.set_attachment(endpoint, Some(id));
+        Ok(())
+    }
+
+    /// Detaches an endpoint from whatever it is attached to.
+    fn leave(&mut self, endpoint: EndpointId) -> Result<(), Refusal> {
+        self.route(endpoint, &self.unattached())?;
+        let from = self.set_attachment(endpoint, None);
+        self.destroy_if_unused(from);
+        Ok(())
+    }
+
+    /// Keeps the books of an attachment; returns the one before.
+    fn set_attachment(&mut self, endpoint: EndpointId, to: Option<DomainId>) -> Option<DomainId> {
+        let from = self.endpoints.insert(endpoint, to).flatten();
+        if let Some(domain) = from.and_then(|id| self.domains.get_mut(&id)) {
+            domain.endpoints -= 1;
+        }
+        if let Some(domain) = to.and_then(|id| self.domains.get_mut(&id)) {
+            domain.endpoints += 1;
+        }
+        from
+    }
+
+    fn destroy_if_unused(&mut self, id: Option<DomainId>) {
+        let Some(id) = id else { return };
+        if self.domains.get(&id).is_some_and(|domain| domain.endpoints == 0) {
+            self.mappings -= self.domains.remove(&id).map_or(0, |domain| domain.mappings());
+            self.host.destroy_domain(id);
+        }
+    }
+
+    fn set_bypass(&mut self, bypass: bool) {
+        self.bypass = bypass;
+        let unattached = self.endpoints.iter().filter(|(_, domain)| domain.is_none());
+        for (&endpoint, _) in unattached {
+            if let Err(error) = self.route(endpoint, &self.unattached()) {
+                log::error!("bypass {bypass}: endpoint {endpoint} keeps its old state: {error}");
+            }
+        }
+    }
+
+    fn attached(&self) -> impl Iterator<Item = EndpointId> {
+        self.endpoints.iter().filter(|(_, domain)| domain.is_some()).map(|(&endpoint, _)| endpoint)
+    }
+
+    /// What endpoints without a domain get.
+    fn unattached(&self) -> Translation {
+        if self.bypass { Translation::Bypass } else { Translation::Blocked }
+    }
+
+    /// Accesses of an endpoint, and their faults, go another way from now on.
+    fn route(&self, endpoint: EndpointId, to: &Translation) -> Result<(), HostError> {
+        self.host.route(endpoint, None, to)?;
+        let handler = match to {
+            Translation::Bypass => Handler::Direct,
+            Translation::Blocked | Translation::Domain(..) => Handler::Work,
+        };
+        self.faults.route(endpoint, None, handler);
+        Ok(())
+    }
+
+    fn probe_size(&self) -> usize {
+        self.properties.len().max(MIN_PROBE_SIZE)
+    }
+}
+
+fn check_limit(what: &'static str, used: usize, limit: usize) -> Result<(), Refusal> {
+    if used < limit { Ok(()) } else { Err(Refusal::Limit { what, limit }) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Decoding: from the bytes that the driver wrote to a typed request. Pure.
+
+use super::status::Refusal;
+use super::wire::{self, request, size};
+
+/// A request as the driver made it; nothing is checked but its form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Attach an endpoint to a domain.
+    Attach {
+        /// The domain, created when it does not exist.
+        domain: u32,
+        /// The endpoint.
+        endpoint: u32,
+        /// Whether it is a bypass domain.
+        bypass: bool,
+    },
+    /// Detach an endpoint from a domain.
+    Detach {
+        /// The domain that it should be attached to.
+        domain: u32,
+        /// The endpoint.
+        endpoint: u32,
+    },
+    /// Add a mapping to a domain.
+    Map {
+        /// The domain.
+        domain: u32,
+        /// First I/O virtual address.
+        virt_start: u64,
+        /// Last I/O virtual address (inclusive).
+        virt_end: u64,
+        /// Guest-physical address of the first byte.
+        phys_start: u64,
+        /// VIRTIO_IOMMU_MAP_F_*, known ones only.
+        flags: u32,
+    },
+    /// Remove all mappings of a domain inside a range.
+    Unmap {
+        /// The domain.
+        domain: u32,
+        /// First I/O virtual address.
+        virt_start: u64,
+        /// Last I/O virtual address (inclusive).
+        virt_end: u64,
+    },
+    /// Ask for the properties of an endpoint.
+    Probe {
+        /// The endpoint.
+        endpoint: u32,
+    },
+}
+
+/// Decodes the driver's part of a request. Bytes beyond what the type has are ignored.
+///
+/// `None`: no request, or one of an unknown type, which the device leaves unwritten.
+pub fn decode(bytes: &[u8]) -> Option<Result<Request, Refusal>> {
+    let kind = *bytes.first_chunk::<{ size::HEAD }>()?.first()?;
+    let decode: fn(Fields) -> Result<Request, Refusal> = match kind {
+        request::ATTACH => attach,
+        request::DETACH => detach,
+        request::MAP => map,
+        request::UNMAP => unmap,
+        request::PROBE => probe,
+        _ => return None,
+    };
+    Some(body(bytes, kind).and_then(decode))
+}
+
+/// The request without anything behind its end.
+fn body(bytes: &[u8], kind: u8) -> Result<Fields<'_>, Refusal> {
+    let len = match kind {
+        request::ATTACH => size::ATTACH,
+        request::DETACH => size::DETACH,
+        request::MAP => size::MAP,
+        request::UNMAP => size::UNMAP,
+        _ => size::PROBE,
+    };
+    bytes.get(..len).map(Fields).ok_or(Refusal::TooShort)
+}
+
+fn attach(fields: Fields) -> Result<Request, Refusal> {
+    let flags = known_flags(fields.u32(12), wire::ATTACH_F_BYPASS)?;
+    if fields.u32(16) != 0 {
+        return Err(Refusal::Reserved);
+    }
+    let bypass = flags & wire::ATTACH_F_BYPASS != 0;
+    Ok(Request::Attach { domain: fields.u32(4), endpoint: fields.u32(8), bypass })
+}
+
+fn detach(fields: Fields) -> Result<Request, Refusal> {
+    Ok(Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8) })
+}
+
+fn map(fields: Fields) -> Result<Request, Refusal> {
+    Ok(Request::Map {
+        domain: fields.u32(4),
+        virt_start: fields.u64(8),
+        virt_end: fields.u64(16),
+        phys_start: fields.u64(24),
+        flags: known_flags(fields.u32(32), wire::MAP_F_READ | wire::MAP_F_WRITE)?,
+    })
+}
+
+fn unmap(fields: Fields) -> Result<Request, Refusal> {
+    Ok(Request::Unmap {
+        domain: fields.u32(4),
+        virt_start: fields.u64(8),
+        virt_end: fields.u64(16),
+    })
+}
+
+fn probe(fields: Fields) -> Result<Request, Refusal> {
+    Ok(Request::Probe { endpoint: fields.u32(4) })
+}
+
+fn known_flags(flags: u32, known: u32) -> Result<u32, Refusal> {
+    if flags & !known == 0 { Ok(flags) } else { Err(Refusal::UnknownFlags(flags & !known)) }
+}
+
+/// Bytes of a request; offsets come from the tables of the specification and lie inside.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn u32(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.bytes(offset))
+    }
+
+    fn u64(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.bytes(offset))
+    }
+
+    fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.0[offset..offset + N]);
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(kind: u8, len: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..len as u8).collect();
+        bytes[0] = kind;
+        bytes
+    }
+
+    #[test]
+    fn every_field_is_read_from_its_offset() {
+        let mut map = bytes(request::MAP, size::MAP);
+        map[32..36].copy_from_slice(&3u32.to_le_bytes());
+        let expected = Request::Map {
+            domain: 0x0706_0504,
+            virt_start: 0x0f0e_0d0c_0b0a_0908,
+            virt_end: 0x1716_1514_1312_1110,
+            phys_start: 0x1f1e_1d1c_1b1a_1918,
+            flags: 3,
+        };
+        assert_eq!(decode(&map).unwrap().unwrap(), expected);
+        let unmap = decode(&bytes(request::UNMAP, size::UNMAP)).unwrap().unwrap();
+        let (virt_start, virt_end) = (0x0f0e_0d0c_0b0a_0908, 0x1716_1514_1312_1110);
+        assert_eq!(unmap, Request::Unmap { domain: 0x0706_0504, virt_start, virt_end });
+    }
+
+    #[test]
+    fn no_head_or_an_unknown_type_is_no_request() {
+        for len in 0..size::HEAD {
+            assert!(decode(&[request::MAP; size::HEAD][..len]).is_none());
+        }
+        for kind in [0, 6, 7, 8, 255] {
+            assert!(decode(&bytes(kind, size::MAX)).is_none());
+        }
+    }
+
+    #[test]
+    fn each_type_is_refused_when_a_byte_is_missing_and_taken_when_there_are_more() {
+        let sizes = [
+            (request::ATTACH, size::ATTACH),
+            (request::DETACH, size::DETACH),
+            (request::MAP, size::MAP),
+            (request::UNMAP, size::UNMAP),
+            (request::PROBE, size::PROBE),
+        ];
+        for (kind, size) in sizes {
+            let zeros = |len| [vec![kind], vec![0; len - 1]].concat();
+            assert!(matches!(decode(&zeros(size - 1)), Some(Err(Refusal::TooShort))));
+            assert!(matches!(decode(&zeros(size)), Some(Ok(_))));
+            assert!(matches!(decode(&zeros(size + 9)), Some(Ok(_))));
+        }
+    }
+
+    #[test]
+    fn reserved_bytes_of_the_head_are_ignored_and_those_of_attach_are_not() {
+        let mut attach = vec![0; size::ATTACH];
+        attach[..4].copy_from_slice(&[request::ATTACH, 1, 2, 3]);
+        assert!(decode(&attach).unwrap().is_ok());
+        attach[19] = 1;
+        assert!(matches!(decode(&attach), Some(Err(Refusal::Reserved))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+        }
+    }
+}

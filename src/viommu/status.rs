@@ -1,0 +1,105 @@
+//! The one table from what went wrong to the status that the guest reads.
+
+use crate::host::{HostError, SpaceError};
+
+/// How a request ended (VIRTIO_IOMMU_S_*).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// The device could not reach what it had to.
+    IoErr = 1,
+    /// The device cannot do this.
+    Unsupp = 2,
+    /// The device failed.
+    DevErr = 3,
+    /// The request is invalid.
+    Inval = 4,
+    /// An address or identifier lies outside what is allowed.
+    Range = 5,
+    /// The endpoint or domain does not exist.
+    NoEnt = 6,
+    /// The request's own memory could not be accessed.
+    Fault = 7,
+    /// Out of memory, or over a limit.
+    NoMem = 8,
+}
+
+/// Why a request was refused; nothing has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Shorter than its type needs.
+    #[error("the request is cut short")]
+    TooShort,
+    /// A field that has to be zero.
+    #[error("a reserved field is not zero")]
+    Reserved,
+    /// A flag that does not exist, or was not negotiated.
+    #[error("unknown flags {0:#x}")]
+    UnknownFlags(u32),
+    /// No such endpoint behind this IOMMU.
+    #[error("no endpoint {0:#x}")]
+    NoEndpoint(u32),
+    /// No endpoint is attached to a domain of that number.
+    #[error("no domain {0}")]
+    NoDomain(u32),
+    /// DETACH names a domain that the endpoint is not attached to.
+    #[error("the endpoint is not attached to domain {0}")]
+    NotAttached(u32),
+    /// ATTACH with and without BYPASS to one domain.
+    #[error("domain {0} is of the other kind (bypass or not)")]
+    OtherKind(u32),
+    /// MAP or UNMAP in a bypass domain.
+    #[error("domain {0} is a bypass domain")]
+    BypassDomain(u32),
+    /// `virt_end` below `virt_start`.
+    #[error("the range ends before it starts")]
+    Backwards,
+    /// Not on a boundary of the granule.
+    #[error("not aligned to {0:#x} bytes")]
+    Misaligned(u64),
+    /// Outside `input_range`, or past 2^64 - 1 in physical memory.
+    #[error("outside the address range")]
+    OutOfRange,
+    /// MAP over a reserved region.
+    #[error("overlaps a reserved region")]
+    ReservedRegion,
+    /// MAP over a mapping, UNMAP of a part of one.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// A limit of the command line is reached.
+    #[error("limit of {limit} {what} reached")]
+    Limit {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// The properties do not fit into the buffer.
+    #[error("the properties need {0} bytes")]
+    SmallBuffer(usize),
+    /// The host refused.
+    #[error("host: {0}")]
+    Host(#[from] HostError),
+}
+
+impl Refusal {
+    /// The status that the specification asks for.
+    pub fn status(&self) -> Status {
+        match self {
+            Refusal::TooShort | Refusal::Reserved | Refusal::UnknownFlags(_) => Status::Inval,
+            Refusal::NotAttached(_) | Refusal::OtherKind(_) => Status::Inval,
+            Refusal::BypassDomain(_) | Refusal::Backwards => Status::Inval,
+            Refusal::ReservedRegion | Refusal::SmallBuffer(_) => Status::Inval,
+            Refusal::Space(SpaceError::Overlap) => Status::Inval,
+            Refusal::NoEndpoint(_) | Refusal::NoDomain(_) => Status::NoEnt,
+            Refusal::Misaligned(_) | Refusal::OutOfRange => Status::Range,
+            Refusal::Space(SpaceError::Split) => Status::Range,
+            Refusal::Limit { .. } => Status::NoMem,
+            Refusal::Host(HostError::NoMemory(_)) => Status::NoMem,
+            Refusal::Host(HostError::Unsupported(_)) => Status::Unsupp,
+            Refusal::Host(HostError::Failed(_)) => Status::DevErr,
+        }
+    }
+}

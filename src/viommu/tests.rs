@@ -1,0 +1,304 @@
+//! The state machine against a host that can fail at any call.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use super::*;
+use crate::address::Pasid;
+use crate::host::{AddressSpace, ReservedKind, ReservedRegion};
+use crate::iopf::Doorbell;
+
+const PAGE: u64 = 4096;
+const ENDPOINTS: [u32; 2] = [8, 16];
+
+/// Keeps its own books from the calls it gets, and fails the call it was told to fail.
+#[derive(Default)]
+struct FakeHost(Mutex<FakeState>);
+
+#[derive(Default)]
+struct FakeState {
+    calls: usize,
+    fail_at: Option<usize>,
+    mappings: BTreeMap<u32, BTreeSet<(u64, u64)>>,
+    routes: BTreeMap<u32, Route>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Blocked,
+    Bypass,
+    Domain(u32),
+}
+
+impl FakeHost {
+    fn change(&self, change: impl FnOnce(&mut FakeState)) -> Result<(), HostError> {
+        let mut state = self.0.lock().unwrap();
+        state.calls += 1;
+        if state.fail_at == Some(state.calls) {
+            return Err(HostError::Failed("told to fail".into()));
+        }
+        change(&mut state);
+        Ok(())
+    }
+
+    /// Fails the `n`th call from now on, counted from 1.
+    fn fail_nth(&self, n: usize) {
+        let mut state = self.0.lock().unwrap();
+        state.fail_at = Some(state.calls + n);
+    }
+}
+
+impl HostIommu for FakeHost {
+    fn create_domain(&self, domain: DomainId) -> Result<(), HostError> {
+        self.change(|state| {
+            assert!(state.mappings.insert(domain.0, BTreeSet::new()).is_none());
+        })
+    }
+
+    fn destroy_domain(&self, domain: DomainId) {
+        let mut state = self.0.lock().unwrap();
+        assert!(!state.routes.values().any(|&route| route == Route::Domain(domain.0)));
+        assert!(state.mappings.remove(&domain.0).is_some());
+    }
+
+    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
+        let range = (mapping.range.first(), mapping.range.last());
+        self.change(|state| assert!(state.mappings.get_mut(&domain.0).unwrap().insert(range)))
+    }
+
+    fn unmap(
+        &self,
+        domain: DomainId,
+        space: &AddressSpace,
+        range: IovaRange,
+    ) -> Result<(), HostError> {
+        let gone = space.mappings_in(range);
+        self.change(|state| {
+            for mapping in gone {
+                let key = (mapping.range.first(), mapping.range.last());
+                assert!(range.covers(&mapping.range));
+                assert!(state.mappings.get_mut(&domain.0).unwrap().remove(&key));
+            }
+        })
+    }
+
+    fn route(
+        &self,
+        endpoint: EndpointId,
+        _: Option<Pasid>,
+        to: &Translation,
+    ) -> Result<(), HostError> {
+        let route = match to {
+            Translation::Blocked => Route::Blocked,
+            Translation::Bypass => Route::Bypass,
+            Translation::Domain(id, _) => Route::Domain(id.0),
+        };
+        self.change(|state| {
+            state.routes.insert(endpoint.0, route);
+        })
+    }
+}
+
+struct Silent;
+
+impl Doorbell for Silent {
+    fn ring(&self) {}
+}
+
+struct Bed {
+    viommu: Viommu,
+    host: Arc<FakeHost>,
+}
+
+fn settings() -> Settings {
+    Settings {
+        page_size: PAGE,
+        input_range: IovaRange::ALL,
+        boot_bypass: false,
+        reserved: vec![],
+        limits: Limits::default(),
+    }
+}
+
+fn bed(settings: Settings) -> Bed {
+    let host = Arc::new(FakeHost::default());
+    let ids = ENDPOINTS.map(EndpointId);
+    let faults = Arc::new(Iopf::new(ids, 4, Box::new(Silent)));
+    let viommu = Viommu::new(settings, ids, host.clone(), faults).unwrap();
+    Bed { viommu, host }
+}
+
+impl Bed {
+    fn send(&mut self, words: &[&[u8]]) -> Status {
+        self.viommu.handle(&words.concat(), 1024).unwrap().status
+    }
+
+    fn attach(&mut self, domain: u32, endpoint: u32, flags: u32) -> Status {
+        let (domain, endpoint) = (domain.to_le_bytes(), endpoint.to_le_bytes());
+        self.send(&[&[1, 0, 0, 0], &domain, &endpoint, &flags.to_le_bytes(), &[0; 4]])
+    }
+
+    fn detach(&mut self, domain: u32, endpoint: u32) -> Status {
+        self.send(&[&[2, 0, 0, 0], &domain.to_le_bytes(), &endpoint.to_le_bytes(), &[0xff; 8]])
+    }
+
+    fn map(&mut self, domain: u32, first: u64, last: u64, phys: u64) -> Status {
+        let range = [first.to_le_bytes(), last.to_le_bytes(), phys.to_le_bytes()].concat();
+        self.send(&[&[3, 0, 0, 0], &domain.to_le_bytes(), &range, &3u32.to_le_bytes()])
+    }
+
+    fn unmap(&mut self, domain: u32, first: u64, last: u64) -> Status {
+        let range = [first.to_le_bytes(), last.to_le_bytes()].concat();
+        self.send(&[&[4, 0, 0, 0], &domain.to_le_bytes(), &range, &[0xff; 4]])
+    }
+
+    /// The host has what the device's books say, no more and no less.
+    fn check(&self) {
+        let state = self.host.0.lock().unwrap();
+        let viommu = &self.viommu;
+        let ids: Vec<u32> = viommu.domains.keys().map(|id| id.0).collect();
+        assert_eq!(ids, state.mappings.keys().copied().collect::<Vec<_>>());
+        for (id, domain) in &viommu.domains {
+            let attached = viommu.endpoints.values().filter(|&&to| to == Some(*id)).count();
+            assert_eq!(attached, domain.endpoints);
+            assert!(attached > 0, "domain {id} outlived its endpoints");
+            assert_eq!(domain.mappings(), state.mappings[&id.0].len());
+        }
+        for (endpoint, domain) in &viommu.endpoints {
+            let expected = match domain.map(|id| &viommu.domains[&id]) {
+                None if viommu.bypass => Route::Bypass,
+                None => Route::Blocked,
+                Some(domain) if domain.is_bypass() => Route::Bypass,
+                Some(_) => Route::Domain(domain.unwrap().0),
+            };
+            assert_eq!(state.routes[&endpoint.0], expected);
+        }
+        let total: usize = viommu.domains.values().map(Domain::mappings).sum();
+        assert_eq!(viommu.mappings, total);
+    }
+}
+
+/// One step of the sequence below, by number.
+fn step(bed: &mut Bed, step: usize) -> Status {
+    match step {
+        0 => bed.attach(1, 8, 0),
+        1 => bed.map(1, 0, PAGE - 1, 0),
+        2 => bed.map(1, 4 * PAGE, 8 * PAGE - 1, 0),
+        3 => bed.attach(1, 16, 0),
+        4 => bed.unmap(1, 0, PAGE - 1),
+        5 => bed.attach(2, 16, 0),
+        6 => bed.attach(3, 8, 1),
+        7 => bed.detach(3, 8),
+        _ => bed.detach(2, 16),
+    }
+}
+
+const STEPS: usize = 9;
+
+#[test]
+fn a_host_that_fails_at_any_call_leaves_books_and_host_alike_and_the_request_can_be_repeated() {
+    for failing in 0..STEPS {
+        for call in 1..=3 {
+            let mut bed = bed(settings());
+            (0..failing).for_each(|n| assert_eq!(step(&mut bed, n), Status::Ok));
+            bed.host.fail_nth(call);
+            let status = step(&mut bed, failing);
+            bed.check();
+            if status != Status::Ok {
+                assert_eq!(status, Status::DevErr);
+                assert_eq!(step(&mut bed, failing), Status::Ok, "step {failing} again");
+            }
+            bed.host.0.lock().unwrap().fail_at = None;
+            (failing + 1..STEPS).for_each(|n| assert_eq!(step(&mut bed, n), Status::Ok));
+            bed.check();
+            assert_eq!(bed.viommu.usage(), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn a_domain_lives_from_its_first_attachment_to_its_last_and_takes_its_mappings_along() {
+    let mut bed = bed(settings());
+    assert_eq!(bed.map(1, 0, PAGE - 1, 0), Status::NoEnt);
+    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
+    assert_eq!(bed.attach(1, 16, 0), Status::Ok);
+    assert_eq!(bed.map(1, 0, PAGE - 1, 0), Status::Ok);
+    assert_eq!(bed.detach(1, 8), Status::Ok);
+    assert_eq!(bed.viommu.usage(), (1, 1));
+    assert_eq!(bed.attach(2, 16, 0), Status::Ok);
+    assert_eq!(bed.viommu.usage(), (1, 0));
+    assert_eq!(bed.unmap(1, 0, u64::MAX), Status::NoEnt);
+    bed.check();
+}
+
+#[test]
+fn each_limit_is_answered_with_nomem_and_frees_with_what_it_counts() {
+    let limits = Limits { domains: 1, mappings: 2, endpoints_per_domain: 1 };
+    let mut bed = bed(Settings { limits, ..settings() });
+    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
+    assert_eq!(bed.attach(1, 16, 0), Status::NoMem);
+    assert_eq!(bed.attach(2, 16, 0), Status::NoMem);
+    // The only endpoint of the only domain moves: that makes room for the new one.
+    assert_eq!(bed.attach(2, 8, 0), Status::Ok);
+    assert_eq!(bed.map(2, 0, PAGE - 1, 0), Status::Ok);
+    assert_eq!(bed.map(2, PAGE, 2 * PAGE - 1, 0), Status::Ok);
+    assert_eq!(bed.map(2, 2 * PAGE, 3 * PAGE - 1, 0), Status::NoMem);
+    assert_eq!(bed.unmap(2, 0, PAGE - 1), Status::Ok);
+    assert_eq!(bed.map(2, 2 * PAGE, 3 * PAGE - 1, 0), Status::Ok);
+    bed.check();
+}
+
+#[test]
+fn reset_detaches_everything_and_keeps_bypass_and_restart_does_not() {
+    let mut bed = bed(settings());
+    bed.attach(1, 8, 0);
+    bed.map(1, 0, PAGE - 1, 0);
+    bed.viommu.write_config(0, &[[0; 36].as_slice(), &[1, 0, 0, 0]].concat());
+    bed.viommu.reset();
+    assert_eq!(bed.viommu.config()[36], 1);
+    assert_eq!(bed.viommu.usage(), (0, 0));
+    bed.check();
+    bed.viommu.restart();
+    assert_eq!(bed.viommu.config()[36], 0);
+    bed.check();
+}
+
+#[test]
+fn bypass_is_never_anything_but_0_or_1_and_moves_unattached_endpoints_only() {
+    let mut bed = bed(settings());
+    bed.attach(1, 8, 0);
+    for (offset, bytes, bypass) in [
+        (36, &[1][..], 1),
+        (36, &[2], 1),
+        (35, &[7, 0], 0),
+        (0, &[1; 36], 0),
+        (37, &[1; 3], 0),
+        (usize::MAX, &[1], 0),
+        (36, &[], 0),
+    ] {
+        bed.viommu.write_config(offset, bytes);
+        assert_eq!(bed.viommu.config()[36], bypass, "after {bytes:?} at {offset}");
+        bed.check();
+    }
+}
+
+#[test]
+fn properties_come_whole_or_not_at_all() {
+    let region = |first: u64, kind| ReservedRegion {
+        range: IovaRange::new(first, first + 0xfff).unwrap(),
+        kind,
+    };
+    let reserved = vec![region(0x1000, ReservedKind::Msi), region(0x8000, ReservedKind::Reserved)];
+    let mut bed = bed(Settings { reserved, ..settings() });
+    let probe = [&[5, 0, 0, 0][..], &8u32.to_le_bytes(), &[0xff; 64]].concat();
+    let reply = bed.viommu.handle(&probe, 512 + 4).unwrap();
+    assert_eq!((reply.status, reply.tail_offset, reply.properties.len()), (Status::Ok, 512, 48));
+    assert_eq!(reply.properties[..6], [1, 0, 20, 0, 1, 0]);
+    assert_eq!(reply.properties[24..30], [1, 0, 20, 0, 0, 0]);
+    let reply = bed.viommu.handle(&probe, 512 + 3).unwrap();
+    assert_eq!(reply, Reply { status: Status::Inval, tail_offset: 511, properties: &[] });
+    let unknown = [&[5, 0, 0, 0][..], &9u32.to_le_bytes(), &[0; 64]].concat();
+    let reply = bed.viommu.handle(&unknown, 2000).unwrap();
+    assert_eq!(reply, Reply { status: Status::NoEnt, tail_offset: 512, properties: &[] });
+    assert_eq!(bed.viommu.handle(&probe, 3), None);
+}
