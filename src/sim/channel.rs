@@ -1,0 +1,362 @@
+//! One channel: its registers and where it stands in its ring. Makes no access itself.
+
+use super::exec::{Job, Outcome, Task};
+use super::regs::*;
+use crate::address::{Iova, Pasid};
+
+/// Why a channel stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelError {
+    /// `ERROR_*`.
+    pub code: u32,
+    /// The descriptor's status, for [`ERROR_DESCRIPTOR`].
+    pub status: u8,
+    /// The address that belongs to it, or 0.
+    pub address: u64,
+}
+
+impl ChannelError {
+    /// An error without status or address.
+    pub fn plain(code: u32) -> Self {
+        Self { code, ..Default::default() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Disabled,
+    Running,
+    Error(ChannelError),
+}
+
+/// The channel as [`regs`](super::regs) describes it.
+#[derive(Debug, Default)]
+pub struct Channel {
+    state: State,
+    ring_base: u64,
+    ring_size: u32,
+    vector: u32,
+    head: u32,
+    tail: u32,
+    /// The descriptor at `head`, once read and in part done; not here while the worker has it.
+    job: Option<Job>,
+}
+
+impl Channel {
+    /// The 32 bits at offset `register` of the channel's page.
+    pub fn read(&self, register: u32) -> u32 {
+        match register {
+            CH_CONTROL => (self.state != State::Disabled) as u32 * CH_CONTROL_ENABLE,
+            CH_STATUS => self.status(),
+            CH_RING_BASE => self.ring_base as u32,
+            CH_RING_BASE_HIGH => (self.ring_base >> 32) as u32,
+            CH_RING_SIZE => self.ring_size,
+            CH_VECTOR => self.vector,
+            CH_ERROR => self.error().code | (self.error().status as u32) << 16,
+            CH_ERROR_ADDRESS => self.error().address as u32,
+            CH_ERROR_ADDRESS_HIGH => (self.error().address >> 32) as u32,
+            CH_DOORBELL => self.tail,
+            CH_HEAD => self.head,
+            _ => 0,
+        }
+    }
+
+    /// Writes the 32 bits at offset `register`; true when the channel raises its interrupt.
+    pub fn write(&mut self, register: u32, value: u32) -> bool {
+        match (register, self.state) {
+            (CH_CONTROL, state) => return self.control(state, value & CH_CONTROL_ENABLE != 0),
+            (CH_DOORBELL, State::Running) => return self.ring_doorbell(value),
+            (CH_RING_BASE, State::Disabled) => self.ring_base = with_low(self.ring_base, value),
+            (CH_RING_BASE_HIGH, State::Disabled) => {
+                self.ring_base = with_high(self.ring_base, value)
+            }
+            (CH_RING_SIZE, State::Disabled) => self.ring_size = value,
+            (CH_VECTOR, State::Disabled) => self.vector = value,
+            _ => {}
+        }
+        false
+    }
+
+    /// Whether ringing the doorbell with `tail` leaves the work under way alone.
+    pub fn takes_doorbell(&self, tail: u32) -> bool {
+        self.state != State::Running || tail < self.ring_size
+    }
+
+    /// The MSI-X vector that the channel signals.
+    pub fn vector(&self) -> usize {
+        self.vector as usize
+    }
+
+    /// The PASID of the channel's accesses: none before [`FEATURE_PASID`] exists.
+    pub fn pasid(&self) -> Option<Pasid> {
+        None
+    }
+
+    /// Hands out what is to be done next; [`finish`](Self::finish) brings it back.
+    pub fn next_task(&mut self) -> Option<Task> {
+        if !self.is_busy() {
+            return None;
+        }
+        Some(match self.job.take() {
+            Some(job) => Task::Run(job),
+            None => Task::Fetch(self.head_address()),
+        })
+    }
+
+    /// Takes back a task with what became of it; true when the channel raises its interrupt.
+    pub fn finish(&mut self, outcome: Outcome) -> bool {
+        if self.state != State::Running {
+            return false;
+        }
+        match outcome {
+            Outcome::More(job) => {
+                self.job = Some(job);
+                false
+            }
+            Outcome::Complete { interrupt } => {
+                self.head = (self.head + 1) & (self.ring_size - 1);
+                interrupt
+            }
+            Outcome::Failed(error) => self.fail(error),
+        }
+    }
+
+    fn status(&self) -> u32 {
+        let state = match self.state {
+            State::Disabled => STATE_DISABLED,
+            State::Running => STATE_RUNNING,
+            State::Error(_) => STATE_ERROR,
+        };
+        if self.is_busy() { state | CH_STATUS_BUSY } else { state }
+    }
+
+    fn error(&self) -> ChannelError {
+        match self.state {
+            State::Error(error) => error,
+            _ => ChannelError::default(),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.state == State::Running && self.head != self.tail
+    }
+
+    fn control(&mut self, state: State, enable: bool) -> bool {
+        match (state, enable) {
+            (State::Disabled, true) => self.enable(),
+            (_, false) => self.disable(),
+            (_, true) => false,
+        }
+    }
+
+    fn enable(&mut self) -> bool {
+        (self.head, self.tail) = (0, 0);
+        if !self.is_configured() {
+            return self.fail(ChannelError::plain(ERROR_CONFIG));
+        }
+        self.state = State::Running;
+        false
+    }
+
+    fn disable(&mut self) -> bool {
+        self.state = State::Disabled;
+        self.job = None;
+        false
+    }
+
+    fn ring_doorbell(&mut self, tail: u32) -> bool {
+        if tail >= self.ring_size {
+            return self.fail(ChannelError::plain(ERROR_INDEX));
+        }
+        self.tail = tail;
+        false
+    }
+
+    fn fail(&mut self, error: ChannelError) -> bool {
+        self.state = State::Error(error);
+        self.job = None;
+        true
+    }
+
+    fn is_configured(&self) -> bool {
+        let size = self.ring_size;
+        let span = size as u64 * DESCRIPTOR_SIZE as u64;
+        size.is_power_of_two()
+            && (MIN_RING..=MAX_RING).contains(&size)
+            && self.ring_base.is_multiple_of(DESCRIPTOR_SIZE as u64)
+            && self.ring_base.checked_add(span - 1).is_some()
+            && self.vector() < VECTORS
+    }
+
+    /// No overflow: the whole ring was checked when the channel was enabled.
+    fn head_address(&self) -> Iova {
+        Iova(self.ring_base + self.head as u64 * DESCRIPTOR_SIZE as u64)
+    }
+}
+
+const CH_RING_BASE_HIGH: u32 = CH_RING_BASE + 4;
+const CH_ERROR_ADDRESS_HIGH: u32 = CH_ERROR_ADDRESS + 4;
+
+fn with_low(value: u64, low: u32) -> u64 {
+    value >> 32 << 32 | low as u64
+}
+
+fn with_high(value: u64, high: u32) -> u64 {
+    value & u32::MAX as u64 | (high as u64) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured() -> Channel {
+        let mut channel = Channel::default();
+        channel.write(CH_RING_BASE, 0x1000);
+        channel.write(CH_RING_SIZE, 4);
+        channel
+    }
+
+    fn running() -> Channel {
+        let mut channel = configured();
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        assert_eq!(channel.read(CH_STATUS), STATE_RUNNING);
+        channel
+    }
+
+    fn complete(channel: &mut Channel) {
+        assert!(channel.next_task().is_some());
+        channel.finish(Outcome::Complete { interrupt: false });
+    }
+
+    #[test]
+    fn all_registers_read_0_after_reset() {
+        let channel = Channel::default();
+        for register in (0..CHANNEL_STRIDE).step_by(4) {
+            assert_eq!(channel.read(register), 0, "{register:#x}");
+        }
+    }
+
+    #[test]
+    fn ring_base_takes_both_halves() {
+        let mut channel = Channel::default();
+        channel.write(CH_RING_BASE + 4, 0x1234);
+        channel.write(CH_RING_BASE, 0x40);
+        assert_eq!(channel.ring_base, 0x1234_0000_0040);
+        assert_eq!(channel.read(CH_RING_BASE), 0x40);
+        assert_eq!(channel.read(CH_RING_BASE + 4), 0x1234);
+    }
+
+    #[test]
+    fn configuration_is_fixed_while_enabled() {
+        let mut channel = running();
+        for register in [CH_RING_BASE, CH_RING_BASE + 4, CH_RING_SIZE, CH_VECTOR] {
+            let before = channel.read(register);
+            channel.write(register, 0x80);
+            assert_eq!(channel.read(register), before);
+        }
+    }
+
+    #[test]
+    fn pasid_is_not_writable_without_the_feature() {
+        let mut channel = Channel::default();
+        channel.write(CH_PASID, CH_PASID_VALID | 1);
+        assert_eq!(channel.read(CH_PASID), 0);
+        assert_eq!(channel.pasid(), None);
+    }
+
+    #[test]
+    fn bad_configuration_is_an_error_with_an_interrupt() {
+        let bad = [
+            (CH_RING_SIZE, 0),
+            (CH_RING_SIZE, 1),
+            (CH_RING_SIZE, 3),
+            (CH_RING_SIZE, MAX_RING * 2),
+            (CH_RING_SIZE, u32::MAX),
+            (CH_RING_BASE, 0x1020),
+            (CH_VECTOR, VECTORS as u32),
+        ];
+        for (register, value) in bad {
+            let mut channel = configured();
+            channel.write(register, value);
+            assert!(channel.write(CH_CONTROL, CH_CONTROL_ENABLE));
+            assert_eq!(channel.read(CH_STATUS), STATE_ERROR, "{register:#x} {value:#x}");
+            assert_eq!(channel.read(CH_ERROR), ERROR_CONFIG);
+        }
+    }
+
+    #[test]
+    fn ring_may_end_at_the_last_address_but_not_beyond() {
+        for (base, state) in [(0xffff_ff00, STATE_RUNNING), (0xffff_ff40, STATE_ERROR)] {
+            let mut channel = configured();
+            channel.write(CH_RING_BASE, base);
+            channel.write(CH_RING_BASE + 4, u32::MAX);
+            channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+            assert_eq!(channel.read(CH_STATUS), state);
+        }
+    }
+
+    #[test]
+    fn tasks_follow_the_ring_and_wrap() {
+        let mut channel = running();
+        channel.write(CH_DOORBELL, 3);
+        for entry in 0..3 {
+            assert_eq!(channel.read(CH_HEAD), entry);
+            assert_eq!(channel.head_address(), Iova(0x1000 + 64 * entry as u64));
+            complete(&mut channel);
+        }
+        assert!(channel.next_task().is_none());
+        channel.write(CH_DOORBELL, 1);
+        complete(&mut channel);
+        assert_eq!(channel.read(CH_HEAD), 0);
+        assert_eq!(channel.read(CH_STATUS), STATE_RUNNING | CH_STATUS_BUSY);
+        complete(&mut channel);
+        assert_eq!(channel.read(CH_STATUS), STATE_RUNNING);
+    }
+
+    #[test]
+    fn index_beyond_the_ring_is_an_error() {
+        let mut channel = running();
+        assert!(!channel.takes_doorbell(4));
+        assert!(channel.write(CH_DOORBELL, 4));
+        assert_eq!(channel.read(CH_ERROR), ERROR_INDEX);
+        assert!(channel.next_task().is_none());
+    }
+
+    #[test]
+    fn doorbell_of_a_disabled_channel_is_ignored() {
+        let mut channel = configured();
+        assert!(channel.takes_doorbell(99));
+        assert!(!channel.write(CH_DOORBELL, 99));
+        assert_eq!(channel.read(CH_DOORBELL), 0);
+    }
+
+    #[test]
+    fn error_lasts_until_disabled() {
+        let mut channel = running();
+        channel.write(CH_DOORBELL, 1);
+        channel.next_task();
+        let error = ChannelError { code: ERROR_DESCRIPTOR, status: 3, address: 0x1_0000_0002 };
+        assert!(channel.finish(Outcome::Failed(error)));
+        assert_eq!(channel.read(CH_ERROR), ERROR_DESCRIPTOR | 3 << 16);
+        assert_eq!((channel.read(CH_ERROR_ADDRESS), channel.read(CH_ERROR_ADDRESS + 4)), (2, 1));
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        assert_eq!(channel.read(CH_STATUS), STATE_ERROR);
+        assert_eq!(channel.read(CH_CONTROL), CH_CONTROL_ENABLE);
+        channel.write(CH_CONTROL, 0);
+        assert_eq!((channel.read(CH_STATUS), channel.read(CH_ERROR)), (STATE_DISABLED, 0));
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        assert_eq!(channel.read(CH_STATUS), STATE_RUNNING);
+    }
+
+    #[test]
+    fn head_outlives_disable_until_the_next_enable() {
+        let mut channel = running();
+        channel.write(CH_DOORBELL, 2);
+        complete(&mut channel);
+        channel.write(CH_CONTROL, 0);
+        assert_eq!((channel.read(CH_HEAD), channel.read(CH_STATUS)), (1, STATE_DISABLED));
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        assert_eq!((channel.read(CH_HEAD), channel.read(CH_DOORBELL)), (0, 0));
+    }
+}

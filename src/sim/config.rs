@@ -1,0 +1,227 @@
+//! The PCI configuration space.
+
+use super::regs::*;
+
+/// Size of the configuration space, in bytes.
+pub const CONFIG_SIZE: usize = 4096;
+
+// Offsets of the type 0 header (PCI Express base specification, 7.5.1).
+const COMMAND: usize = 0x04;
+const STATUS: usize = 0x06;
+const REVISION: usize = 0x08;
+const CACHE_LINE: usize = 0x0c;
+const BAR0: usize = 0x10;
+const BAR1: usize = 0x14;
+const SUBSYSTEM: usize = 0x2c;
+const CAPABILITIES: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+
+/// Command: memory space, bus master, parity error response, SERR#, interrupt disable.
+const COMMAND_WRITABLE: u16 = 0x0546;
+const COMMAND_MEMORY: u8 = 1 << 1;
+const COMMAND_BUS_MASTER: u8 = 1 << 2;
+const STATUS_CAPABILITIES: u16 = 1 << 4;
+
+/// The PCI Express capability (7.5.3), 0x3c bytes; extended ones would start at 0x100.
+const EXPRESS: usize = 0x40;
+const DEVICE_CONTROL: usize = EXPRESS + 0x08;
+/// Error reporting, relaxed ordering, payload size, no snoop, read request size.
+const DEVICE_CONTROL_WRITABLE: u16 = 0x78ff;
+/// What these are after reset: relaxed ordering, no snoop, requests of 512 bytes.
+const DEVICE_CONTROL_RESET: u16 = 0x2810;
+/// In the second byte of device control; always reads 0.
+const INITIATE_FLR: u8 = 1 << 7;
+/// Role-based error reporting and function level reset.
+const DEVICE_CAPABILITIES: u32 = 1 << 15 | 1 << 28;
+/// One lane of 2.5 GT/s, in link capabilities and link status.
+const LINK: u32 = 0x11;
+
+/// The MSI-X capability (7.7.2), 12 bytes.
+const MSIX: usize = 0x80;
+/// MSI-X enable and function mask.
+const MSIX_CONTROL_WRITABLE: u16 = 0xc000;
+/// Table and pending bits lie in BAR 1.
+const MSIX_BAR: u32 = 1;
+
+const CAPABILITY_EXPRESS: u8 = 0x10;
+const CAPABILITY_MSIX: u8 = 0x11;
+
+/// The configuration space of the function.
+#[derive(Debug)]
+pub struct ConfigSpace {
+    bytes: Box<[u8]>,
+    /// Bits that a write changes.
+    writable: Box<[u8]>,
+}
+
+impl Default for ConfigSpace {
+    /// The configuration space after reset.
+    fn default() -> Self {
+        let zeros = || vec![0; CONFIG_SIZE].into_boxed_slice();
+        let mut space = Self { bytes: zeros(), writable: zeros() };
+        space.fill_header();
+        space.fill_express();
+        space.fill_msix();
+        space
+    }
+}
+
+impl ConfigSpace {
+    /// Reads from `offset`; bytes beyond the end are all ones.
+    pub fn read(&self, offset: usize, data: &mut [u8]) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = self.bytes.get(offset + index).copied().unwrap_or(u8::MAX);
+        }
+    }
+
+    /// Writes the writable bits at `offset`; true when this initiates a function level reset.
+    pub fn write(&mut self, offset: usize, data: &[u8]) -> bool {
+        let space = self.bytes.iter_mut().zip(&self.writable).skip(offset);
+        for ((byte, writable), value) in space.zip(data) {
+            *byte = *byte & !writable | value & writable;
+        }
+        let flr = (DEVICE_CONTROL + 1).checked_sub(offset).and_then(|index| data.get(index));
+        flr.is_some_and(|value| value & INITIATE_FLR != 0)
+    }
+
+    /// Whether the BARs answer.
+    pub fn memory_enabled(&self) -> bool {
+        self.bytes[COMMAND] & COMMAND_MEMORY != 0
+    }
+
+    /// Whether the function may access memory.
+    pub fn bus_master(&self) -> bool {
+        self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0
+    }
+
+    fn fill_header(&mut self) {
+        self.set(0, &VENDOR_ID.to_le_bytes());
+        self.set(2, &DEVICE_ID.to_le_bytes());
+        self.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
+        self.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        let [base, sub, interface] = CLASS_CODE;
+        self.set(REVISION, &[VERSION_VALUE as u8, interface, sub, base]);
+        self.allow(CACHE_LINE, &[u8::MAX]);
+        // All zeros below the writable bits: 32-bit, non-prefetchable memory of that size.
+        self.allow(BAR0, &(!(BAR0_SIZE - 1)).to_le_bytes());
+        self.allow(BAR1, &(!(BAR1_SIZE - 1)).to_le_bytes());
+        self.set(SUBSYSTEM, &VENDOR_ID.to_le_bytes());
+        self.set(SUBSYSTEM + 2, &DEVICE_ID.to_le_bytes());
+        self.set(CAPABILITIES, &[EXPRESS as u8]);
+        self.allow(INTERRUPT_LINE, &[u8::MAX]);
+    }
+
+    fn fill_express(&mut self) {
+        // Version 2, PCI Express endpoint.
+        self.set(EXPRESS, &[CAPABILITY_EXPRESS, MSIX as u8, 2, 0]);
+        self.set(EXPRESS + 0x04, &DEVICE_CAPABILITIES.to_le_bytes());
+        self.set(DEVICE_CONTROL, &DEVICE_CONTROL_RESET.to_le_bytes());
+        self.allow(DEVICE_CONTROL, &DEVICE_CONTROL_WRITABLE.to_le_bytes());
+        self.set(EXPRESS + 0x0c, &LINK.to_le_bytes());
+        self.set(EXPRESS + 0x12, &(LINK as u16).to_le_bytes());
+    }
+
+    fn fill_msix(&mut self) {
+        self.set(MSIX, &[CAPABILITY_MSIX, 0, VECTORS as u8 - 1, 0]);
+        self.allow(MSIX + 2, &MSIX_CONTROL_WRITABLE.to_le_bytes());
+        self.set(MSIX + 4, &(MSIX_TABLE_OFFSET | MSIX_BAR).to_le_bytes());
+        self.set(MSIX + 8, &(MSIX_PBA_OFFSET | MSIX_BAR).to_le_bytes());
+    }
+
+    fn set(&mut self, offset: usize, value: &[u8]) {
+        self.bytes[offset..][..value.len()].copy_from_slice(value);
+    }
+
+    fn allow(&mut self, offset: usize, mask: &[u8]) {
+        self.writable[offset..][..mask.len()].copy_from_slice(mask);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read32(space: &ConfigSpace, offset: usize) -> u32 {
+        let mut bytes = [0; 4];
+        space.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn header_identifies_a_processing_accelerator() {
+        let space = ConfigSpace::default();
+        assert_eq!(read32(&space, 0), 0x10f0_1af4);
+        assert_eq!(read32(&space, 8), 0x1200_0001);
+        assert_eq!(read32(&space, 0x0c) >> 16 & 0xff, 0, "type 0 header");
+        assert_eq!(read32(&space, 0x3c) >> 8, 0, "no interrupt pin");
+    }
+
+    #[test]
+    fn bars_tell_their_size_and_keep_their_address() {
+        let mut space = ConfigSpace::default();
+        for (bar, size) in [(BAR0, BAR0_SIZE), (BAR1, BAR1_SIZE)] {
+            space.write(bar, &u32::MAX.to_le_bytes());
+            assert_eq!(!read32(&space, bar) + 1, size);
+            space.write(bar, &0xfebf_1234u32.to_le_bytes());
+            assert_eq!(read32(&space, bar), 0xfebf_1234 & !(size - 1));
+        }
+        for absent in (BAR1 + 4..0x28).step_by(4).chain([0x30]) {
+            space.write(absent, &u32::MAX.to_le_bytes());
+            assert_eq!(read32(&space, absent), 0, "{absent:#x}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_express_and_msix() {
+        let space = ConfigSpace::default();
+        assert_ne!(read32(&space, COMMAND) >> 16 & STATUS_CAPABILITIES as u32, 0);
+        let mut found = Vec::new();
+        let mut at = read32(&space, CAPABILITIES) as usize & 0xff;
+        while at != 0 {
+            found.push((read32(&space, at) as u8, at));
+            at = read32(&space, at) as usize >> 8 & 0xff;
+        }
+        assert_eq!(found, [(CAPABILITY_EXPRESS, 0x40), (CAPABILITY_MSIX, 0x80)]);
+        assert_eq!(read32(&space, MSIX) >> 16, VECTORS as u32 - 1);
+        assert_eq!((read32(&space, MSIX + 4), read32(&space, MSIX + 8)), (1, 0x801));
+        assert_eq!(read32(&space, 0x100), 0, "no extended capability");
+    }
+
+    #[test]
+    fn command_starts_off_and_takes_only_its_bits() {
+        let mut space = ConfigSpace::default();
+        assert!(!space.memory_enabled() && !space.bus_master());
+        space.write(COMMAND, &[0xff; 4]);
+        assert_eq!(read32(&space, COMMAND), 0x0010_0546);
+        assert!(space.memory_enabled() && space.bus_master());
+    }
+
+    #[test]
+    fn read_only_bytes_stay() {
+        let mut space = ConfigSpace::default();
+        space.write(0, &[0xff; CONFIG_SIZE]);
+        assert_eq!(read32(&space, 0), 0x10f0_1af4);
+        assert_eq!(read32(&space, MSIX), 0xc007_0011);
+    }
+
+    #[test]
+    fn function_level_reset_is_seen_and_reads_0() {
+        let mut space = ConfigSpace::default();
+        assert!(space.write(DEVICE_CONTROL, &[0x10, 0xa8]));
+        assert_eq!(read32(&space, DEVICE_CONTROL), 0x2810);
+        assert!(space.write(DEVICE_CONTROL + 1, &[0x80]));
+        assert!(!space.write(DEVICE_CONTROL, &[0x80]));
+        assert!(!space.write(DEVICE_CONTROL, &[0x10, 0x28]));
+        assert!(!space.write(DEVICE_CONTROL + 2, &[0x80]));
+    }
+
+    #[test]
+    fn beyond_the_end_is_all_ones() {
+        let mut space = ConfigSpace::default();
+        assert!(!space.write(CONFIG_SIZE - 2, &[1; 8]));
+        let mut bytes = [0; 4];
+        space.read(CONFIG_SIZE - 2, &mut bytes);
+        assert_eq!(bytes, [0, 0, 0xff, 0xff]);
+        space.read(usize::MAX - 8, &mut bytes);
+    }
+}

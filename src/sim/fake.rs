@@ -1,0 +1,184 @@
+//! Memory and a fault path for tests.
+
+use super::memory::SimMemory;
+use super::{Access, FaultReporter};
+use crate::address::{Iova, Pasid};
+use crate::host::dma::{Dma, DmaCause, DmaError};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, MutexGuard};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+pub const PAGE: u64 = 4096;
+
+/// From here on writes vanish and reads give zeros: work of any length without memory.
+pub const SINK: u64 = 1 << 40;
+
+#[derive(Clone)]
+enum Page {
+    Memory { bytes: Vec<u8>, writable: bool },
+    NotMemory,
+}
+
+type Hook = Box<dyn Fn(Access, Iova) + Send + Sync>;
+
+/// An address space of single pages.
+#[derive(Default)]
+pub struct FakeDma {
+    pages: Mutex<BTreeMap<u64, Page>>,
+    hook: Option<Hook>,
+}
+
+impl FakeDma {
+    /// Writable zeros at the pages that hold `addresses`.
+    pub fn mapping(addresses: RangeInclusive<u64>) -> Self {
+        let dma = Self::default();
+        dma.map(addresses, true);
+        dma
+    }
+
+    /// Calls `hook` before each access.
+    pub fn with_hook(mut self, hook: impl Fn(Access, Iova) + Send + Sync + 'static) -> Self {
+        self.hook = Some(Box::new(hook));
+        self
+    }
+
+    pub fn map(&self, addresses: RangeInclusive<u64>, writable: bool) {
+        let page = Page::Memory { bytes: vec![0; PAGE as usize], writable };
+        self.set(addresses, Some(page));
+    }
+
+    pub fn unmap(&self, addresses: RangeInclusive<u64>) {
+        self.set(addresses, None);
+    }
+
+    pub fn map_hole(&self, addresses: RangeInclusive<u64>) {
+        self.set(addresses, Some(Page::NotMemory));
+    }
+
+    /// Writes as the guest does; panics outside memory.
+    pub fn put(&self, address: u64, data: &[u8]) {
+        self.each(address, data.len(), |bytes, range| bytes.copy_from_slice(&data[range]));
+    }
+
+    /// Reads as the guest does; panics outside memory.
+    pub fn get(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.each(address, len, |bytes, range| data[range].copy_from_slice(bytes));
+        data
+    }
+
+    fn set(&self, addresses: RangeInclusive<u64>, page: Option<Page>) {
+        for number in addresses.start() / PAGE..=addresses.end() / PAGE {
+            match &page {
+                Some(page) => self.pages().insert(number, page.clone()),
+                None => self.pages().remove(&number),
+            };
+        }
+    }
+
+    fn each(&self, address: u64, len: usize, mut f: impl FnMut(&mut [u8], std::ops::Range<usize>)) {
+        let mut pages = self.pages();
+        for (number, within, range) in split(address, len) {
+            match pages.get_mut(&number) {
+                Some(Page::Memory { bytes, .. }) => f(&mut bytes[within], range),
+                _ => panic!("{:#x} is no memory", number * PAGE),
+            }
+        }
+    }
+
+    fn access(
+        &self,
+        access: Access,
+        address: Iova,
+        len: usize,
+        mut f: impl FnMut(&mut [u8], std::ops::Range<usize>),
+    ) -> Result<(), DmaError> {
+        if let Some(hook) = &self.hook {
+            hook(access, address);
+        }
+        if address.0 >= SINK {
+            return Ok(());
+        }
+        let mut pages = self.pages();
+        for (number, within, range) in split(address.0, len) {
+            let done = range.start;
+            let failed =
+                |cause| Err(DmaError { address: Iova(address.0 + done as u64), done, cause });
+            match pages.get_mut(&number) {
+                None => return failed(DmaCause::NotMapped),
+                Some(Page::NotMemory) => return failed(DmaCause::NotMemory),
+                Some(Page::Memory { writable: false, .. }) if access == Access::Write => {
+                    return failed(DmaCause::NotMapped);
+                }
+                Some(Page::Memory { bytes, .. }) => f(&mut bytes[within], range),
+            }
+        }
+        Ok(())
+    }
+
+    fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, Page>> {
+        self.pages.lock().unwrap()
+    }
+}
+
+/// The page number, the bytes of the page and the bytes of the access, for each page touched.
+fn split(
+    address: u64,
+    len: usize,
+) -> impl Iterator<Item = (u64, std::ops::Range<usize>, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = address + done as u64;
+        let within = (at % PAGE) as usize;
+        let count = (len - done).min(PAGE as usize - within);
+        let range = done..done + count;
+        done += count;
+        (count > 0).then(|| (at / PAGE, within..within + count, range))
+    })
+}
+
+impl Dma for FakeDma {
+    fn read(&self, _: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.access(Access::Read, address, buf.len(), |bytes, range| {
+            buf[range].copy_from_slice(bytes)
+        })
+    }
+
+    fn write(&self, _: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        self.access(Access::Write, address, buf.len(), |bytes, range| {
+            bytes.copy_from_slice(&buf[range])
+        })
+    }
+}
+
+/// Accesses the client's memory without translation.
+pub struct IdentityDma(pub SimMemory);
+
+impl Dma for IdentityDma {
+    fn read(&self, _: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+        let result = self.0.memory().read_slice(buf, GuestAddress(address.0));
+        result.map_err(|_| DmaError { address, done: 0, cause: DmaCause::NotMemory })
+    }
+
+    fn write(&self, _: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        let result = self.0.memory().write_slice(buf, GuestAddress(address.0));
+        result.map_err(|_| DmaError { address, done: 0, cause: DmaCause::NotMemory })
+    }
+}
+
+/// Keeps what is reported.
+#[derive(Default)]
+pub struct FakeFaults(Mutex<Vec<(u64, Access, DmaCause)>>);
+
+impl FakeFaults {
+    pub fn take(&self) -> Vec<(u64, Access, DmaCause)> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl FaultReporter for FakeFaults {
+    fn report(&self, _: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
+        self.0.lock().unwrap().push((address.0, access, cause));
+    }
+}

@@ -1,0 +1,212 @@
+//! Guest memory, as the client announces it.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use vfio_user::DmaMapFlags;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
+
+/// Guest memory that changes as the client maps and unmaps it, by guest-physical address.
+pub type SimMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// Most regions of one client; each takes a mapping of this process.
+const MAX_REGIONS: usize = 1024;
+
+/// Keeps a [`SimMemory`] as the client wants it.
+#[derive(Debug)]
+pub struct Regions(SimMemory);
+
+impl Regions {
+    /// Takes over `memory`; nobody else may change it.
+    pub fn new(memory: SimMemory) -> Self {
+        Self(memory)
+    }
+
+    /// Adds the `size` bytes at `offset` of `file` as guest memory at `address`.
+    ///
+    /// A region without file (device memory) or not writable (ROM) is left out: accesses to it
+    /// find no memory.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a region that is empty, ends beyond 2^64 - 1 or beyond the file, or
+    /// cannot be mapped; `AlreadyExists` if it overlaps another one; `OutOfMemory` for too many.
+    pub fn map(
+        &self,
+        flags: DmaMapFlags,
+        offset: u64,
+        address: u64,
+        size: u64,
+        file: Option<File>,
+    ) -> io::Result<()> {
+        last(address, size)?;
+        let Some(file) = file.filter(|_| flags.contains(DmaMapFlags::READ_WRITE)) else {
+            log::debug!("{size:#x} bytes at {address:#x} are no memory for DMA");
+            return Ok(());
+        };
+        if self.0.memory().num_regions() >= MAX_REGIONS {
+            return Err(io::Error::new(ErrorKind::OutOfMemory, "too many regions"));
+        }
+        self.insert(address, region(file, offset, size)?)
+    }
+
+    /// Removes the regions in the `size` bytes at `address`. The caller sees to it that no
+    /// access is under way.
+    ///
+    /// # Errors
+    /// `InvalidInput`, and nothing is removed, for an empty range, one that ends beyond
+    /// 2^64 - 1 or one that would split a region.
+    pub fn unmap(&self, address: u64, size: u64) -> io::Result<()> {
+        let last = last(address, size)?;
+        let memory = self.0.memory();
+        let inside = |r: &&GuestRegionMmap| address <= r.start_addr().0 && r.last_addr().0 <= last;
+        let touches = |r: &&GuestRegionMmap| address <= r.last_addr().0 && r.start_addr().0 <= last;
+        if memory.iter().any(|r| touches(&r) && !inside(&r)) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "would split a region"));
+        }
+        let mut rest = GuestMemoryMmap::clone(&memory);
+        for region in memory.iter().filter(inside) {
+            (rest, _) = rest.remove_region(region.start_addr(), region.len()).map_err(invalid)?;
+        }
+        self.replace(rest);
+        Ok(())
+    }
+
+    /// Removes all regions. The caller sees to it that no access is under way.
+    pub fn clear(&self) {
+        self.replace(GuestMemoryMmap::new());
+    }
+
+    fn insert(&self, address: u64, mapping: MmapRegion) -> io::Result<()> {
+        let region = GuestRegionMmap::new(mapping, GuestAddress(address))
+            .ok_or_else(|| invalid("ends beyond the address space"))?;
+        let memory = self.0.memory().insert_region(region.into());
+        self.replace(memory.map_err(|error| io::Error::new(ErrorKind::AlreadyExists, error))?);
+        Ok(())
+    }
+
+    fn replace(&self, memory: GuestMemoryMmap) {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).replace(memory);
+    }
+}
+
+fn region(file: File, offset: u64, size: u64) -> io::Result<MmapRegion> {
+    let metadata = file.metadata()?;
+    // Touching a page beyond the end of the file would be fatal.
+    if metadata.is_file() && last(offset, size)? >= metadata.len() {
+        return Err(invalid("ends beyond the file"));
+    }
+    let size = usize::try_from(size).map_err(invalid)?;
+    MmapRegion::from_file(FileOffset::new(file, offset), size).map_err(invalid)
+}
+
+/// The last of `size` addresses from `first` on.
+fn last(first: u64, size: u64) -> io::Result<u64> {
+    let span = size.checked_sub(1).ok_or_else(|| invalid("empty"))?;
+    first.checked_add(span).ok_or_else(|| invalid("ends beyond the address space"))
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    const RW: DmaMapFlags = DmaMapFlags::READ_WRITE;
+
+    fn regions() -> (Regions, SimMemory) {
+        let memory = SimMemory::new(GuestMemoryMmap::new());
+        (Regions::new(memory.clone()), memory)
+    }
+
+    fn file(size: u64) -> Option<File> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        Some(file)
+    }
+
+    fn starts(memory: &SimMemory) -> Vec<u64> {
+        memory.memory().iter().map(|region| region.start_addr().0).collect()
+    }
+
+    #[test]
+    fn mapped_file_is_the_memory() {
+        let (regions, memory) = regions();
+        let file = file(0x3000).unwrap();
+        regions.map(RW, 0x1000, 0x8000, 0x2000, Some(file.try_clone().unwrap())).unwrap();
+        memory.memory().write_slice(b"guest", GuestAddress(0x8010)).unwrap();
+        let mut found = [0; 5];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0x1010).unwrap();
+        assert_eq!(&found, b"guest");
+    }
+
+    #[test]
+    fn regions_without_file_or_write_permission_are_left_out() {
+        let (regions, memory) = regions();
+        regions.map(RW, 0, 0x1000, 0x1000, None).unwrap();
+        regions.map(DmaMapFlags::READ, 0, 0x1000, 0x1000, file(0x1000)).unwrap();
+        assert!(starts(&memory).is_empty());
+        regions.unmap(0x1000, 0x1000).unwrap();
+    }
+
+    #[test]
+    fn impossible_regions_are_refused() {
+        let (regions, memory) = regions();
+        let refused = [
+            (0, 0x1000, 0),
+            (0, u64::MAX - 0xfff, 0x2000),
+            (0, 0x1000, u64::MAX),
+            (0x1000, 0x1000, 0x1000),
+            (1, 0x1000, 0x1000),
+            (u64::MAX, 0x1000, 0x1000),
+        ];
+        for (offset, address, size) in refused {
+            let result = regions.map(RW, offset, address, size, file(0x1000));
+            let kind = result.map_err(|error| error.kind());
+            assert_eq!(kind, Err(ErrorKind::InvalidInput), "{offset:#x} {address:#x} {size:#x}");
+        }
+        assert!(starts(&memory).is_empty());
+    }
+
+    #[test]
+    fn overlap_is_refused_and_changes_nothing() {
+        let (regions, memory) = regions();
+        regions.map(RW, 0, 0x1000, 0x2000, file(0x2000)).unwrap();
+        let result = regions.map(RW, 0, 0x2000, 0x2000, file(0x2000));
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(starts(&memory), [0x1000]);
+    }
+
+    #[test]
+    fn unmap_takes_whole_regions_only() {
+        let (regions, memory) = regions();
+        for address in [0x1000, 0x4000, 0x8000] {
+            regions.map(RW, 0, address, 0x2000, file(0x2000)).unwrap();
+        }
+        for (address, size) in [(0x1000, 0x1000), (0, 0x5000), (0x5000, 1), (0, 0), (2, u64::MAX)] {
+            let result = regions.unmap(address, size);
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+        assert_eq!(starts(&memory), [0x1000, 0x4000, 0x8000]);
+        regions.unmap(0x7000, 0x1000).unwrap();
+        regions.unmap(0, 0x6000).unwrap();
+        assert_eq!(starts(&memory), [0x8000]);
+        regions.clear();
+        assert!(starts(&memory).is_empty());
+    }
+
+    #[test]
+    fn number_of_regions_is_bounded() {
+        let (regions, memory) = regions();
+        for index in 0..MAX_REGIONS as u64 {
+            regions.map(RW, 0, index << 12, 0x1000, file(0x1000)).unwrap();
+        }
+        let result = regions.map(RW, 0, 1 << 40, 0x1000, file(0x1000));
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::OutOfMemory);
+        assert_eq!(starts(&memory).len(), MAX_REGIONS);
+    }
+}

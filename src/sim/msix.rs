@@ -1,0 +1,168 @@
+//! MSI-X: the vectors' event descriptors, and the table that the guest sees.
+
+use super::regs::VECTORS;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+
+/// The event descriptors that the client wants to be signalled, one for each vector.
+///
+/// Masking is the client's business, as with VFIO: it takes the descriptor away or keeps the
+/// event to itself.
+#[derive(Debug, Default)]
+pub struct Vectors([Option<File>; VECTORS]);
+
+impl Vectors {
+    /// Signals vector `vector`, if it is enabled. Never blocks.
+    pub fn signal(&self, vector: usize) {
+        if let Some(Some(event)) = self.0.get(vector)
+            && let Err(error) = (&*event).write_all(&1u64.to_ne_bytes())
+        {
+            log::debug!("vector {vector} not signalled: {error}");
+        }
+    }
+
+    /// Signals each of `vectors`.
+    pub fn signal_all(&self, vectors: Range<usize>) {
+        vectors.for_each(|vector| self.signal(vector));
+    }
+
+    /// Enables `vectors` with one event descriptor each, or disables them if `events` is empty.
+    ///
+    /// # Errors
+    /// `InvalidInput`, and nothing changes, for a vector that does not exist or any other number
+    /// of descriptors; what the system says if a descriptor cannot be made non-blocking.
+    pub fn set(&mut self, vectors: Range<usize>, events: Vec<File>) -> io::Result<()> {
+        let count = vectors.len();
+        let vectors = self.0.get_mut(vectors).ok_or(io::ErrorKind::InvalidInput)?;
+        if !events.is_empty() && events.len() != count {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let events: Vec<_> = events.into_iter().map(nonblocking).collect::<io::Result<_>>()?;
+        let mut events = events.into_iter();
+        vectors.fill_with(|| events.next());
+        Ok(())
+    }
+
+    /// Disables all vectors.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Makes writes to `event` fail rather than wait, whatever the client has sent.
+fn nonblocking(event: File) -> io::Result<File> {
+    rustix::io::ioctl_fionbio(&event, true)?;
+    Ok(event)
+}
+
+/// Bytes of one entry of the MSI-X table (PCI Express base specification, 6.1.4).
+const ENTRY: usize = 16;
+/// Where an entry's vector control lies; bit 0 masks the vector.
+const VECTOR_CONTROL: usize = 12;
+
+/// The MSI-X table in BAR 1. A client such as QEMU keeps its own and enables vectors through
+/// [`Vectors`]; this one only holds what is written.
+#[derive(Debug)]
+pub struct Table([u8; VECTORS * ENTRY]);
+
+impl Default for Table {
+    /// The table after reset: every vector is masked.
+    fn default() -> Self {
+        let mut table = [0; VECTORS * ENTRY];
+        table.iter_mut().skip(VECTOR_CONTROL).step_by(ENTRY).for_each(|byte| *byte = 1);
+        Self(table)
+    }
+}
+
+impl Table {
+    /// Reads from `offset` of BAR 1; bytes outside the table (no vector is ever pending) are 0.
+    pub fn read(&self, offset: usize, data: &mut [u8]) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = self.0.get(offset + index).copied().unwrap_or(0);
+        }
+    }
+
+    /// Writes at `offset` of BAR 1; bytes outside the table are ignored.
+    pub fn write(&mut self, offset: usize, data: &[u8]) {
+        for (byte, value) in self.0.iter_mut().skip(offset).zip(data) {
+            *byte = *value;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{PipeReader, Read, pipe};
+    use std::os::fd::OwnedFd;
+
+    /// A descriptor to signal, and the end that tells how often it was.
+    fn event() -> (PipeReader, File) {
+        let (reader, writer) = pipe().unwrap();
+        (reader, OwnedFd::from(writer).into())
+    }
+
+    /// Call once the signalled end is closed.
+    fn signals(mut reader: PipeReader) -> usize {
+        reader.read_to_end(&mut Vec::new()).unwrap() / 8
+    }
+
+    #[test]
+    fn signals_reach_the_vector_they_name() {
+        let mut vectors = Vectors::default();
+        let ((a, file_a), (b, file_b)) = (event(), event());
+        vectors.set(2..4, vec![file_a, file_b]).unwrap();
+        vectors.signal(3);
+        vectors.signal_all(3..5);
+        vectors.signal(0);
+        vectors.signal(VECTORS);
+        vectors.clear();
+        assert_eq!((signals(a), signals(b)), (0, 2));
+    }
+
+    #[test]
+    fn no_descriptors_disable_a_vector() {
+        let mut vectors = Vectors::default();
+        let (reader, file) = event();
+        vectors.set(0..1, vec![file]).unwrap();
+        vectors.set(0..1, vec![]).unwrap();
+        vectors.signal(0);
+        assert_eq!(signals(reader), 0);
+    }
+
+    #[test]
+    fn vectors_and_descriptors_are_counted() {
+        let mut vectors = Vectors::default();
+        assert!(vectors.set(7..9, vec![]).is_err());
+        assert!(vectors.set(9..9, vec![]).is_err());
+        assert!(vectors.set(0..2, vec![event().1]).is_err());
+        assert!(vectors.set(0..0, vec![event().1]).is_err());
+    }
+
+    #[test]
+    fn full_descriptor_does_not_block() {
+        let mut vectors = Vectors::default();
+        let (reader, file) = event();
+        vectors.set(0..1, vec![file]).unwrap();
+        for _ in 0..100_000 {
+            vectors.signal(0);
+        }
+        vectors.clear();
+        assert!(signals(reader) < 100_000);
+    }
+
+    #[test]
+    fn table_starts_masked_and_keeps_what_is_written() {
+        let mut table = Table::default();
+        let mut entry = [0; ENTRY];
+        table.read(ENTRY, &mut entry);
+        assert_eq!(entry[VECTOR_CONTROL], 1);
+        table.write(ENTRY, &[7; ENTRY]);
+        table.read(ENTRY, &mut entry);
+        assert_eq!(entry, [7; ENTRY]);
+        table.write(0x800, &[1; 8]);
+        table.read(0x800, &mut entry);
+        assert_eq!(entry, [0; ENTRY]);
+    }
+}
