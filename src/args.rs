@@ -1,0 +1,300 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use crate::address::IovaRange;
+use crate::bdf::Bdf;
+use crate::host::{ReservedKind, ReservedRegion};
+use crate::vhost::Options;
+use crate::viommu::{Limits, Settings};
+
+/// The virtio-iommu device of one virtual machine, as a vhost-user back end for QEMU.
+#[derive(Parser, Debug)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Write the ACPI VIOT table that tells the guest which functions are behind the IOMMU.
+    Viot(ViotArgs),
+    /// Print the QEMU options that match a daemon command line.
+    QemuArgs(QemuArgs),
+}
+
+/// What the daemon runs with.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct DaemonArgs {
+    /// Socket for QEMU's vhost-user device.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub socket_path: Option<PathBuf>,
+
+    /// An endpoint behind the IOMMU: its PCI address in the guest, and what it is.
+    /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci. Repeatable.
+    #[arg(long = "endpoint", value_name = "BDF,sim=SOCKET", required = true)]
+    pub endpoints: Vec<EndpointArg>,
+
+    /// The granule of mappings in bytes, a power of two. A guest whose pages are smaller cannot
+    /// use the device.
+    #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = page_size)]
+    pub page_size: u64,
+
+    /// Addresses that the guest can map, in hexadecimal, both ends included.
+    #[arg(long, value_name = "FIRST-LAST", default_value = "0-0xffffffffffffffff",
+          value_parser = range)]
+    pub input_range: IovaRange,
+
+    /// Whether endpoints that no driver has attached reach guest memory untranslated at start.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set)]
+    pub boot_bypass: bool,
+
+    /// Addresses that the guest must not map. Given at least once, it replaces the default, the
+    /// window of message-signalled interrupts on x86. `type` is `reserved` unless given.
+    /// `none` alone: no region. Repeatable.
+    #[arg(
+        long = "reserved-region",
+        value_name = "FIRST-LAST[,type=msi|reserved]",
+        default_value = "0xfee00000-0xfeefffff,type=msi"
+    )]
+    pub reserved_regions: Vec<ReservedArg>,
+
+    /// The longest queue accepted, in descriptors, a power of two. QEMU decides the size
+    /// (vq_size).
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = queue_size)]
+    pub queue_size: u16,
+
+    /// How many domains the guest can make.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().domains,
+          value_parser = at_least_one)]
+    pub max_domains: usize,
+
+    /// How many mappings the guest can make, over all domains.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().mappings,
+          value_parser = at_least_one)]
+    pub max_mappings: usize,
+
+    /// How many endpoints the guest can attach to one domain.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().endpoints_per_domain,
+          value_parser = at_least_one)]
+    pub max_endpoints_per_domain: usize,
+
+    /// How many faults wait for the guest per endpoint; more are counted and dropped.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
+    pub fault_queue_depth: usize,
+
+    /// How long the request queue is polled after work before the daemon sleeps, in
+    /// microseconds, at most; 0: never.
+    #[arg(long, value_name = "MICROSECONDS", default_value = "50",
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub poll_us: u32,
+
+    /// What is logged: error, warn, info, debug or trace. RUST_LOG, when set, is obeyed instead.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: log::LevelFilter,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct ViotArgs {
+    /// PCI address of the virtio-iommu device in the guest.
+    #[arg(long, value_name = "BDF")]
+    pub iommu: Bdf,
+
+    /// PCI address of an endpoint behind it. Repeatable.
+    #[arg(long = "endpoint", value_name = "BDF", required = true)]
+    pub endpoints: Vec<Bdf>,
+
+    /// File to write; `-` for standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct QemuArgs {
+    /// PCI address of the virtio-iommu device in the guest.
+    #[arg(long, value_name = "BDF", default_value = "00:01.0")]
+    pub iommu: Bdf,
+
+    /// Guest memory, with QEMU's suffixes.
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub memory: String,
+
+    /// The table that `vhost-user-iommu viot` has written.
+    #[arg(long, value_name = "FILE", default_value = "viot.bin")]
+    pub viot: PathBuf,
+
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+/// An endpoint as the command line describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointArg {
+    /// Where the guest sees it.
+    pub bdf: Bdf,
+    /// What it is.
+    pub kind: EndpointKind,
+}
+
+/// What an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointKind {
+    /// An emulated accelerator, served over vfio-user on this socket.
+    Sim(PathBuf),
+}
+
+impl FromStr for EndpointArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (bdf, kind) = text.split_once(',').ok_or_else(|| usage(text))?;
+        let bdf = bdf.parse()?;
+        match kind.split_once('=') {
+            Some(("sim", path)) if !path.is_empty() => {
+                Ok(Self { bdf, kind: EndpointKind::Sim(path.into()) })
+            }
+            _ => Err(usage(text)),
+        }
+    }
+}
+
+fn usage(text: &str) -> String {
+    format!("'{text}' is no endpoint; write BDF,sim=SOCKET, as in 00:02.0,sim=/run/accel.sock")
+}
+
+/// A reserved region, or `none` for an empty list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedArg(Option<ReservedRegion>);
+
+impl FromStr for ReservedArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let (addresses, kind) = text.split_once(",type=").unwrap_or((text, "reserved"));
+        let kind = match kind {
+            "msi" => ReservedKind::Msi,
+            "reserved" => ReservedKind::Reserved,
+            _ => return Err(format!("'{kind}' is no type of region; write msi or reserved")),
+        };
+        Ok(Self(Some(ReservedRegion { range: range(addresses)?, kind })))
+    }
+}
+
+impl DaemonArgs {
+    /// What the device is made with.
+    ///
+    /// # Errors
+    /// Options that contradict each other, in a sentence.
+    pub fn settings(&self) -> Result<Settings, String> {
+        let reserved: Vec<_> = self.reserved_regions.iter().filter_map(|arg| arg.0).collect();
+        check_regions(&reserved)?;
+        check_endpoints(&self.endpoints)?;
+        if !self.input_range.is_aligned(self.page_size) {
+            return Err(format!(
+                "--input-range {} does not begin and end on a page of {:#x} bytes",
+                self.input_range, self.page_size
+            ));
+        }
+        Ok(Settings {
+            page_size: self.page_size,
+            input_range: self.input_range,
+            boot_bypass: self.boot_bypass,
+            reserved,
+            limits: Limits {
+                domains: self.max_domains,
+                mappings: self.max_mappings,
+                endpoints_per_domain: self.max_endpoints_per_domain,
+            },
+        })
+    }
+
+    /// What the transport is made with.
+    pub fn transport(&self) -> Options {
+        let max_poll = Duration::from_micros(self.poll_us.into());
+        Options { queue_size: self.queue_size, max_poll }
+    }
+}
+
+/// The specification allows one MSI region and no overlap (virtio 1.4, 5.13.6.7.2).
+fn check_regions(regions: &[ReservedRegion]) -> Result<(), String> {
+    for (index, region) in regions.iter().enumerate() {
+        let others = &regions[..index];
+        if others.iter().any(|other| other.range.overlaps(&region.range)) {
+            return Err(format!("--reserved-region {} overlaps another one", region.range));
+        }
+        let is_msi = |region: &ReservedRegion| region.kind == ReservedKind::Msi;
+        if is_msi(region) && others.iter().any(is_msi) {
+            return Err(format!("--reserved-region {}: only one can be of type msi", region.range));
+        }
+    }
+    // What one PROBE can carry: more would make every answer to it huge.
+    if regions.len() > 64 {
+        return Err(format!("{} reserved regions; at most 64 are supported", regions.len()));
+    }
+    Ok(())
+}
+
+fn check_endpoints(endpoints: &[EndpointArg]) -> Result<(), String> {
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        if endpoints[..index].iter().any(|other| other.bdf == endpoint.bdf) {
+            return Err(format!("--endpoint {} is given twice", endpoint.bdf));
+        }
+    }
+    Ok(())
+}
+
+fn range(text: &str) -> Result<IovaRange, String> {
+    let parse = || {
+        let (first, last) = text.split_once('-')?;
+        IovaRange::new(hex(first)?, hex(last)?)
+    };
+    parse().ok_or_else(|| {
+        format!("'{text}' is no range; write FIRST-LAST in hexadecimal, as in 0x1000-0xffffff")
+    })
+}
+
+fn hex(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let valid = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    valid.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
+fn page_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    match bytes {
+        Some(bytes) if bytes.is_power_of_two() && (4 << 10..=1 << 30).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("'{text}' is no page size; write a power of two from 4K to 1G")),
+    }
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size) if size.is_power_of_two() && size <= 32768 => Ok(size),
+        _ => Err(format!("'{text}' is no queue size; write a power of two from 1 to 32768")),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("'{text}' is no number from 1 up")),
+    }
+}

@@ -1,0 +1,152 @@
+//! The vhost-user back end: connection, rings, bytes.
+//!
+//! Requests come out of [`request_queue`], go to the device model, and their answers go back.
+//! Faults come out of the fault path and go into [`event_queue`]. No domain and no mapping is
+//! known here. Each queue has a thread of its own, so that polling one never delays the other.
+
+mod chain;
+mod event_queue;
+mod exits;
+mod notify;
+mod poll;
+mod request_queue;
+mod ring;
+mod server;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::VhostUserBackend;
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
+
+use crate::viommu::{Viommu, config};
+use event_queue::EventQueue;
+use exits::Exits;
+use request_queue::RequestQueue;
+use ring::{Memory, Ring};
+pub use server::{FaultDoorbell, Server, Stop};
+
+/// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
+const QUEUES: usize = 2;
+/// The thread that serves the request queue, and that queue's index among the thread's.
+const REQUEST_THREAD: usize = 0;
+/// The thread that serves the event queue.
+const EVENT_THREAD: usize = 1;
+/// What the event loop calls the fault path's doorbell: past the queues and their exit event.
+const DOORBELL: u16 = QUEUES as u16 + 1;
+
+/// What the transport is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The longest queue that a front end may set up, in descriptors (a power of two).
+    pub queue_size: u16,
+    /// How long the request queue is polled after work, at most.
+    pub max_poll: Duration,
+}
+
+/// What serves one connection.
+struct Backend {
+    options: Options,
+    viommu: Arc<Mutex<Viommu>>,
+    requests: Mutex<RequestQueue>,
+    events: EventQueue,
+    doorbell: FaultDoorbell,
+    exits: Exits,
+}
+
+impl Backend {
+    fn viommu(&self) -> MutexGuard<'_, Viommu> {
+        self.viommu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The features offered: the device's own, and those of the rings.
+fn features() -> u64 {
+    config::features()
+        | 1 << VIRTIO_F_VERSION_1
+        | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        | 1 << VIRTIO_RING_F_EVENT_IDX
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+/// An error returned from here would close the connection, and QEMU would abort: nothing that a
+/// guest or a front end can cause becomes one.
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Ring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.options.queue_size.into()
+    }
+
+    fn features(&self) -> u64 {
+        features()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        self.viommu().reset();
+    }
+
+    fn set_event_idx(&self, _: bool) {}
+
+    /// Exactly `size` bytes, whatever is asked for; zeros past the end.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let space = self.viommu().config();
+        let from_offset = space.iter().skip(offset as usize).copied();
+        from_offset.chain(std::iter::repeat(0)).take(size as usize).collect()
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> std::io::Result<()> {
+        self.viommu().write_config(offset as usize, bytes);
+        Ok(())
+    }
+
+    fn update_memory(&self, _: Memory) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..QUEUES).map(|queue| 1 << queue).collect()
+    }
+
+    fn exit_event(&self, thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.exits.take(thread)
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _: EventSet,
+        rings: &[Ring],
+        thread: usize,
+    ) -> std::io::Result<()> {
+        let Some(ring) = rings.first() else { return Ok(()) };
+        if thread == REQUEST_THREAD {
+            self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(ring);
+        } else {
+            if event == DOORBELL {
+                self.doorbell.quiet();
+            }
+            self.events.serve(ring);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! The request queue: takes requests out of the ring, puts answers in.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use vhost_user_backend::VringT;
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+
+use super::chain::{gather, scatter};
+use super::notify::signal_driver;
+use super::poll::Poller;
+use super::ring::{Memory, Ring, Start};
+use crate::viommu::wire::size;
+use crate::viommu::{Reply, Viommu};
+
+/// Requests answered before the ring's lock is let go for a moment.
+const BATCH: usize = 256;
+
+/// The server of the request queue; one thread uses it.
+pub struct RequestQueue {
+    viommu: Arc<Mutex<Viommu>>,
+    memory: Memory,
+    poller: Poller,
+    /// The answer to a request is put together here.
+    answer: Vec<u8>,
+}
+
+/// What a look at the ring found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The ring is stopped or broken.
+    NotRunning,
+    /// No request.
+    Empty,
+    /// Requests, now answered.
+    Work,
+}
+
+impl RequestQueue {
+    /// Serves requests to `viommu` and polls for at most `max_poll` after each.
+    pub fn new(viommu: Arc<Mutex<Viommu>>, memory: Memory, max_poll: Duration) -> Self {
+        Self { viommu, memory, poller: Poller::new(max_poll), answer: Vec::new() }
+    }
+
+    /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
+    /// and the ring empty, or not running.
+    pub fn serve(&mut self, ring: &Ring) {
+        self.poller.woke_up();
+        loop {
+            match self.look(ring) {
+                Look::NotRunning => return,
+                Look::Work => self.poller.found_work(),
+                Look::Empty if self.poller.keep_polling() => {}
+                Look::Empty => match ring.enable_notification() {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => return ring.set_broken(format_args!("request queue: {error}")),
+                },
+            }
+        }
+    }
+
+    /// One look: everything that is there, up to a batch, then one signal if it is wanted.
+    fn look(&mut self, ring: &Ring) -> Look {
+        let mut vring = ring.get_mut();
+        if !ring.is_running(&vring) {
+            return Look::NotRunning;
+        }
+        let memory = self.memory.memory();
+        let queue = vring.get_queue_mut();
+        self.note_start(ring, queue, &memory);
+        match self.answer_batch(queue, &memory) {
+            Ok(0) => Look::Empty,
+            Ok(_) => {
+                signal_driver(ring, &mut vring, &memory);
+                Look::Work
+            }
+            Err(error) => {
+                ring.set_broken(format_args!("request queue: {error}"));
+                Look::NotRunning
+            }
+        }
+    }
+
+    fn note_start(&mut self, ring: &Ring, queue: &mut Queue, memory: &GuestMemoryMmap) {
+        match ring.take_start(queue, memory) {
+            None => {}
+            Some(Start::Resumed) => log::info!("driver resumed, domains kept"),
+            Some(Start::Fresh) => {
+                log::info!("driver started, no domains");
+                self.viommu.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            }
+        }
+    }
+
+    fn answer_batch(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemoryMmap,
+    ) -> Result<usize, Error> {
+        if queue.avail_idx(memory, Ordering::Relaxed)?.0 == queue.next_avail() {
+            return Ok(0);
+        }
+        queue.disable_notification(memory)?;
+        let mut viommu = self.viommu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        while count < BATCH {
+            let Some(chain) = next_chain(queue, memory)? else { break };
+            let head = chain.head_index();
+            let written = answer(&mut viommu, chain, memory, &mut self.answer);
+            queue.add_used(memory, head, written as u32)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// The next chain, with its head checked. An available ring that cannot be read is an error, not
+/// an empty ring: nothing would ever come out of it.
+pub(super) fn next_chain<'a>(
+    queue: &mut Queue,
+    memory: &'a GuestMemoryMmap,
+) -> Result<Option<DescriptorChain<&'a GuestMemoryMmap>>, Error> {
+    let before = queue.next_avail();
+    // Read first: a driver that adds a request meanwhile must not look like a broken ring.
+    let end = queue.avail_idx(memory, Ordering::Relaxed)?.0;
+    let Some(chain) = queue.iter(memory)?.next() else {
+        let unread = end != before && queue.next_avail() == before;
+        return if unread { Err(Error::InvalidAvailRingIndex) } else { Ok(None) };
+    };
+    if chain.head_index() < queue.size() {
+        Ok(Some(chain))
+    } else {
+        Err(Error::InvalidDescriptorIndex)
+    }
+}
+
+/// Answers one request; returns the bytes written.
+fn answer(
+    viommu: &mut Viommu,
+    chain: DescriptorChain<&GuestMemoryMmap>,
+    memory: &GuestMemoryMmap,
+    scratch: &mut Vec<u8>,
+) -> usize {
+    let mut buffer = [0; size::MAX];
+    let gathered = gather(chain.clone(), memory, &mut buffer);
+    let Some(reply) = viommu.handle(gathered.bytes, gathered.room) else { return 0 };
+    lay_out(&reply, gathered.room, scratch);
+    scatter(chain, memory, gathered.first_writable(), scratch)
+}
+
+/// Every reply goes through here: the whole writable part, properties first, then the tail,
+/// zeros elsewhere. Linux takes a reply of any other length for a success.
+fn lay_out(reply: &Reply, room: usize, answer: &mut Vec<u8>) {
+    answer.clear();
+    answer.resize(room, 0);
+    answer[..reply.properties.len()].copy_from_slice(reply.properties);
+    answer[reply.tail_offset] = reply.status as u8;
+}

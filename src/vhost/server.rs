@@ -1,0 +1,190 @@
+//! One front end after the other: listens, serves, starts clean for the next.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use vhost::vhost_user::Listener;
+use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+
+use super::event_queue::EventQueue;
+use super::exits::Exits;
+use super::request_queue::RequestQueue;
+use super::{Backend, DOORBELL, EVENT_THREAD, Options};
+use crate::iopf::{Doorbell, Iopf};
+use crate::viommu::Viommu;
+
+/// Wakes the thread that serves the event queue.
+#[derive(Clone)]
+pub struct FaultDoorbell(Arc<OwnedFd>);
+
+impl FaultDoorbell {
+    /// A doorbell that nobody has rung.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        Ok(Self(Arc::new(eventfd(0, flags)?)))
+    }
+
+    /// Forgets that it was rung.
+    pub(super) fn quiet(&self) {
+        // Nothing to read means that it was forgotten already.
+        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    }
+}
+
+impl Doorbell for FaultDoorbell {
+    fn ring(&self) {
+        // Fails only when the counter is full, and then it has been rung.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// Ends a [`Server`] from another thread.
+#[derive(Clone)]
+pub struct Stop(Arc<StopState>);
+
+struct StopState {
+    requested: OwnedFd,
+    connection: Mutex<Option<ShutdownHandle>>,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        let requested = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self(Arc::new(StopState { requested, connection: Mutex::new(None) })))
+    }
+
+    /// Lets [`Server::run`] return, whatever it waits for.
+    pub fn request(&self) {
+        let _ = rustix::io::write(&self.0.requested, &1u64.to_ne_bytes());
+        if let Some(connection) = &*self.connection() {
+            connection.shutdown();
+        }
+    }
+
+    fn set_connection(&self, connection: Option<ShutdownHandle>) {
+        *self.connection() = connection;
+        // A request that came before there was a connection to shut down.
+        if is_readable(self.0.requested.as_fd())
+            && let Some(connection) = &*self.connection()
+        {
+            connection.shutdown();
+        }
+    }
+
+    fn connection(&self) -> std::sync::MutexGuard<'_, Option<ShutdownHandle>> {
+        self.0.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves the device on a socket.
+pub struct Server {
+    listener: Listener,
+    listener_fd: OwnedFd,
+    options: Options,
+    viommu: Arc<Mutex<Viommu>>,
+    faults: Arc<Iopf>,
+    doorbell: FaultDoorbell,
+    stop: Stop,
+}
+
+impl Server {
+    /// A server for front ends that connect to `listener`. `doorbell` is the one that `faults`
+    /// rings.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn new(
+        listener: UnixListener,
+        options: Options,
+        viommu: Arc<Mutex<Viommu>>,
+        faults: Arc<Iopf>,
+        doorbell: FaultDoorbell,
+    ) -> io::Result<Self> {
+        let listener_fd = listener.as_fd().try_clone_to_owned()?;
+        let stop = Stop::new()?;
+        let listener = Listener::from(listener);
+        Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop })
+    }
+
+    /// What ends [`run`](Self::run).
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Serves one front end after the other until [`Stop::request`]. A connection that fails is
+    /// logged and the next one awaited.
+    pub fn run(&mut self) {
+        while self.wait_for_front_end() {
+            if let Err(error) = self.serve_one() {
+                log::error!("front end not served: {error}");
+                // Out of descriptors or memory: do not spin on a connection that waits.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            self.stop.set_connection(None);
+            self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
+        }
+    }
+
+    /// `false` when the server is to stop.
+    fn wait_for_front_end(&self) -> bool {
+        let mut fds = [
+            PollFd::new(&self.stop.0.requested, PollFlags::IN),
+            PollFd::new(&self.listener_fd, PollFlags::IN),
+        ];
+        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+        fds[0].revents().is_empty()
+    }
+
+    fn serve_one(&mut self) -> Result<(), ServeError> {
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let backend = Arc::new(Backend {
+            options: self.options,
+            viommu: self.viommu.clone(),
+            requests: Mutex::new(RequestQueue::new(
+                self.viommu.clone(),
+                memory.clone(),
+                self.options.max_poll,
+            )),
+            events: EventQueue::new(self.faults.clone(), memory.clone()),
+            doorbell: self.doorbell.clone(),
+            exits: Exits::new()?,
+        });
+        let mut daemon = VhostUserDaemon::new("vhost-user".into(), backend, memory)
+            .map_err(ServeError::Daemon)?;
+        daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
+        log::info!("front end connected");
+        self.stop.set_connection(daemon.shutdown_handle());
+        daemon.get_epoll_handlers()[EVENT_THREAD].register_listener(
+            self.doorbell.0.as_raw_fd(),
+            EventSet::IN,
+            DOORBELL.into(),
+        )?;
+        match daemon.wait() {
+            Ok(()) => log::info!("front end gone"),
+            Err(error) => log::info!("front end gone: {error}"),
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("{0}")]
+    Daemon(vhost_user_backend::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+fn is_readable(fd: BorrowedFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready > 0)
+}
