@@ -1,0 +1,267 @@
+# shellcheck shell=bash
+# The parts of the test bed. Each need_... function makes sure that one is
+# there and exports where (VUI_...). To be sourced after common.sh and packages.sh.
+
+SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# --- QEMU ---
+
+QEMU_DEVICES=(vhost-user-test-device-pci vfio-user-pci)
+
+# qemu_is_new_enough PROGRAM: both devices came with 10.2.
+qemu_is_new_enough() {
+    local devices name
+    devices=$("$1" -device help 2>&1) || return 1
+    for name in "${QEMU_DEVICES[@]}"; do
+        [[ $devices == *"name \"$name\""* ]] || return 1
+    done
+}
+
+# Runs the unpacked QEMU with its own C library; works wherever the tree is.
+write_qemu_wrapper() {
+    cat <<'END'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+lib=$here/usr/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR="$lib/qemu"
+exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" --argv0 "$0" \
+    "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/qemu" -L "$here/usr/share/seabios" "$@"
+END
+}
+
+# Of the packages only what QEMU reads when it runs.
+fill_qemu() {
+    local dir=$1 path
+    unpack_part qemu "$dir/unpacked"
+    for path in usr/bin/qemu-system-x86_64 usr/lib/x86_64-linux-gnu usr/share/qemu usr/share/seabios; do
+        mkdir -p "$dir/$(dirname "$path")"
+        mv "$dir/unpacked/$path" "$dir/$path"
+    done
+    rm -rf "$dir/unpacked"
+    write_qemu_wrapper >"$dir/qemu-system-x86_64"
+    chmod +x "$dir/qemu-system-x86_64"
+    qemu_is_new_enough "$dir/qemu-system-x86_64" ||
+        die "the QEMU of $DEBIAN_RELEASE-backports does not run here, or lacks ${QEMU_DEVICES[*]}" \
+            "see: $dir/qemu-system-x86_64 -device help"
+}
+
+need_qemu() {
+    VUI_QEMU=$(command -v qemu-system-x86_64) || VUI_QEMU=
+    if [[ -z $VUI_QEMU ]] || ! qemu_is_new_enough "$VUI_QEMU"; then
+        make_part qemu fill_qemu
+        VUI_QEMU=$CACHED/qemu-system-x86_64
+    fi
+    export VUI_QEMU
+}
+
+# --- Busybox: the guests' userland, and the host's cpio and depmod ---
+
+fill_busybox() {
+    local dir=$1 name
+    unpack_part busybox "$dir/unpacked"
+    mkdir -p "$dir/root/bin"
+    mv "$dir/unpacked/usr/bin/busybox" "$dir/root/bin/busybox"
+    rm -rf "$dir/unpacked"
+    mkdir "$dir"/root/{dev,etc,proc,sys,tmp}
+    while read -r name; do
+        [[ $name == busybox ]] || ln -s busybox "$dir/root/bin/$name"
+    done < <("$dir/root/bin/busybox" --list)
+}
+
+need_busybox() {
+    make_part busybox fill_busybox
+    export VUI_BUSYBOX=$CACHED/root/bin/busybox
+}
+
+# --- The stock guest kernel ---
+
+# Those that guests of the tests load; what they depend on comes along.
+STOCK_MODULES=(virtio-iommu vfio vfio-pci vfio_iommu_type1)
+
+# copy_modules FROM TO: the modules above, from one lib/modules/RELEASE to another.
+copy_modules() {
+    local from=$1 to=$2 module line file
+    for module in "${STOCK_MODULES[@]}"; do
+        line=$(grep -E "(^|/)$module\.ko:" "$from/modules.dep") ||
+            die "Debian's kernel has no module $module" "STOCK_MODULES in scripts/lib/testbed.sh names it"
+        for file in ${line/:/}; do
+            cp "$from/$file" "$to/"
+        done
+    done
+}
+
+unpack_modules() {
+    find "$1" -name '*.ko.xz' -exec "$VUI_BUSYBOX" unxz {} +
+}
+
+fill_stock_kernel() {
+    local dir=$1 from to release kernels configs
+    unpack_part stock-kernel "$dir/unpacked"
+    from=$(echo "$dir"/unpacked/usr/lib/modules/*)
+    release=${from##*/}
+    to=$dir/lib/modules/$release
+    mkdir -p "$to"
+    # Older packages have the kernel under boot, newer ones beside the modules.
+    kernels=("$dir"/unpacked/boot/vmlinuz-* "$from/vmlinuz")
+    configs=("$dir"/unpacked/boot/config-* "$from/config")
+    cp "${kernels[0]}" "$dir/vmlinuz"
+    cp "${configs[0]}" "$dir/config"
+    step "Unpacking its modules" unpack_modules "$from"
+    ln -s usr/lib "$dir/unpacked/lib"
+    "$VUI_BUSYBOX" depmod -b "$dir/unpacked" "$release"
+    copy_modules "$from" "$to"
+    cp "$from"/modules.{builtin,order} "$to"
+    "$VUI_BUSYBOX" depmod -b "$dir" "$release"
+    rm -rf "$dir/unpacked"
+    printf '%s\n' "$release" >"$dir/release"
+}
+
+need_stock_kernel() {
+    need_busybox
+    make_part stock-kernel fill_stock_kernel "${STOCK_MODULES[@]}"
+    export VUI_STOCK_KERNEL=$CACHED/vmlinuz
+    VUI_STOCK_MODULES=$(echo "$CACHED"/lib/modules/*)
+    export VUI_STOCK_MODULES
+}
+
+# --- The small kernel ---
+
+KERNEL_FRAGMENT=$SCRIPTS/kernel/small.config
+KERNEL_PATCHES=("$SCRIPTS"/../guest/linux/*.patch)
+KERNEL_TOOLS=(gcc libc6-dev make flex bison bc libelf-dev xz-utils patch)
+KERNEL_RECIPE=1 # raise it when the functions below build something else than before
+
+fill_linux_source() {
+    local package=$1 dir=$2
+    unpack_packages "$package (some 170 MB)" "$dir/unpacked" "$package"
+    mv "$dir"/unpacked/usr/src/linux-source-*.tar.xz "$dir/linux.tar.xz"
+    rm -rf "$dir/unpacked"
+}
+
+# apply_patches DIR: all of guest/linux in order; stops at the first that fails.
+apply_patches() {
+    local dir=$1 file
+    for file in "${KERNEL_PATCHES[@]}"; do
+        printf 'applying %s\n' "${file##*/}"
+        patch -d "$dir" -p1 --batch --forward --fuzz=0 <"$file" || return 1
+    done
+}
+
+# Unpacks into DIR/linux the newest source that takes all patches.
+prepare_source() {
+    local dir=$1 package packages key log=$VUI_CACHE/log/kernel-patches.log
+    packages=$(part_packages linux-sources)
+    for package in $packages; do
+        key=$(key_of <<<"$package")
+        cache_make linux-source "$key" fill_linux_source "$package"
+        rm -rf "$dir/linux"
+        mkdir "$dir/linux"
+        step "Unpacking $package" tar -C "$dir/linux" --strip-components=1 -xf "$CACHED/linux.tar.xz"
+        if apply_patches "$dir/linux" >"$log"; then
+            printf '%s\n' "$package" >"$dir/source"
+            return
+        fi
+        say "The patches of guest/linux do not apply to $package: $(tail -n 1 "$log")"
+    done
+    die "no kernel source takes the patches of guest/linux" "last one tried: see $log"
+}
+
+# check_config CONFIG: stops unless it says all that the fragment asks for.
+check_config() {
+    local config=$1 missing name unwanted=()
+    missing=$(grep '^CONFIG_' "$KERNEL_FRAGMENT" | grep -vxFf "$config") || true
+    while read -r _ name _; do
+        ! grep -q "^$name=" "$config" || unwanted+=("$name")
+    done < <(grep -E '^# CONFIG_[A-Z0-9_]+ is not set$' "$KERNEL_FRAGMENT")
+    [[ -z $missing && ${#unwanted[@]} == 0 ]] ||
+        die "the kernel's configuration is not what scripts/kernel/small.config asks for" \
+            "asked for, but not so: ${missing//$'\n'/ }" "to be off, but on: ${unwanted[*]:-none}" \
+            "an option may depend on another one, or have a new name in this version"
+}
+
+# kernel_make DIR ARGUMENT...: nothing of this machine or day gets into the result.
+kernel_make() {
+    local dir=$1 cc=gcc
+    shift
+    ! command -v ccache >/dev/null || cc="ccache gcc"
+    make -C "$dir" CC="$cc" KBUILD_BUILD_USER=testbed KBUILD_BUILD_HOST=testbed \
+        KBUILD_BUILD_TIMESTAMP='1970-01-01' "$@"
+}
+
+configure_kernel() {
+    local linux=$1
+    kernel_make "$linux" tinyconfig
+    cat "$KERNEL_FRAGMENT" >>"$linux/.config"
+    kernel_make "$linux" olddefconfig
+}
+
+fill_small_kernel() {
+    local dir=$1
+    need_packages "Building the kernel" "${KERNEL_TOOLS[@]}"
+    prepare_source "$dir"
+    local linux=$dir/linux
+    step "Configuring the small kernel" configure_kernel "$linux"
+    check_config "$linux/.config"
+    step "Building the small kernel (6 to 9 minutes on 2 cores)" kernel_make "$linux" -j"$(nproc)" bzImage
+    step "Building its dma_map_benchmark" gcc -O2 -static -I "$linux/include/uapi" \
+        -o "$dir/dma_map_benchmark" "$linux/tools/dma/dma_map_benchmark.c"
+    cp "$linux/arch/x86/boot/bzImage" "$dir/bzImage"
+    cp "$linux/.config" "$dir/config"
+    cp "$linux/include/config/kernel.release" "$dir/release"
+    rm -rf "$linux"
+}
+
+need_small_kernel() {
+    local packages key
+    need_package_lists
+    packages=$(part_packages linux-sources)
+    key=$(cat - "$KERNEL_FRAGMENT" "${KERNEL_PATCHES[@]}" <<<"$KERNEL_RECIPE $packages" | key_of)
+    cache_make small-kernel "$key" fill_small_kernel
+    export VUI_SMALL_KERNEL=$CACHED/bzImage
+    export VUI_DMA_MAP_BENCHMARK=$CACHED/dma_map_benchmark
+}
+
+# --- Initial ram disks ---
+
+# add_to_root ROOT SOURCE DESTINATION: a file, or what is in a directory.
+add_to_root() {
+    local source=$2 destination=$1/$3
+    [[ -e $source ]] || die "there is no $source to put into the initial ram disk"
+    if [[ -d $source ]]; then
+        mkdir -p "$destination"
+        cp -rL "$source/." "$destination"
+    else
+        mkdir -p "$(dirname "$destination")"
+        cp -L "$source" "$destination"
+    fi
+}
+
+# pack_root ROOT: the same bytes for the same files, whoever packs them and when.
+pack_root() (
+    cd "$1" || exit
+    chmod -R u=rwX,go=rX .
+    find . -exec touch -h -d @0 {} +
+    find . -mindepth 1 | LC_ALL=C sort |
+        "$VUI_BUSYBOX" cpio -o -H newc -R 0:0 --renumber-inodes --ignore-devno |
+        gzip -1 -n
+)
+
+# make_initrd OUT INIT [SOURCE:DESTINATION...]: busybox, INIT as /init, and
+# the given files and directories.
+make_initrd() (
+    local out=$1 init=$2 pair
+    shift 2
+    need_busybox
+    root=$(mktemp -d) # not local: the trap runs after the function's end
+    trap 'rm -rf "$root"' EXIT
+    cp -a "${VUI_BUSYBOX%/bin/busybox}/." "$root"
+    add_to_root "$root" "$SCRIPTS/guest/rc" etc/rc
+    add_to_root "$root" "$init" init
+    for pair in "$@"; do
+        [[ $pair == *:* ]] || die "not SOURCE:DESTINATION: $pair"
+        add_to_root "$root" "${pair%%:*}" "${pair#*:}"
+    done
+    chmod +x "$root/init"
+    pack_root "$root" >"$out.part"
+    mv "$out.part" "$out"
+)
