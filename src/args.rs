@@ -10,7 +10,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use crate::address::IovaRange;
 use crate::bdf::Bdf;
 use crate::host::{ReservedKind, ReservedRegion};
-use crate::vhost::Options;
+use crate::vhost::{Options, Scheduling};
 use crate::viommu::{Limits, Settings};
 
 /// The virtio-iommu device of one virtual machine, as a vhost-user back end for QEMU.
@@ -94,9 +94,15 @@ pub struct DaemonArgs {
 
     /// How long the request queue is polled after work before the daemon sleeps, in
     /// microseconds, at most; 0: never.
-    #[arg(long, value_name = "MICROSECONDS", default_value = "50",
+    #[arg(long, value_name = "MICROSECONDS", default_value = "200",
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub poll_us: u32,
+
+    /// Serve requests with real-time priority (SCHED_RR, 1). Worth it where guest CPUs leave no
+    /// core to spare; needs the right to it (CAP_SYS_NICE or RLIMIT_RTPRIO), and lets a guest
+    /// that floods the device take a core from others.
+    #[arg(long)]
+    pub realtime: bool,
 
     /// What is logged: error, warn, info, debug or trace. RUST_LOG, when set, is obeyed instead.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -223,7 +229,8 @@ impl DaemonArgs {
     /// What the transport is made with.
     pub fn transport(&self) -> Options {
         let max_poll = Duration::from_micros(self.poll_us.into());
-        Options { queue_size: self.queue_size, max_poll }
+        let scheduling = if self.realtime { Scheduling::Realtime } else { Scheduling::Normal };
+        Options { queue_size: self.queue_size, max_poll, scheduling }
     }
 }
 

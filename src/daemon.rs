@@ -18,7 +18,7 @@ use crate::host::software::{EndpointMemory, Software};
 use crate::iopf::{Fault, Iopf, Reason};
 use crate::sim::{self, FaultReporter, Sim};
 use crate::socket::{ListeningSocket, SocketError};
-use crate::vhost::{FaultDoorbell, Server, Stop};
+use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
 
 /// Why the daemon could not start.
@@ -30,6 +30,9 @@ pub enum StartError {
     /// The vhost-user socket, or that of an endpoint.
     #[error("{0}")]
     Socket(#[from] SocketError),
+    /// Real-time priority was asked for and is not granted.
+    #[error("--realtime: {0}; it needs CAP_SYS_NICE or a limit on RTPRIO of at least 1")]
+    Realtime(io::Error),
     /// The host refused an endpoint's initial state.
     #[error("{0}")]
     Host(#[from] HostError),
@@ -45,6 +48,9 @@ pub enum StartError {
 pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = args.settings().map_err(StartError::Options)?;
     let socket_path = args.socket_path.as_deref().unwrap_or(Path::new(""));
+    if args.realtime {
+        check_realtime().map_err(StartError::Realtime)?;
+    }
     // Before any thread runs, so that none of them takes the signal.
     let signals = Signals::new([SIGTERM, SIGINT])?;
     let sockets = bind_endpoints(args)?;

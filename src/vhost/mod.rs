@@ -11,9 +11,10 @@ mod notify;
 mod poll;
 mod request_queue;
 mod ring;
+mod sched;
 mod server;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -30,6 +31,7 @@ use event_queue::EventQueue;
 use exits::Exits;
 use request_queue::RequestQueue;
 use ring::{Memory, Ring};
+pub use sched::{Scheduling, check_realtime};
 pub use server::{FaultDoorbell, Server, Stop};
 
 /// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
@@ -48,6 +50,8 @@ pub struct Options {
     pub queue_size: u16,
     /// How long the request queue is polled after work, at most.
     pub max_poll: Duration,
+    /// How the thread that serves requests is scheduled.
+    pub scheduling: Scheduling,
 }
 
 /// What serves one connection.
@@ -57,6 +61,8 @@ struct Backend {
     requests: Mutex<RequestQueue>,
     events: EventQueue,
     doorbell: FaultDoorbell,
+    /// Done when the request thread has told the scheduler what it needs.
+    scheduled: Once,
     exits: Exits,
 }
 
@@ -140,6 +146,7 @@ impl VhostUserBackend for Backend {
     ) -> std::io::Result<()> {
         let Some(ring) = rings.first() else { return Ok(()) };
         if thread == REQUEST_THREAD {
+            self.scheduled.call_once(|| sched::apply(self.options.scheduling));
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(ring);
         } else {
             if event == DOORBELL {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
@@ -17,6 +17,8 @@ use crate::viommu::{Reply, Viommu};
 
 /// Requests answered before the ring's lock is let go for a moment.
 const BATCH: usize = 256;
+/// Looks at an empty ring before that.
+const LOOKS: usize = 64;
 
 /// The server of the request queue; one thread uses it.
 pub struct RequestQueue {
@@ -41,18 +43,22 @@ enum Look {
 impl RequestQueue {
     /// Serves requests to `viommu` and polls for at most `max_poll` after each.
     pub fn new(viommu: Arc<Mutex<Viommu>>, memory: Memory, max_poll: Duration) -> Self {
-        Self { viommu, memory, poller: Poller::new(max_poll), answer: Vec::new() }
+        // Where there is one core, whoever is polled for cannot run.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let max_poll = if cores > 1 { max_poll } else { Duration::ZERO };
+        let poller = Poller::new(max_poll, Instant::now());
+        Self { viommu, memory, poller, answer: Vec::new() }
     }
 
     /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
     /// and the ring empty, or not running.
     pub fn serve(&mut self, ring: &Ring) {
-        self.poller.woke_up();
+        self.poller.woke_up(Instant::now());
         loop {
             match self.look(ring) {
                 Look::NotRunning => return,
-                Look::Work => self.poller.found_work(),
-                Look::Empty if self.poller.keep_polling() => {}
+                Look::Work => self.poller.found_work(Instant::now()),
+                Look::Empty if self.poller.keep_polling(Instant::now()) => {}
                 Look::Empty => match ring.enable_notification() {
                     Ok(true) => {}
                     Ok(false) => return,
@@ -62,9 +68,9 @@ impl RequestQueue {
         }
     }
 
-    /// One look: everything that is there, up to a batch, then one signal if it is wanted.
+    /// A few looks: everything that is there, up to a batch, then one signal if it is wanted.
     fn look(&mut self, ring: &Ring) -> Look {
-        let mut vring = ring.get_mut();
+        let mut vring = ring.lock_as_worker();
         if !ring.is_running(&vring) {
             return Look::NotRunning;
         }
@@ -100,7 +106,7 @@ impl RequestQueue {
         queue: &mut Queue,
         memory: &GuestMemoryMmap,
     ) -> Result<usize, Error> {
-        if queue.avail_idx(memory, Ordering::Relaxed)?.0 == queue.next_avail() {
+        if !has_request(queue, memory)? {
             return Ok(0);
         }
         queue.disable_notification(memory)?;
@@ -115,6 +121,17 @@ impl RequestQueue {
         }
         Ok(count)
     }
+}
+
+/// Looks for a while.
+fn has_request(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+    for _ in 0..LOOKS {
+        if queue.avail_idx(memory, Ordering::Relaxed)?.0 != queue.next_avail() {
+            return Ok(true);
+        }
+        std::hint::spin_loop();
+    }
+    Ok(false)
 }
 
 /// The next chain, with its head checked. An available ring that cannot be read is an error, not

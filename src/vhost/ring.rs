@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
@@ -27,6 +27,8 @@ pub struct Ring {
 #[derive(Default)]
 struct Shared {
     broken: AtomicBool,
+    /// Messages of the front end that wait for the ring.
+    waiting: AtomicUsize,
     /// The ring was started and nobody has looked at it since.
     started: AtomicBool,
     indices: Mutex<Indices>,
@@ -68,6 +70,23 @@ impl Ring {
             None => false,
         };
         Some(if resumed { Start::Resumed } else { Start::Fresh })
+    }
+
+    /// Locks the ring for a worker, after whoever else waits for it: a worker that polls would
+    /// otherwise take it again and again before a message of the front end gets its turn.
+    pub fn lock_as_worker(&self) -> MutexGuard<'_, VringState<Memory>> {
+        while self.shared.waiting.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        self.vring.get_mut()
+    }
+
+    /// Does something that locks the ring, in front of the worker.
+    fn in_front<'a, T>(&'a self, action: impl FnOnce(&'a VringMutex<Memory>) -> T) -> T {
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = action(&self.vring);
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
     }
 
     /// Whether the ring is set up, enabled and intact.
@@ -113,61 +132,61 @@ impl VringT<Memory> for Ring {
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
-        self.vring.get_ref()
+        self.in_front(|vring| vring.get_mut())
     }
 
     fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
-        self.vring.get_mut()
+        self.in_front(|vring| vring.get_mut())
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), QueueError> {
-        self.vring.add_used(desc_index, len)
+        self.in_front(|vring| vring.add_used(desc_index, len))
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        self.vring.signal_used_queue()
+        self.in_front(|vring| vring.signal_used_queue())
     }
 
     fn enable_notification(&self) -> Result<bool, QueueError> {
-        self.vring.enable_notification()
+        self.in_front(|vring| vring.enable_notification())
     }
 
     fn disable_notification(&self) -> Result<(), QueueError> {
-        self.vring.disable_notification()
+        self.in_front(|vring| vring.disable_notification())
     }
 
     fn needs_notification(&self) -> Result<bool, QueueError> {
-        self.vring.needs_notification()
+        self.in_front(|vring| vring.needs_notification())
     }
 
     fn set_enabled(&self, enabled: bool) {
-        self.vring.set_enabled(enabled)
+        self.in_front(|vring| vring.set_enabled(enabled))
     }
 
     /// A guest chooses these addresses: bad ones break the ring, not the connection.
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), QueueError> {
         self.shared.broken.store(false, Ordering::SeqCst);
-        if let Err(error) = self.vring.set_queue_info(desc, avail, used) {
+        if let Err(error) = self.in_front(|vring| vring.set_queue_info(desc, avail, used)) {
             self.set_broken(format_args!("addresses {desc:#x}, {avail:#x}, {used:#x}: {error}"));
         }
         Ok(())
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.vring.queue_next_avail()
+        self.in_front(|vring| vring.queue_next_avail())
     }
 
     fn set_queue_next_avail(&self, base: u16) {
         self.indices().base = base;
-        self.vring.set_queue_next_avail(base)
+        self.in_front(|vring| vring.set_queue_next_avail(base))
     }
 
     fn set_queue_next_used(&self, idx: u16) {
-        self.vring.set_queue_next_used(idx)
+        self.in_front(|vring| vring.set_queue_next_used(idx))
     }
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {
-        let index = self.vring.queue_used_idx();
+        let index = self.in_front(|vring| vring.queue_used_idx());
         Ok(index.unwrap_or_else(|error| {
             self.set_broken(format_args!("used ring: {error}"));
             0
@@ -175,19 +194,21 @@ impl VringT<Memory> for Ring {
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.vring.set_queue_size(num)
+        self.in_front(|vring| vring.set_queue_size(num))
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        self.vring.set_queue_event_idx(enabled)
+        self.in_front(|vring| vring.set_queue_event_idx(enabled))
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        let mut vring = self.vring.get_mut();
+        let mut vring = self.get_mut();
         let queue = vring.get_queue_mut();
         if ready {
             self.shared.started.store(true, Ordering::SeqCst);
-        } else if queue.ready() {
+        } else if queue.ready() && !self.shared.started.load(Ordering::SeqCst) {
+            // A start that nobody has looked at has changed nothing: what it was is decided by
+            // the stop before it, together with the next one.
             self.indices().stopped_at = Some(queue.next_avail());
         }
         queue.set_ready(ready);
@@ -198,25 +219,25 @@ impl VringT<Memory> for Ring {
         if let Some(Err(error)) = file.as_ref().map(|file| rustix::io::ioctl_fionbio(file, true)) {
             log::warn!("kick eventfd cannot be made non-blocking: {error}");
         }
-        self.vring.set_kick(file)
+        self.in_front(|vring| vring.set_kick(file))
     }
 
     /// An error here would end the worker thread and leave the guest without an IOMMU.
     fn read_kick(&self) -> io::Result<bool> {
-        match self.vring.read_kick() {
+        match self.in_front(|vring| vring.read_kick()) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                 log::warn!("kick eventfd cannot be read: {error}");
             }
             _ => {}
         }
-        Ok(self.vring.get_ref().is_enabled())
+        Ok(self.get_ref().is_enabled())
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.vring.set_call(file)
+        self.in_front(|vring| vring.set_call(file))
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.vring.set_err(file)
+        self.in_front(|vring| vring.set_err(file))
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -156,6 +156,7 @@ impl Server {
             )),
             events: EventQueue::new(self.faults.clone(), memory.clone()),
             doorbell: self.doorbell.clone(),
+            scheduled: Once::new(),
             exits: Exits::new()?,
         });
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), backend, memory)
