@@ -225,7 +225,8 @@ impl Device {
         let ports = ENDPOINTS.map(|id| (id, host.add_endpoint(EndpointId(id), memory())));
         let ids = ENDPOINTS.map(EndpointId);
         let faults = Arc::new(Iopf::new(ids, 4, Box::new(Silent)));
-        let viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
+        let mut viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
+        viommu.accept(u64::MAX);
         Self { viommu, ports: ports.into() }
     }
 

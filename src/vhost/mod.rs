@@ -26,7 +26,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use crate::viommu::{Viommu, config};
+use crate::viommu::{Features, Viommu};
 use event_queue::EventQueue;
 use exits::Exits;
 use request_queue::RequestQueue;
@@ -74,7 +74,7 @@ impl Backend {
 
 /// The features offered: the device's own, and those of the rings.
 fn features() -> u64 {
-    config::features()
+    Features::OFFERED.0
         | 1 << VIRTIO_F_VERSION_1
         | 1 << VIRTIO_RING_F_INDIRECT_DESC
         | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -97,6 +97,10 @@ impl VhostUserBackend for Backend {
 
     fn features(&self) -> u64 {
         features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.viommu().accept(features);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

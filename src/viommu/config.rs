@@ -39,16 +39,24 @@ impl Default for Limits {
     }
 }
 
-/// The device's own feature bits.
-pub fn features() -> u64 {
-    let bits = [
-        feature::INPUT_RANGE,
-        feature::DOMAIN_RANGE,
-        feature::MAP_UNMAP,
-        feature::PROBE,
-        feature::BYPASS_CONFIG,
-    ];
-    bits.into_iter().fold(0, |set, bit| set | 1 << bit)
+/// A set of feature bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// The device's own features, all of them.
+    pub const OFFERED: Features = Features(
+        1 << feature::INPUT_RANGE
+            | 1 << feature::DOMAIN_RANGE
+            | 1 << feature::MAP_UNMAP
+            | 1 << feature::PROBE
+            | 1 << feature::BYPASS_CONFIG,
+    );
+
+    /// Whether the bit is set.
+    pub const fn has(self, bit: u32) -> bool {
+        self.0 >> bit & 1 == 1
+    }
 }
 
 /// The configuration space as the driver reads it.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange};
 use crate::host::{Access, HostError, HostIommu, Mapping, Translation};
 use crate::iopf::{Handler, Iopf};
-pub use config::{Limits, Settings};
+pub use config::{Features, Limits, Settings};
 use domain::Domain;
 use request::Request;
 use status::{Refusal, Status};
@@ -47,6 +47,8 @@ pub struct Viommu {
     domains: BTreeMap<DomainId, Domain>,
     /// Mappings over all domains.
     mappings: usize,
+    /// What the driver has accepted.
+    features: Features,
     /// What endpoints without a domain do (`bypass` in the configuration space).
     bypass: bool,
     properties: Vec<u8>,
@@ -69,6 +71,7 @@ impl Viommu {
             endpoints: endpoints.into_iter().map(|id| (id, None)).collect(),
             domains: BTreeMap::new(),
             mappings: 0,
+            features: Features::default(),
             settings,
             host,
             faults,
@@ -85,7 +88,7 @@ impl Viommu {
     /// because there is no room for a status.
     pub fn handle(&mut self, bytes: &[u8], room: usize) -> Option<Reply<'_>> {
         let room = room.checked_sub(size::TAIL)?;
-        let request = request::decode(bytes)?;
+        let request = request::decode(bytes, self.features)?;
         let is_probe = bytes[0] == wire::request::PROBE;
         let outcome = request.and_then(|request| self.execute(request, room));
         let status = match outcome {
@@ -101,6 +104,11 @@ impl Viommu {
             tail_offset: if is_probe { self.probe_size().min(room) } else { 0 },
             properties: if probed { &self.properties } else { &[] },
         })
+    }
+
+    /// The driver has accepted `features`; bits that are not the device's own are ignored.
+    pub fn accept(&mut self, features: u64) {
+        self.features = Features(features & Features::OFFERED.0);
     }
 
     /// The configuration space as the driver reads it.

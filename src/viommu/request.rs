@@ -1,7 +1,8 @@
 //! Decoding: from the bytes that the driver wrote to a typed request. Pure.
 
+use super::config::Features;
 use super::status::Refusal;
-use super::wire::{self, request, size};
+use super::wire::{self, feature, request, size};
 
 /// A request as the driver made it; nothing is checked but its form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,36 +52,28 @@ pub enum Request {
     },
 }
 
-/// Decodes the driver's part of a request. Bytes beyond what the type has are ignored.
+/// Decodes the driver's part of a request, for a driver that has accepted `features`. Bytes
+/// beyond what the type has are ignored.
 ///
-/// `None`: no request, or one of an unknown type, which the device leaves unwritten.
-pub fn decode(bytes: &[u8]) -> Option<Result<Request, Refusal>> {
+/// `None`: no request, or one of an unknown type, which the device leaves unwritten. What
+/// belongs to a feature that was not accepted is unknown.
+pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, Refusal>> {
     let kind = *bytes.first_chunk::<{ size::HEAD }>()?.first()?;
-    let decode: fn(Fields) -> Result<Request, Refusal> = match kind {
-        request::ATTACH => attach,
-        request::DETACH => detach,
-        request::MAP => map,
-        request::UNMAP => unmap,
-        request::PROBE => probe,
+    let body = |len| bytes.get(..len).map(Fields).ok_or(Refusal::TooShort);
+    let request = match kind {
+        request::ATTACH => body(size::ATTACH).and_then(|fields| attach(fields, features)),
+        request::DETACH => body(size::DETACH).map(detach),
+        request::MAP if features.has(feature::MAP_UNMAP) => body(size::MAP).and_then(map),
+        request::UNMAP if features.has(feature::MAP_UNMAP) => body(size::UNMAP).map(unmap),
+        request::PROBE if features.has(feature::PROBE) => body(size::PROBE).map(probe),
         _ => return None,
     };
-    Some(body(bytes, kind).and_then(decode))
+    Some(request)
 }
 
-/// The request without anything behind its end.
-fn body(bytes: &[u8], kind: u8) -> Result<Fields<'_>, Refusal> {
-    let len = match kind {
-        request::ATTACH => size::ATTACH,
-        request::DETACH => size::DETACH,
-        request::MAP => size::MAP,
-        request::UNMAP => size::UNMAP,
-        _ => size::PROBE,
-    };
-    bytes.get(..len).map(Fields).ok_or(Refusal::TooShort)
-}
-
-fn attach(fields: Fields) -> Result<Request, Refusal> {
-    let flags = known_flags(fields.u32(12), wire::ATTACH_F_BYPASS)?;
+fn attach(fields: Fields, features: Features) -> Result<Request, Refusal> {
+    let bypass = features.has(feature::BYPASS_CONFIG);
+    let flags = known_flags(fields.u32(12), if bypass { wire::ATTACH_F_BYPASS } else { 0 })?;
     if fields.u32(16) != 0 {
         return Err(Refusal::Reserved);
     }
@@ -88,8 +81,8 @@ fn attach(fields: Fields) -> Result<Request, Refusal> {
     Ok(Request::Attach { domain: fields.u32(4), endpoint: fields.u32(8), bypass })
 }
 
-fn detach(fields: Fields) -> Result<Request, Refusal> {
-    Ok(Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8) })
+fn detach(fields: Fields) -> Request {
+    Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8) }
 }
 
 fn map(fields: Fields) -> Result<Request, Refusal> {
@@ -102,16 +95,12 @@ fn map(fields: Fields) -> Result<Request, Refusal> {
     })
 }
 
-fn unmap(fields: Fields) -> Result<Request, Refusal> {
-    Ok(Request::Unmap {
-        domain: fields.u32(4),
-        virt_start: fields.u64(8),
-        virt_end: fields.u64(16),
-    })
+fn unmap(fields: Fields) -> Request {
+    Request::Unmap { domain: fields.u32(4), virt_start: fields.u64(8), virt_end: fields.u64(16) }
 }
 
-fn probe(fields: Fields) -> Result<Request, Refusal> {
-    Ok(Request::Probe { endpoint: fields.u32(4) })
+fn probe(fields: Fields) -> Request {
+    Request::Probe { endpoint: fields.u32(4) }
 }
 
 fn known_flags(flags: u32, known: u32) -> Result<u32, Refusal> {
@@ -140,6 +129,10 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decode(bytes: &[u8]) -> Option<Result<Request, Refusal>> {
+        super::decode(bytes, Features::OFFERED)
+    }
 
     fn bytes(kind: u8, len: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..len as u8).collect();
@@ -198,6 +191,19 @@ mod tests {
         assert!(decode(&attach).unwrap().is_ok());
         attach[19] = 1;
         assert!(matches!(decode(&attach), Some(Err(Refusal::Reserved))));
+    }
+
+    #[test]
+    fn what_belongs_to_a_feature_that_was_not_accepted_is_unknown() {
+        let none = Features::default();
+        for kind in [request::MAP, request::UNMAP, request::PROBE] {
+            assert!(super::decode(&bytes(kind, size::MAX), none).is_none());
+        }
+        let mut attach = vec![0; size::ATTACH];
+        attach[0] = request::ATTACH;
+        assert!(matches!(super::decode(&attach, none), Some(Ok(_))));
+        attach[12] = 1;
+        assert!(matches!(super::decode(&attach, none), Some(Err(Refusal::UnknownFlags(1)))));
     }
 
     proptest::proptest! {

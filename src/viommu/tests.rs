@@ -124,7 +124,8 @@ fn bed(settings: Settings) -> Bed {
     let host = Arc::new(FakeHost::default());
     let ids = ENDPOINTS.map(EndpointId);
     let faults = Arc::new(Iopf::new(ids, 4, Box::new(Silent)));
-    let viommu = Viommu::new(settings, ids, host.clone(), faults).unwrap();
+    let mut viommu = Viommu::new(settings, ids, host.clone(), faults).unwrap();
+    viommu.accept(u64::MAX);
     Bed { viommu, host }
 }
 

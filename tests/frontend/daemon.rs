@@ -1,0 +1,165 @@
+//! The program under test, in a directory of its own.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+
+use tempfile::TempDir;
+
+use crate::wait;
+
+/// How old a daemon can get: more than any test takes.
+const LIFETIME_SECONDS: u32 = 120;
+
+pub struct Builder {
+    endpoints: Vec<String>,
+    args: Vec<String>,
+}
+
+impl Builder {
+    /// Adds an emulated endpoint at a PCI address.
+    pub fn endpoint(mut self, bdf: &str) -> Self {
+        self.endpoints.push(bdf.into());
+        self
+    }
+
+    /// Adds arguments, split at white space.
+    pub fn args(mut self, args: &str) -> Self {
+        self.args.extend(args.split_whitespace().map(String::from));
+        self
+    }
+
+    pub fn start(self) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = command(LIFETIME_SECONDS);
+        command.arg("--socket-path").arg(dir.path().join("vhost")).args(&self.args);
+        for (index, bdf) in self.endpoints.iter().enumerate() {
+            let socket = dir.path().join(format!("endpoint{index}"));
+            command.args(["--endpoint", &format!("{bdf},sim={}", socket.display())]);
+        }
+        let log = File::create(dir.path().join("log")).unwrap();
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let mut daemon = Daemon { child, dir, status: None, panics_tolerated: false };
+        for name in ["vhost".into()]
+            .into_iter()
+            .chain((0..self.endpoints.len()).map(|index| format!("endpoint{index}")))
+        {
+            let path = daemon.dir.path().join(&name);
+            wait::until(&format!("socket {name}"), || {
+                daemon.assert_alive();
+                path.exists().then_some(())
+            });
+        }
+        daemon
+    }
+}
+
+/// The program, not yet started. The kernel ends it after `seconds`, so that a peer that waits
+/// for it without a limit fails too, and nothing is left over when a test is killed.
+pub fn command(seconds: u32) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-iommu"));
+    // SAFETY: alarm is async-signal-safe. It survives exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::alarm(seconds);
+            Ok(())
+        });
+    }
+    command
+}
+
+/// A running daemon. When it goes out of scope it must still run, and end on SIGTERM with 0.
+pub struct Daemon {
+    child: Child,
+    dir: TempDir,
+    status: Option<ExitStatus>,
+    panics_tolerated: bool,
+}
+
+impl Daemon {
+    pub fn builder() -> Builder {
+        Builder { endpoints: Vec::new(), args: Vec::new() }
+    }
+
+    pub fn endpoint_socket(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("endpoint{index}"))
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("vhost")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// For tests that make threads of the daemon panic, by way of the crates it uses.
+    pub fn tolerate_panics(&mut self) {
+        self.panics_tolerated = true;
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn assert_alive(&mut self) {
+        self.status = self.status.or(self.child.try_wait().unwrap());
+        if let Some(status) = self.status {
+            panic!("the daemon is gone: {status}");
+        }
+    }
+
+    /// Sends `signal` and waits for the end, which must be clean.
+    pub fn stop(&mut self, signal: i32) {
+        self.assert_alive();
+        let pid = self.child.id() as i32;
+        // SAFETY: the child has not been waited for, so its id is still its own.
+        let pidfd = unsafe {
+            assert_eq!(libc::kill(pid, signal), 0);
+            OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32)
+        };
+        wait::readable(&pidfd, "the end of the daemon");
+        let status = self.child.wait().unwrap();
+        self.status = Some(status);
+        assert_eq!(status.code(), Some(0), "exit status");
+        let panicked = self.log().contains("panicked at") && !self.panics_tolerated;
+        assert!(!panicked, "a thread of the daemon panicked");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Also of use when the daemon does not end as it should, below.
+        let _log = LogOnPanic(self.dir.path().join("log"));
+        if thread::panicking() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        } else if self.status.is_none() {
+            self.stop(libc::SIGTERM);
+        }
+    }
+}
+
+/// Prints the log of the daemon if the test fails.
+struct LogOnPanic(PathBuf);
+
+impl Drop for LogOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("log of the daemon:\n{}", fs::read_to_string(&self.0).unwrap_or_default());
+        }
+    }
+}
+
+/// Connects, once somebody listens.
+pub fn connect(path: &Path) -> UnixStream {
+    wait::until("somebody listening", || match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => None,
+        stream => Some(stream.unwrap()),
+    })
+}

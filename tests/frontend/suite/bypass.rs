@@ -1,0 +1,141 @@
+//! What an endpoint reaches that is not attached to a domain, from power-on.
+
+use crate::accel::{Accel, ring_fault};
+use crate::driver::Ram;
+use crate::driver::request::{ATTACH_BYPASS, attach, attach_with, detach};
+use crate::vm::{DATA, ENDPOINTS, EP0, HIGH, LOW, Vm, daemon};
+
+/// The first endpoint reaches all of guest memory by its physical addresses.
+#[track_caller]
+fn assert_bypassed(vm: &mut Vm) {
+    for address in [DATA, HIGH.0] {
+        vm.ram.write(address, b"in the open");
+        assert_eq!(vm.accel(0).read(address, 11).unwrap(), b"in the open");
+        vm.accel(0).write(address, b"written").unwrap();
+        assert_eq!(vm.ram.read(address, 7), b"written");
+    }
+}
+
+/// The first endpoint reaches nothing at all.
+#[track_caller]
+fn assert_blocked(vm: &mut Vm) {
+    let accel = vm.accel(0);
+    assert_eq!(accel.read(DATA, 8), ring_fault(accel));
+}
+
+#[test]
+fn dma_works_before_there_is_a_front_end() {
+    let daemon = daemon("");
+    let ram = Ram::new(&[LOW]);
+    let mut accel = Accel::connect(&daemon.endpoint_socket(0), &ram, 0x1_0000);
+    ram.write(DATA, b"firmware");
+    assert_eq!(accel.read(DATA, 8).unwrap(), b"firmware");
+}
+
+#[test]
+fn dma_is_blocked_before_there_is_a_front_end_without_boot_bypass() {
+    let daemon = daemon("--boot-bypass off");
+    let ram = Ram::new(&[LOW]);
+    let mut accel = Accel::connect(&daemon.endpoint_socket(0), &ram, 0x1_0000);
+    assert_eq!(accel.read(DATA, 8), ring_fault(&accel));
+}
+
+#[test]
+fn bypass_holds_before_and_after_the_driver_starts() {
+    let mut vm = Vm::realized("");
+    assert_bypassed(&mut vm);
+    vm.start();
+    assert_bypassed(&mut vm);
+    assert_eq!(vm.session.config().bypass, 1);
+}
+
+#[test]
+fn an_unattached_endpoint_is_blocked_without_bypass() {
+    let mut vm = Vm::realized("--boot-bypass off");
+    assert_blocked(&mut vm);
+    vm.start();
+    assert_blocked(&mut vm);
+}
+
+#[test]
+fn a_write_of_bypass_takes_effect_at_once() {
+    let mut vm = Vm::realized("");
+    for round in 0..2 {
+        vm.session.write_bypass(0);
+        assert_blocked(&mut vm);
+        vm.session.write_bypass(1);
+        assert_bypassed(&mut vm);
+        if round == 0 {
+            vm.start();
+        }
+    }
+}
+
+#[test]
+fn bypass_survives_a_device_reset() {
+    let mut vm = Vm::strict();
+    vm.session.write_bypass(1);
+    vm.reset();
+    assert_eq!(vm.session.config().bypass, 1);
+    assert_bypassed(&mut vm);
+    vm.session.write_bypass(0);
+    vm.reset();
+    assert_eq!(vm.session.config().bypass, 0);
+    assert_blocked(&mut vm);
+}
+
+#[test]
+fn bypass_is_what_the_command_line_says_for_each_front_end() {
+    for (option, initial) in [("--boot-bypass on", 1), ("--boot-bypass off", 0)] {
+        let mut vm = Vm::new(option);
+        assert_eq!(vm.session.config().bypass, initial);
+        vm.session.write_bypass(1 - initial);
+        vm.replace_front_end();
+        assert_eq!(vm.session.config().bypass, initial);
+        if initial == 1 { assert_bypassed(&mut vm) } else { assert_blocked(&mut vm) }
+    }
+}
+
+#[test]
+fn an_attached_endpoint_is_not_concerned() {
+    let mut vm = Vm::new("");
+    vm.attach_accel(1, 0);
+    for bypass in [0, 1] {
+        vm.session.write_bypass(bypass);
+        assert!(vm.accel(0).read(DATA, 8).is_err());
+    }
+}
+
+#[test]
+fn an_endpoint_returns_to_bypass_when_it_is_detached() {
+    let mut vm = Vm::new("");
+    vm.attach_accel(1, 0);
+    assert!(vm.accel(0).read(DATA, 8).is_err());
+    vm.ok(detach(1, EP0));
+    assert_bypassed(&mut vm);
+    vm.attach_accel(1, 0);
+    vm.reset();
+    assert_bypassed(&mut vm);
+}
+
+#[test]
+fn a_bypass_domain_reaches_physical_addresses() {
+    let mut vm = Vm::strict();
+    assert_blocked(&mut vm);
+    vm.ok(attach_with(1, EP0, ATTACH_BYPASS));
+    assert_bypassed(&mut vm);
+    vm.ok(attach(2, EP0));
+    assert_blocked(&mut vm);
+    vm.ok(attach_with(1, EP0, ATTACH_BYPASS));
+    vm.ok(detach(1, EP0));
+    assert_blocked(&mut vm);
+}
+
+#[test]
+fn the_other_endpoint_is_not_concerned() {
+    let mut vm = Vm::strict();
+    vm.ok(attach_with(1, ENDPOINTS[1].1, ATTACH_BYPASS));
+    assert_blocked(&mut vm);
+    vm.ram.write(DATA, b"other");
+    assert_eq!(vm.accel(1).read(DATA, 5).unwrap(), b"other");
+}

@@ -1,0 +1,15 @@
+//! The tests, grouped by what they are about. Their names say what has to hold.
+
+mod attach;
+mod bypass;
+mod command_line;
+mod config;
+mod dma;
+mod faults;
+mod framing;
+mod life_cycle;
+mod limits;
+mod malformed;
+mod map;
+mod probe;
+mod unmap;

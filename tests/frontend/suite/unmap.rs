@@ -1,0 +1,132 @@
+//! UNMAP.
+
+use crate::driver::request::{ATTACH_BYPASS, RW, attach, attach_with, map, unmap};
+use crate::driver::status::*;
+use crate::vm::{EP0, Vm};
+
+/// Pages `first..=last`.
+type Pages = (u64, u64);
+
+fn bytes((first, last): Pages) -> (u64, u64) {
+    (first << 12, (last << 12) + 0xfff)
+}
+
+fn map_pages(pages: Pages) -> crate::driver::Request {
+    let (first, last) = bytes(pages);
+    map(1, first, last, 0, RW)
+}
+
+fn unmap_pages(pages: Pages) -> crate::driver::Request {
+    let (first, last) = bytes(pages);
+    unmap(1, first, last)
+}
+
+/// Which of `pages` are still mapped: mapping one of them again is refused.
+fn left(vm: &mut Vm, pages: &[Pages]) -> Vec<Pages> {
+    pages.iter().copied().filter(|&pages| vm.status(&map_pages(pages)) == INVAL).collect()
+}
+
+/// Name, what is mapped, what is unmapped, status, what is left.
+type Case<'a> = (&'a str, &'a [Pages], Pages, u8, &'a [Pages]);
+
+/// Each case in a clean domain.
+fn check(cases: &[Case]) {
+    let mut vm = Vm::new("");
+    vm.ok(attach(1, EP0));
+    for &(name, mapped, unmapped, status, expected) in cases {
+        for &pages in mapped {
+            vm.ok(map_pages(pages));
+        }
+        assert_eq!(vm.status(&unmap_pages(unmapped)), status, "example {name}");
+        assert_eq!(left(&mut vm, mapped), expected, "what is left, example {name}");
+        vm.ok(unmap(1, 0, u64::MAX));
+    }
+}
+
+#[test]
+fn the_examples_of_the_specification_hold() {
+    check(&[
+        ("1", &[], (0, 4), OK, &[]),
+        ("2", &[(0, 9)], (0, 9), OK, &[]),
+        ("3", &[(0, 4), (5, 9)], (0, 9), OK, &[]),
+        ("4", &[(0, 9)], (0, 4), RANGE, &[(0, 9)]),
+        ("5", &[(0, 4), (5, 9)], (0, 4), OK, &[(5, 9)]),
+        ("6", &[(0, 4)], (0, 9), OK, &[]),
+        ("7", &[(0, 4), (10, 14)], (0, 14), OK, &[]),
+    ]);
+}
+
+#[test]
+fn a_range_that_splits_a_mapping_removes_nothing() {
+    check(&[
+        ("at its end", &[(10, 19)], (10, 18), RANGE, &[(10, 19)]),
+        ("at its start", &[(10, 19)], (11, 19), RANGE, &[(10, 19)]),
+        ("inside", &[(10, 19)], (12, 13), RANGE, &[(10, 19)]),
+        ("one page over its start", &[(10, 19)], (9, 10), RANGE, &[(10, 19)]),
+        ("one page over its end", &[(10, 19)], (19, 20), RANGE, &[(10, 19)]),
+        (
+            "the last of three",
+            &[(0, 4), (5, 9), (10, 14)],
+            (0, 10),
+            RANGE,
+            &[(0, 4), (5, 9), (10, 14)],
+        ),
+        (
+            "the first of three",
+            &[(0, 4), (5, 9), (10, 14)],
+            (4, 14),
+            RANGE,
+            &[(0, 4), (5, 9), (10, 14)],
+        ),
+        ("both ends", &[(0, 4), (5, 9), (10, 14)], (4, 10), RANGE, &[(0, 4), (5, 9), (10, 14)]),
+    ]);
+}
+
+#[test]
+fn holes_are_no_error() {
+    check(&[
+        ("only a hole", &[(0, 4), (10, 14)], (5, 9), OK, &[(0, 4), (10, 14)]),
+        ("a hole in front", &[(10, 14)], (0, 14), OK, &[]),
+        ("a hole behind", &[(0, 4), (20, 20)], (0, 10), OK, &[(20, 20)]),
+        ("holes everywhere", &[(1, 1), (3, 3), (5, 5)], (0, 6), OK, &[]),
+    ]);
+}
+
+#[test]
+fn the_whole_address_space_can_be_unmapped_at_once() {
+    let mut vm = Vm::new("");
+    vm.ok(attach(1, EP0));
+    for page in 0..64 {
+        vm.ok(map_pages((page * 3, page * 3 + 1)));
+    }
+    vm.ok(map(1, u64::MAX - 0xfff, u64::MAX, 0, RW));
+    vm.ok(unmap(1, 0, u64::MAX));
+    vm.ok(map_pages((0, 1000)));
+    vm.ok(map(1, u64::MAX - 0xfff, u64::MAX, 0, RW));
+}
+
+#[test]
+fn a_domain_that_does_not_exist_is_no_entity() {
+    let mut vm = Vm::new("");
+    vm.expect(NOENT, unmap(1, 0, 0xfff));
+    vm.ok(attach(1, EP0));
+    vm.expect(NOENT, unmap(2, 0, u64::MAX));
+}
+
+#[test]
+fn a_bypass_domain_cannot_be_unmapped() {
+    let mut vm = Vm::new("");
+    vm.ok(attach_with(1, EP0, ATTACH_BYPASS));
+    vm.expect(INVAL, unmap(1, 0, 0xfff));
+    vm.expect(INVAL, unmap(1, 0, u64::MAX));
+}
+
+#[test]
+fn reserved_bytes_are_ignored() {
+    let mut vm = Vm::new("");
+    vm.ok(attach(1, EP0));
+    for offset in 24..28 {
+        vm.ok(map(1, 0, 0xfff, 0, RW));
+        vm.ok(unmap(1, 0, 0xfff).patched(offset, 0xff));
+    }
+}
