@@ -1,7 +1,7 @@
 //! The vhost-user back end: connection, rings, bytes.
 //!
-//! Requests come out of [`request_queue`], go to the device model, and their answers go back.
-//! Faults come out of the fault path and go into [`event_queue`]. No domain and no mapping is
+//! Requests come out of `request_queue`, go to the device model, and their answers go back.
+//! Faults come out of the fault path and go into `event_queue`. No domain and no mapping is
 //! known here. Each queue has a thread of its own, so that polling one never delays the other.
 
 mod chain;

@@ -1,69 +1,65 @@
 //! Whether to look at a ring again before going to sleep.
 //!
 //! Linux spins for each request with interrupts off, so what a wake-up costs the daemon is guest
-//! CPU time. After work the ring is therefore polled for a while, with notifications left off,
-//! so that a busy guest never kicks.
+//! CPU time. After work the ring is therefore polled, with notifications left off, so that a busy
+//! guest never kicks; but only while requests have lately come soon enough for that to pay.
 //!
-//! The longer the wait, the less polling pays: a window that found nothing is halved, one that
-//! found work doubled. Where no core is to spare, the thread is made to wait itself sooner or
-//! later; then only requests that follow each other closely are polled for, because a thread
-//! that sleeps much gets a core soon when it wakes.
+//! Where no core is to spare, a thread that polls long is made to wait itself sooner or later,
+//! and the guest with it; one that sleeps much gets a core soon when it wakes. There only
+//! requests that follow each other closely are polled for.
 
 use std::time::{Duration, Instant};
 
 /// A gap between two looks at the clock that means that somebody else ran on this core.
 const PREEMPTED: Duration = Duration::from_micros(100);
 
-/// The shortest window is this part of the longest.
-const SHORTEST: u32 = 16;
+/// So many requests after that, cores are taken to be scarce.
+const SCARCITY: u32 = 512;
 
-/// With each request the window may grow by this part of itself again, after a preemption.
-const RECOVERY: u32 = 256;
+/// Then the window is this part of the longest.
+const SCARCE_PART: u32 = 16;
 
 /// Decides for one ring.
 pub struct Poller {
     max: Duration,
-    /// How long the ring is polled now.
-    window: Duration,
-    /// How long it may be at most, as long as cores are scarce.
-    ceiling: Duration,
-    found: Instant,
+    /// How long the ring has lately been empty between requests: a moving average.
+    expected: Duration,
+    /// Requests until cores are taken to be plenty again.
+    scarce: u32,
+    /// The end of the last work.
+    idle_since: Instant,
     looked: Instant,
 }
 
 impl Poller {
     /// Polls for at most `max` after work; never when that is zero.
     pub fn new(max: Duration, now: Instant) -> Self {
-        Self { max, window: max, ceiling: max, found: now, looked: now }
+        Self { max, expected: max, scarce: 0, idle_since: now, looked: now }
     }
 
     /// The worker woke up for a kick.
     pub fn woke_up(&mut self, now: Instant) {
-        self.found = now;
         self.looked = now;
     }
 
-    /// The ring gave work: the window starts anew.
+    /// The ring gave work, which is done now.
     pub fn found_work(&mut self, now: Instant) {
-        self.found = now;
+        // A long pause must not be remembered for longer than a few requests.
+        let gap = now.duration_since(self.idle_since).min(self.max * 2);
+        self.expected = (self.expected * 3 + gap) / 4;
+        self.scarce = self.scarce.saturating_sub(1);
+        self.idle_since = now;
         self.looked = now;
-        self.ceiling = self.max.min(self.ceiling + self.ceiling / RECOVERY);
-        self.window = self.ceiling.min(self.window * 2);
     }
 
     /// The ring gave nothing for the last few looks. Whether to go on looking.
     pub fn keep_polling(&mut self, now: Instant) -> bool {
-        let shortest = self.max / SHORTEST;
         if now.duration_since(self.looked) > PREEMPTED {
-            self.ceiling = shortest;
-            self.window = shortest;
+            self.scarce = SCARCITY;
         }
         self.looked = now;
-        let polling = now.duration_since(self.found) < self.window;
-        if !polling {
-            self.window = shortest.max(self.window / 2);
-        }
-        polling
+        let window = if self.scarce > 0 { self.max / SCARCE_PART } else { self.max };
+        self.expected <= window && now.duration_since(self.idle_since) < window
     }
 }
 
@@ -74,13 +70,22 @@ mod tests {
     const MAX: Duration = Duration::from_micros(160);
     const STEP: Duration = Duration::from_micros(1);
 
-    /// Polls from `now` until the poller gives up; for how long?
-    fn poll(poller: &mut Poller, now: &mut Instant) -> Duration {
+    /// Polls until the poller gives up; for how many microseconds?
+    fn poll(poller: &mut Poller, now: &mut Instant) -> u128 {
         let start = *now;
         while poller.keep_polling(*now) {
             *now += STEP;
         }
-        *now - start
+        (*now - start).as_micros()
+    }
+
+    /// Requests that are `gap` microseconds apart.
+    fn requests(poller: &mut Poller, now: &mut Instant, count: u32, gap: u64) {
+        for _ in 0..count {
+            *now += Duration::from_micros(gap);
+            poller.woke_up(*now);
+            poller.found_work(*now);
+        }
     }
 
     fn started() -> (Poller, Instant) {
@@ -89,29 +94,37 @@ mod tests {
     }
 
     #[test]
-    fn the_window_shrinks_while_it_finds_nothing_and_grows_when_it_does() {
+    fn requests_are_polled_for_while_they_come_soon_enough() {
         let (mut poller, mut now) = started();
-        let windows: Vec<_> = (0..6)
-            .map(|_| {
-                poller.woke_up(now);
-                poll(&mut poller, &mut now).as_micros()
-            })
-            .collect();
-        assert_eq!(windows, [160, 80, 40, 20, 10, 10]);
-        poller.found_work(now);
-        assert_eq!(poll(&mut poller, &mut now).as_micros(), 20);
+        requests(&mut poller, &mut now, 8, 100);
+        assert_eq!(poll(&mut poller, &mut now), 160);
+        requests(&mut poller, &mut now, 8, 1_000);
+        assert_eq!(poll(&mut poller, &mut now), 0);
+        requests(&mut poller, &mut now, 8, 10);
+        assert_eq!(poll(&mut poller, &mut now), 160);
     }
 
     #[test]
-    fn a_thread_that_was_preempted_polls_briefly_until_it_has_run_undisturbed_for_long() {
+    fn one_long_pause_is_soon_forgotten() {
         let (mut poller, mut now) = started();
-        poller.found_work(now);
+        requests(&mut poller, &mut now, 8, 10);
+        requests(&mut poller, &mut now, 1, 1_000_000_000);
+        requests(&mut poller, &mut now, 3, 10);
+        assert_eq!(poll(&mut poller, &mut now), 160);
+    }
+
+    #[test]
+    fn a_preempted_thread_polls_for_close_requests_only_until_some_have_gone_by() {
+        let (mut poller, mut now) = started();
+        requests(&mut poller, &mut now, 8, 2);
         now += 2 * PREEMPTED;
         assert!(!poller.keep_polling(now));
-        poller.found_work(now);
-        assert!(poll(&mut poller, &mut now) <= MAX / SHORTEST + STEP);
-        (0..2 * SHORTEST * RECOVERY).for_each(|_| poller.found_work(now));
-        assert_eq!(poll(&mut poller, &mut now), MAX);
+        requests(&mut poller, &mut now, 16, 2);
+        assert_eq!(poll(&mut poller, &mut now), 10);
+        requests(&mut poller, &mut now, 16, 50);
+        assert_eq!(poll(&mut poller, &mut now), 0);
+        requests(&mut poller, &mut now, SCARCITY, 50);
+        assert_eq!(poll(&mut poller, &mut now), 160);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The request queue: takes requests out of the ring, puts answers in.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use super::chain::{gather, scatter};
 use super::notify::signal_driver;
 use super::poll::Poller;
 use super::ring::{Memory, Ring, Start};
+use crate::viommu::status::Status;
 use crate::viommu::wire::size;
 use crate::viommu::{Reply, Viommu};
 
@@ -163,9 +165,27 @@ fn answer(
 ) -> usize {
     let mut buffer = [0; size::MAX];
     let gathered = gather(chain.clone(), memory, &mut buffer);
-    let Some(reply) = viommu.handle(gathered.bytes, gathered.room) else { return 0 };
-    lay_out(&reply, gathered.room, scratch);
+    if !prepare(viommu, gathered.bytes, gathered.room, scratch) {
+        return 0;
+    }
     scatter(chain, memory, gathered.first_writable(), scratch)
+}
+
+/// Puts the answer together; `false` when the request goes back unwritten. The guest spins until
+/// it has its answer, so even a defect of ours gets one.
+fn prepare(viommu: &mut Viommu, bytes: &[u8], room: usize, answer: &mut Vec<u8>) -> bool {
+    let handle = AssertUnwindSafe(|| match viommu.handle(bytes, room) {
+        Some(reply) => {
+            lay_out(&reply, room, answer);
+            true
+        }
+        None => false,
+    });
+    catch_unwind(handle).unwrap_or_else(|_| {
+        log::error!("defect: the request {bytes:02x?} could not be handled; please report it");
+        lay_out(&Reply { status: Status::DevErr, tail_offset: 0, properties: &[] }, room, answer);
+        true
+    })
 }
 
 /// Every reply goes through here: the whole writable part, properties first, then the tail,

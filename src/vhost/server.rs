@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use vhost::vhost_user::Listener;
-use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -170,8 +170,10 @@ impl Server {
             DOORBELL.into(),
         )?;
         match daemon.wait() {
-            Ok(()) => log::info!("front end gone"),
-            Err(error) => log::info!("front end gone: {error}"),
+            Ok(()) | Err(Error::HandleRequest(VhostUserError::Disconnected)) => {
+                log::info!("front end gone");
+            }
+            Err(error) => log::warn!("front end dropped: {error}"),
         }
         Ok(())
     }
@@ -180,7 +182,7 @@ impl Server {
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error("{0}")]
-    Daemon(vhost_user_backend::Error),
+    Daemon(Error),
     #[error("{0}")]
     Io(#[from] io::Error),
 }
