@@ -1,0 +1,45 @@
+//! `loop`: the same mappings again and again, whatever happens to the machine meanwhile.
+
+use std::fs;
+use std::path::Path;
+
+use crate::accel::{self, Channel, Wait};
+use crate::memory::Scattered;
+use crate::vfio::Api;
+use crate::{Result, open};
+
+const RING: u64 = 0x1_0000_0000;
+const SOURCE: u64 = 0x40_0000_0000;
+const DESTINATION: u64 = 0x50_0000_0000;
+const PAGES: usize = 16;
+
+pub fn run(api: Api, name: &str, until: &Path, progress: Option<&Path>) -> Result<()> {
+    let (space, accelerator) = open(api, name)?;
+    let mut channel = Channel::open(&accelerator, &space, 4, RING, Wait::Interrupt)?;
+    let source = Scattered::map(&space, SOURCE, PAGES)?;
+    let destination = Scattered::map(&space, DESTINATION, PAGES)?;
+    let bytes = source.bytes() as u64;
+    let mut rounds = 0;
+    while !until.exists() {
+        rounds += 1;
+        source.scramble(rounds);
+        let what = format!("COPY of round {rounds}");
+        channel.run(accel::copy(SOURCE, DESTINATION, bytes))?.expect_success(&what, bytes)?;
+        if destination.crc() != source.crc() {
+            return Err(format!("{what} has not arrived"));
+        }
+        if let Some(path) = progress {
+            replace(path, &format!("{rounds}\n"))?;
+        }
+    }
+    println!("{rounds} rounds verified");
+    Ok(())
+}
+
+/// Readers see the old content or the new one.
+fn replace(path: &Path, content: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, content)
+        .and_then(|()| fs::rename(&new, path))
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
+}

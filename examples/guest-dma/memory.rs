@@ -1,0 +1,124 @@
+//! Memory that the program and a device share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::crc32c::Crc32c;
+use crate::vfio::{Protection, Space};
+use crate::{Result, sys};
+
+pub const PAGE: usize = 4096;
+
+/// Words in a page.
+const WORDS: usize = PAGE / size_of::<u64>();
+
+/// Whole pages of memory, never given back.
+#[derive(Clone, Copy)]
+pub struct Memory(&'static [AtomicU64]);
+
+impl Memory {
+    pub fn pages(count: usize) -> Result<Self> {
+        let bytes = count * PAGE;
+        sys::leak_pages(bytes)
+            .map(Self)
+            .map_err(|error| format!("cannot allocate {bytes} bytes: {error}"))
+    }
+
+    pub fn words(self) -> &'static [AtomicU64] {
+        self.0
+    }
+
+    pub fn page(self, index: usize) -> Self {
+        Self(&self.0[index * WORDS..][..WORDS])
+    }
+
+    pub fn bytes(self) -> usize {
+        size_of_val(self.0)
+    }
+
+    pub fn byte(self, index: usize) -> u8 {
+        let word = self.0[index / 8].load(Ordering::Relaxed);
+        word.to_le_bytes()[index % 8]
+    }
+
+    /// Content that differs from word to word and from seed to seed.
+    pub fn scramble(self, seed: u64) {
+        for (index, word) in self.0.iter().enumerate() {
+            word.store(mix(seed << 32 ^ index as u64), Ordering::Relaxed);
+        }
+    }
+
+    pub fn is_filled(self, pattern: u64) -> bool {
+        self.0.iter().all(|word| word.load(Ordering::Relaxed) == pattern)
+    }
+
+    pub fn crc(self) -> u32 {
+        let mut crc = Crc32c::default();
+        self.0.iter().for_each(|word| crc.update(word.load(Ordering::Relaxed)));
+        crc.value()
+    }
+}
+
+/// The finaliser of SplitMix64.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ value >> 31
+}
+
+/// A buffer that the device sees in one piece, although its pages are out of order in memory:
+/// a mapping that goes to the wrong page shows in its content.
+pub struct Scattered {
+    memory: Memory,
+    /// Where the device sees it.
+    pub iova: u64,
+}
+
+impl Scattered {
+    /// Maps `pages` pages, a power of two, one by one.
+    pub fn map(space: &Space, iova: u64, pages: usize) -> Result<Self> {
+        assert!(pages.is_power_of_two());
+        let buffer = Self { memory: Memory::pages(pages)?, iova };
+        for index in 0..pages {
+            let address = iova + (index * PAGE) as u64;
+            space.map(address, buffer.page(index), Protection::ReadWrite)?;
+        }
+        Ok(buffer)
+    }
+
+    pub fn unmap(&self, space: &Space) -> Result<()> {
+        space.unmap(self.iova, self.bytes())
+    }
+
+    pub fn pages(&self) -> usize {
+        self.memory.bytes() / PAGE
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    /// The page that the device sees as number `index`. Odd factors permute powers of two.
+    fn page(&self, index: usize) -> Memory {
+        self.memory.page((index * 389 + 5) % self.pages())
+    }
+
+    pub fn scramble(&self, seed: u64) {
+        self.memory.scramble(seed);
+    }
+
+    /// Byte `index` in the device's order.
+    pub fn byte(&self, index: usize) -> u8 {
+        self.page(index / PAGE).byte(index % PAGE)
+    }
+
+    /// CRC-32C in the device's order.
+    pub fn crc(&self) -> u32 {
+        let mut crc = Crc32c::default();
+        for index in 0..self.pages() {
+            let words = self.page(index).words();
+            words.iter().for_each(|word| crc.update(word.load(Ordering::Relaxed)));
+        }
+        crc.value()
+    }
+}

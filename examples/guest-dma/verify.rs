@@ -1,0 +1,122 @@
+//! `verify`: every operation on scattered memory, checked with the processor.
+
+use crate::accel::{self, Accelerator, Channel, Wait};
+use crate::memory::Scattered;
+use crate::regs;
+use crate::vfio::{Api, Space};
+use crate::{Result, open, step};
+
+const RING: u64 = 0x1_0000_0000;
+const SECOND_RING: u64 = 0x1_0000_1000;
+const SOURCE: u64 = 0x40_0000_0000;
+// Beyond what four levels of page tables reach: nothing in the way may cut addresses off.
+const DESTINATION: u64 = 0x7fff_8000_0000_0000;
+
+/// Bytes of one COPY, so that the ring goes round several times.
+const PIECE: usize = 64 << 10;
+
+/// A piece of the destination that is not aligned to anything.
+const HOLE: usize = 0x1235;
+const HOLE_BYTES: usize = 0x2fff;
+const PATTERN: u64 = 0x0123_4567_89ab_cdef;
+
+pub fn pages(text: &str) -> Result<usize> {
+    match text.parse::<usize>() {
+        Ok(pages) if pages.is_power_of_two() && pages >= 8 => Ok(pages),
+        _ => Err(format!("'{text}' is not a power of two from 8 up")),
+    }
+}
+
+pub fn run(api: Api, name: &str, pages: usize) -> Result<()> {
+    let (space, accelerator) = open(api, name)?;
+    step(format!("{name} is an accelerator (interface: {api:?})"));
+    let source = Scattered::map(&space, SOURCE, pages)?;
+    let destination = Scattered::map(&space, DESTINATION, pages)?;
+    source.scramble(1);
+    step(format!("{pages} pages mapped at {SOURCE:#x}, as many at {DESTINATION:#x}"));
+
+    let check = Check { space, accelerator, source, destination };
+    check.copy()?;
+    check.checksum()?;
+    check.fill()?;
+    check.compare()?;
+    println!("verified {} bytes", check.source.bytes());
+    Ok(())
+}
+
+struct Check {
+    accelerator: Accelerator,
+    space: Space,
+    source: Scattered,
+    destination: Scattered,
+}
+
+impl Check {
+    fn copy(&self) -> Result<()> {
+        let mut channel = Channel::open(&self.accelerator, &self.space, 0, RING, Wait::Interrupt)?;
+        let bytes = self.source.bytes();
+        let length = PIECE.min(bytes);
+        let copy =
+            |at: usize| accel::copy(SOURCE + at as u64, DESTINATION + at as u64, length as u64);
+        let work: Vec<_> = (0..bytes).step_by(length).map(copy).collect();
+        for (index, completion) in channel.run_all(&work)?.iter().enumerate() {
+            completion.expect_success(&format!("COPY {index}"), length as u64)?;
+        }
+        let (sent, arrived) = (self.source.crc(), self.destination.crc());
+        if sent != arrived {
+            return Err(format!("COPY: CRC-32C {arrived:#010x} instead of {sent:#010x}"));
+        }
+        step(format!("COPY of {bytes} bytes in {} descriptors, by interrupt", work.len()));
+        Ok(())
+    }
+
+    fn checksum(&self) -> Result<()> {
+        // Another channel, vector and way to wait than the first.
+        let mut channel =
+            Channel::open(&self.accelerator, &self.space, 5, SECOND_RING, Wait::Poll)?;
+        let bytes = self.destination.bytes() as u64;
+        let completion = channel.run(accel::crc32c(DESTINATION, bytes))?;
+        completion.expect_success("CRC32C", bytes)?;
+        let expected = u64::from(self.source.crc());
+        if completion.result != expected {
+            return Err(format!("CRC32C: {:#x} instead of {expected:#x}", completion.result));
+        }
+        step(format!("CRC32C {expected:#010x} over the copy, by polling"));
+        self.space.unmap(SECOND_RING, crate::memory::PAGE)
+    }
+
+    fn fill(&self) -> Result<()> {
+        let mut channel =
+            Channel::open(&self.accelerator, &self.space, 5, SECOND_RING, Wait::Interrupt)?;
+        let work = accel::fill(DESTINATION + HOLE as u64, HOLE_BYTES as u64, PATTERN);
+        channel.run(work)?.expect_success("FILL", HOLE_BYTES as u64)?;
+        for index in 0..self.destination.bytes() {
+            let expected = match index.checked_sub(HOLE) {
+                Some(offset) if offset < HOLE_BYTES => PATTERN.to_le_bytes()[offset % 8],
+                _ => self.source.byte(index),
+            };
+            let found = self.destination.byte(index);
+            if found != expected {
+                return Err(format!("FILL: byte {index:#x} is {found:#x}, not {expected:#x}"));
+            }
+        }
+        step(format!("FILL of {HOLE_BYTES} bytes at offset {HOLE:#x}, and of no other"));
+        self.space.unmap(SECOND_RING, crate::memory::PAGE)
+    }
+
+    fn compare(&self) -> Result<()> {
+        let mut channel =
+            Channel::open(&self.accelerator, &self.space, 7, SECOND_RING, Wait::Interrupt)?;
+        let bytes = self.source.bytes() as u64;
+        let completion = channel.run(accel::compare(SOURCE, DESTINATION, bytes))?;
+        let found = (completion.status, completion.result);
+        if found != (regs::STATUS_MISMATCH, HOLE as u64) {
+            return Err(format!("COMPARE: expected MISMATCH at {HOLE:#x}, got {completion}"));
+        }
+        channel
+            .run(accel::compare(SOURCE, DESTINATION, HOLE as u64))?
+            .expect_success("COMPARE of what is equal", HOLE as u64)?;
+        step(format!("COMPARE finds the first difference at offset {HOLE:#x}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! VFIO by either of its interfaces: groups in a container with a type 1 IOMMU (what Debian's
+//! cloud kernel has), or character devices with iommufd.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use rustix::event::EventfdFlags;
+use vfio_bindings::bindings::vfio;
+
+use crate::memory::Memory;
+use crate::sys::{self, Argument};
+use crate::{Result, regs};
+
+const COMMAND: u64 = 0x04;
+const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_BUS_MASTER: u16 = 1 << 2;
+
+#[derive(Clone, Copy, ValueEnum, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// Groups in a container (/dev/vfio/vfio).
+    Group,
+    /// Character devices (/dev/vfio/devices) and /dev/iommu.
+    Cdev,
+}
+
+impl Api {
+    /// What this kernel has; the newer one first.
+    pub fn detect() -> Result<Self> {
+        if Path::new("/dev/iommu").exists() && Path::new("/dev/vfio/devices").exists() {
+            Ok(Self::Cdev)
+        } else if Path::new("/dev/vfio/vfio").exists() {
+            Ok(Self::Group)
+        } else {
+            Err("there is neither /dev/vfio/vfio nor /dev/iommu with /dev/vfio/devices; \
+                 load vfio-pci and bind it to the function"
+                .into())
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// An I/O address space: what devices that are attached to it can reach. Ends with all its
+/// mappings when it is dropped.
+pub enum Space {
+    Container(File),
+    Ioas { iommufd: File, id: u32 },
+}
+
+impl Space {
+    pub fn new(api: Api) -> Result<Self> {
+        match api {
+            Api::Group => container().map(Self::Container),
+            Api::Cdev => ioas(),
+        }
+    }
+
+    /// Opens a function that is bound to vfio-pci, and attaches it.
+    pub fn attach(&self, name: &str) -> Result<Device> {
+        let (file, group) = match self {
+            Self::Container(container) => {
+                let (file, group) = attach_by_group(container, name)?;
+                (file, Some(group))
+            }
+            Self::Ioas { iommufd, id } => (attach_by_cdev(iommufd, *id, name)?, None),
+        };
+        Ok(Device { file, _group: group, name: name.into() })
+    }
+
+    pub fn map(&self, iova: u64, memory: Memory, protection: Protection) -> Result<()> {
+        let words = memory.words();
+        let writable = protection == Protection::ReadWrite;
+        let result = match self {
+            Self::Container(container) => sys::map_type1(container, iova, words, writable),
+            Self::Ioas { iommufd, id } => sys::map_ioas(iommufd, *id, iova, words, writable),
+        };
+        let bytes = memory.bytes();
+        result.map_err(|error| format!("cannot map {bytes} bytes at {iova:#x}: {error}"))
+    }
+
+    /// Removes the mappings of a range, which must be all there.
+    pub fn unmap(&self, iova: u64, bytes: usize) -> Result<()> {
+        let removed = match self {
+            Self::Container(container) => {
+                let mut unmap = sys::Type1Unmap {
+                    argsz: sys::Type1Unmap::SIZE,
+                    flags: 0,
+                    iova,
+                    size: bytes as u64,
+                };
+                sys::ioctl(container, &mut unmap).map(|()| unmap.size)
+            }
+            Self::Ioas { iommufd, id } => {
+                let size = sys::IoasUnmap::SIZE;
+                let mut unmap = sys::IoasUnmap { size, ioas_id: *id, iova, length: bytes as u64 };
+                sys::ioctl(iommufd, &mut unmap).map(|()| unmap.length)
+            }
+        };
+        match removed {
+            Ok(removed) if removed == bytes as u64 => Ok(()),
+            Ok(removed) => Err(format!("unmapped {removed} of {bytes} bytes at {iova:#x}")),
+            Err(error) => Err(format!("cannot unmap {bytes} bytes at {iova:#x}: {error}")),
+        }
+    }
+}
+
+fn container() -> Result<File> {
+    let container = open(Path::new("/dev/vfio/vfio"))?;
+    match sys::api_version(&container) {
+        Ok(version) if version == vfio::VFIO_API_VERSION as i32 => Ok(container),
+        Ok(version) => Err(format!("/dev/vfio/vfio has version {version}, not 0")),
+        Err(error) => Err(format!("cannot ask /dev/vfio/vfio for its version: {error}")),
+    }
+}
+
+fn ioas() -> Result<Space> {
+    let iommufd = open(Path::new("/dev/iommu"))?;
+    let mut alloc = sys::IoasAlloc { size: sys::IoasAlloc::SIZE, flags: 0, out_ioas_id: 0 };
+    sys::ioctl(&iommufd, &mut alloc)
+        .map_err(|error| format!("cannot make an address space with /dev/iommu: {error}"))?;
+    Ok(Space::Ioas { iommufd, id: alloc.out_ioas_id })
+}
+
+fn attach_by_group(container: &File, name: &str) -> Result<(File, File)> {
+    let number = group_of(name)?;
+    let group = open(&Path::new("/dev/vfio").join(&number))?;
+    let mut status =
+        vfio::vfio_group_status { argsz: vfio::vfio_group_status::SIZE, ..Default::default() };
+    sys::ioctl(&group, &mut status)
+        .map_err(|error| format!("cannot ask for the status of group {number}: {error}"))?;
+    if status.flags & vfio::VFIO_GROUP_FLAGS_VIABLE == 0 {
+        return Err(format!("group {number} has functions that are not bound to vfio-pci"));
+    }
+    sys::set_container(&group, container)
+        .map_err(|error| format!("cannot put group {number} into a container: {error}"))?;
+    choose_type1(container, name)?;
+    let device = sys::device_of_group(&group, name)
+        .map_err(|error| format!("cannot open {name} through group {number}: {error}"))?;
+    Ok((device, group))
+}
+
+/// The first group of a container decides on its kind.
+fn choose_type1(container: &File, name: &str) -> Result<()> {
+    match sys::set_iommu(container, vfio::VFIO_TYPE1v2_IOMMU) {
+        // A container that has its kind already.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(format!(
+            "{name} cannot be attached: {error}; write Y to \
+             /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+        )),
+        other => other.map_err(|error| format!("cannot attach {name} to its domain: {error}")),
+    }
+}
+
+fn attach_by_cdev(iommufd: &File, ioas: u32, name: &str) -> Result<File> {
+    let device = open(&cdev_of(name)?)?;
+    let mut bind = vfio::vfio_device_bind_iommufd {
+        argsz: vfio::vfio_device_bind_iommufd::SIZE,
+        iommufd: iommufd.as_raw_fd(),
+        ..Default::default()
+    };
+    sys::ioctl(&device, &mut bind).map_err(|error| {
+        format!(
+            "cannot bind {name} to /dev/iommu: {error}; on a machine without interrupt \
+             remapping write Y to /sys/module/iommufd/parameters/allow_unsafe_interrupts"
+        )
+    })?;
+    let mut attach = vfio::vfio_device_attach_iommufd_pt {
+        argsz: vfio::vfio_device_attach_iommufd_pt::SIZE,
+        pt_id: ioas,
+        ..Default::default()
+    };
+    sys::ioctl(&device, &mut attach)
+        .map_err(|error| format!("cannot attach {name} to an address space: {error}"))?;
+    Ok(device)
+}
+
+/// The number of a function's IOMMU group.
+pub fn group_of(name: &str) -> Result<String> {
+    let link = sysfs(name).join("iommu_group");
+    let target = fs::read_link(&link)
+        .map_err(|error| format!("{name} is behind no IOMMU: {}: {error}", link.display()))?;
+    Ok(target.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+fn cdev_of(name: &str) -> Result<PathBuf> {
+    let dir = sysfs(name).join("vfio-dev");
+    let not_bound = |error| {
+        format!(
+            "{name} is not bound to vfio-pci, or is behind no IOMMU: {}: {error}",
+            dir.display()
+        )
+    };
+    let mut entries = fs::read_dir(&dir).map_err(not_bound)?;
+    match entries.next() {
+        Some(Ok(entry)) => Ok(Path::new("/dev/vfio/devices").join(entry.file_name())),
+        _ => Err(format!("{} is empty", dir.display())),
+    }
+}
+
+fn sysfs(name: &str) -> PathBuf {
+    Path::new("/sys/bus/pci/devices").join(name)
+}
+
+fn open(path: &Path) -> Result<File> {
+    let result = File::options().read(true).write(true).open(path);
+    result.map_err(|error| format!("cannot open {}: {error}", path.display()))
+}
+
+/// A function in the hands of this program.
+pub struct Device {
+    file: File,
+    // Closed after the device.
+    _group: Option<File>,
+    pub name: String,
+}
+
+impl Device {
+    /// Where a region is in the device's file, and its size.
+    fn region(&self, index: u32) -> Result<(u64, u64)> {
+        let argsz = vfio::vfio_region_info::SIZE;
+        let mut info = vfio::vfio_region_info { argsz, index, ..Default::default() };
+        sys::ioctl(&self.file, &mut info)
+            .map_err(|error| format!("{}: cannot ask for region {index}: {error}", self.name))?;
+        Ok((info.offset, info.size))
+    }
+
+    /// Lets the function answer and issue accesses to memory.
+    pub fn enable(&self) -> Result<()> {
+        let (config, _) = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let failed = |error| format!("{}: cannot change its command register: {error}", self.name);
+        let mut command = [0; 2];
+        self.file.read_exact_at(&mut command, config + COMMAND).map_err(failed)?;
+        let enabled = u16::from_le_bytes(command) | COMMAND_MEMORY | COMMAND_BUS_MASTER;
+        self.file.write_all_at(&enabled.to_le_bytes(), config + COMMAND).map_err(failed)
+    }
+
+    pub fn registers(&self) -> Result<sys::Bar> {
+        let (offset, size) = self.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
+        if size != u64::from(regs::BAR0_SIZE) {
+            return Err(format!("{}: BAR 0 has {size} bytes; no accelerator", self.name));
+        }
+        sys::Bar::map(&self.file, offset, size as usize)
+            .map_err(|error| format!("{}: cannot map BAR 0: {error}", self.name))
+    }
+
+    /// An eventfd for each vector. They count, and reading them does not block.
+    pub fn interrupts(&self) -> Result<Vec<Eventfd>> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let make = |_| rustix::event::eventfd(0, flags).map(|fd| Eventfd(fd.into()));
+        let eventfds: Vec<_> = (0..regs::VECTORS)
+            .map(make)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|error| format!("cannot make an eventfd: {error}"))?;
+        let mut set = sys::EventfdSet {
+            argsz: sys::EventfdSet::SIZE,
+            flags: vfio::VFIO_IRQ_SET_DATA_EVENTFD | vfio::VFIO_IRQ_SET_ACTION_TRIGGER,
+            index: vfio::VFIO_PCI_MSIX_IRQ_INDEX,
+            start: 0,
+            count: regs::VECTORS as u32,
+            eventfds: std::array::from_fn(|index| eventfds[index].0.as_raw_fd()),
+        };
+        sys::ioctl(&self.file, &mut set)
+            .map_err(|error| format!("{}: cannot set up MSI-X: {error}", self.name))?;
+        Ok(eventfds)
+    }
+}
+
+/// Counts the interrupts of a vector.
+pub struct Eventfd(File);
+
+impl Eventfd {
+    /// How many interrupts have come since the last call.
+    pub fn take(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(self.0.as_fd(), &mut count) {
+            Ok(8) => u64::from_ne_bytes(count),
+            _ => 0,
+        }
+    }
+
+    /// Waits until `take` has something to return, or `seconds` are over.
+    pub fn wait(&self, seconds: i64) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let limit = Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&limit)), Ok(1))
+    }
+}

@@ -1,0 +1,91 @@
+//! Commands for the guest, over its second serial port. `scripts/guest/agent` is the other end.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::wait::{self, PATIENCE};
+
+pub struct Agent {
+    stream: UnixStream,
+    lines: Receiver<String>,
+    commands: u64,
+}
+
+/// What a command has printed, and its exit status.
+pub struct Output {
+    pub text: String,
+    pub status: i32,
+}
+
+impl Agent {
+    pub fn connect(path: &Path) -> Self {
+        let stream = wait::until("the serial port", || UnixStream::connect(path).ok());
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        let (sender, lines) = mpsc::channel();
+        // Ends with the machine.
+        thread::spawn(move || {
+            for line in reader.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { stream, lines, commands: 0 }
+    }
+
+    /// Waits until the guest takes commands, after its start or a restart. `check` is called
+    /// again and again, and panics when there is no hope.
+    pub fn wait_until_ready(&mut self, check: impl FnMut()) {
+        self.lines_until("the guest to take commands", |line| line == "@ready", check);
+    }
+
+    /// Sends a command and does not wait for its end.
+    pub fn send(&mut self, command: &str) {
+        assert!(!command.contains('\n'), "a command is one line: {command}");
+        self.commands += 1;
+        let line = format!("{} {command}\n", self.commands);
+        self.stream.write_all(line.as_bytes()).expect("the guest's serial port");
+    }
+
+    /// Runs a command in the guest.
+    pub fn run(&mut self, command: &str, check: impl FnMut()) -> Output {
+        self.send(command);
+        let marker = format!("@{} ", self.commands);
+        let what = format!("the end of '{command}' in the guest");
+        let mut lines = self.lines_until(&what, |line| line.starts_with(&marker), check);
+        let last = lines.pop().unwrap_or_default();
+        let status = last[marker.len()..].parse().unwrap_or_else(|_| panic!("status in '{last}'"));
+        Output { text: lines.join("\n"), status }
+    }
+
+    /// All lines up to one that is `last`.
+    fn lines_until(
+        &mut self,
+        what: &str,
+        last: impl Fn(&str) -> bool,
+        mut check: impl FnMut(),
+    ) -> Vec<String> {
+        let start = Instant::now();
+        let mut lines: Vec<String> = Vec::new();
+        loop {
+            match self.lines.recv_timeout(Duration::from_millis(200)) {
+                Ok(line) => {
+                    let found = last(&line);
+                    lines.push(line);
+                    if found {
+                        return lines;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => check(),
+                Err(RecvTimeoutError::Disconnected) => panic!("QEMU ended; waited for {what}"),
+            }
+            let waited = start.elapsed();
+            assert!(waited < PATIENCE, "waited in vain for {what}; so far:\n{}", lines.join("\n"));
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! What the guest's kernel says on its console.
+
+/// Nothing good starts so.
+const TROUBLE: [&str; 6] =
+    ["WARNING:", "BUG:", "Oops", "Call Trace", "Kernel panic", "general protection"];
+
+/// What the driver says when all is well. "device removed" follows an unbind.
+const DRIVER_INFO: [&str; 3] = ["input address: ", "page mask: ", "device removed"];
+
+/// Why the kernel will not go on, if so.
+pub fn end(log: &str) -> Option<&str> {
+    log.lines().find(|line| line.contains("Kernel panic") || line.contains("Oops"))
+}
+
+/// The driver's reports of faults, from the reason on.
+pub fn faults(log: &str) -> Vec<&str> {
+    driver_lines(log).filter(|text| text.contains(" fault from EP ")).collect()
+}
+
+/// All lines that ought not to be there. Faults are not among them.
+pub fn complaints(log: &str) -> Vec<&str> {
+    let trouble = log.lines().filter(|line| TROUBLE.iter().any(|word| line.contains(word)));
+    let is_usual = |text: &&str| {
+        text.contains(" fault from EP ") || DRIVER_INFO.iter().any(|info| text.starts_with(info))
+    };
+    trouble.chain(driver_lines(log).filter(|text| !is_usual(text))).collect()
+}
+
+/// A fault as the driver reports it.
+pub fn fault(endpoint: &str, address: u64, access: char) -> String {
+    format!("page fault from EP {} at {address:#x} [{access}]", endpoint_id(endpoint))
+}
+
+/// A function's number for the virtual IOMMU, from `BB:DD.F`.
+fn endpoint_id(bdf: &str) -> u32 {
+    let number = |text: &str| u32::from_str_radix(text, 16).unwrap();
+    let (bus, rest) = bdf.split_once(':').unwrap();
+    let (device, function) = rest.split_once('.').unwrap();
+    number(bus) << 8 | number(device) << 3 | number(function)
+}
+
+/// What the virtio-iommu driver says, without time and name.
+fn driver_lines(log: &str) -> impl Iterator<Item = &str> {
+    log.lines().filter_map(|line| {
+        let (_, text) = line.split_once("virtio_iommu virtio")?;
+        text.split_once(": ").map(|(_, text)| text.trim_end())
+    })
+}

@@ -1,0 +1,31 @@
+//! What a user sees who has configured something wrong.
+
+use super::{SMALL, check_groups, give_to_vfio};
+use crate::bed::Kernel;
+use crate::vm::{A, B, Vm};
+
+const GRANULE: &str = "granule 0x10000 larger than system page size 0x1000";
+
+/// The guest's kernel tells, and nothing else goes wrong.
+#[test]
+fn pages_larger_than_the_guests() {
+    let options = ["--page-size", "64K"];
+    let mut vm = Vm::builder(Kernel::Small).options(&options).tolerate(GRANULE).boot();
+    assert!(vm.kernel_log().contains(GRANULE), "the kernel does not say: {GRANULE}");
+    let output = vm.run_to_fail(&format!("guest-dma verify {A}"));
+    assert!(output.contains("0000:00:02.0 is behind no IOMMU"), "{output}");
+    vm.finish();
+}
+
+/// A function that the table does not list is not behind the IOMMU, and does not disturb.
+#[test]
+fn an_endpoint_that_the_table_does_not_list() {
+    let mut vm = Vm::builder(Kernel::Small).unlisted("00:05.0").boot();
+    check_groups(&mut vm);
+    let output = vm.run_to_fail("guest-dma verify 00:05.0");
+    assert!(output.contains("0000:00:05.0"), "{output}");
+    give_to_vfio(&mut vm);
+    SMALL.dma(&mut vm, &format!("two {A} {B} --iova 0x6000000000"));
+    vm.expect_faults(&[A, B, B].map(|endpoint| (endpoint, 0x60_0000_0000, 'R')));
+    vm.finish();
+}
