@@ -46,6 +46,7 @@ fn main() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let daemon = Daemon::start(dir.path());
     let mut driver = Driver::connect(dir.path(), daemon.child.id());
+    println!("memory: {:.0} bytes per mapping", driver.bytes_per_mapping());
     println!("nanoseconds for a request; in brackets: times that with {} live mappings", LIVE[0]);
     println!("batch    live place         map       unmap  requests/s");
     for batch in BATCHES {
@@ -59,7 +60,6 @@ fn main() {
         }
         driver.clear();
     }
-    println!("memory: {:.0} bytes per mapping", driver.bytes_per_mapping());
 }
 
 /// Which mappings requests are for.
@@ -269,11 +269,13 @@ impl Driver {
         chosen.into_iter().collect()
     }
 
+    /// Of a daemon that has held no mapping before.
     fn bytes_per_mapping(&mut self) -> f64 {
-        // What was freed before may be re-used: count from a daemon that holds the most, down.
         let before = resident(self.daemon);
-        self.populate(4 * LIVE[2] - 1);
-        (resident(self.daemon).saturating_sub(before)) as f64 / (4 * LIVE[2]) as f64
+        self.populate(LIVE[2]);
+        let grown = resident(self.daemon) - before;
+        self.clear();
+        grown as f64 / LIVE[2] as f64
     }
 }
 

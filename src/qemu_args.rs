@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::args::{EndpointKind, QemuArgs};
 use crate::bdf::Bdf;
 use crate::viommu::wire::size;
+use crate::viot;
 
 /// VIRTIO_ID_IOMMU.
 const VIRTIO_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_IOMMU;
@@ -15,6 +16,8 @@ const VIRTIO_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_IOMMU;
 /// A function that QEMU cannot be told to put where it is asked for, in a sentence.
 pub fn lines(args: &QemuArgs) -> Result<Vec<String>, String> {
     args.daemon.settings()?;
+    let endpoints: Vec<Bdf> = args.daemon.endpoints.iter().map(|endpoint| endpoint.bdf).collect();
+    viot::table(args.iommu, &endpoints)?;
     let socket = args.daemon.socket_path.as_deref().unwrap_or(Path::new(""));
     let memory = &args.memory;
     let mut lines = vec![
@@ -100,6 +103,12 @@ mod tests {
         assert!(text.contains("path=/run/v,,1"), "{text}");
         assert!(text.contains("virtio-id=23,num_vqs=2,vq_size=256,config_size=40,addr=01.0"));
         assert!(text.contains(r#"'{"driver":"vfio-user-pci","addr":"02.0""#), "{text}");
+    }
+
+    #[test]
+    fn an_endpoint_in_the_iommus_place_is_refused() {
+        let error = lines_of("--socket-path /s --endpoint 00:01.0,sim=/a").unwrap_err();
+        assert!(error.contains("0000:00:01.0"), "{error}");
     }
 
     #[test]

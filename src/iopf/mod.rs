@@ -16,7 +16,8 @@ mod endpoint;
 mod fault;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 pub use counters::Counters;
 use endpoint::EndpointFaults;
@@ -59,8 +60,8 @@ pub struct Iopf {
     doorbell: Box<dyn Doorbell>,
     /// Whether the server knows that faults wait: one ring is enough for any number of them.
     rung: AtomicBool,
-    /// Whose turn it is, as an index into `endpoints`.
-    turn: AtomicUsize,
+    /// Whose fault was taken last.
+    last: AtomicU32,
 }
 
 impl Iopf {
@@ -75,7 +76,7 @@ impl Iopf {
             endpoints: endpoints.into_iter().map(faults).collect(),
             doorbell,
             rung: AtomicBool::new(false),
-            turn: AtomicUsize::new(0),
+            last: AtomicU32::new(0),
         }
     }
 
@@ -104,17 +105,12 @@ impl Iopf {
     /// After `None` the doorbell rings for the next one.
     pub fn next(&self) -> Option<Fault> {
         self.rung.store(false, Ordering::SeqCst);
-        let count = self.endpoints.len();
-        let start = self.turn.load(Ordering::Relaxed);
-        for step in 0..count {
-            let index = (start + step) % count;
-            let fault = self.endpoints.values().nth(index).and_then(EndpointFaults::take);
-            if fault.is_some() {
-                self.turn.store(index + 1, Ordering::Relaxed);
-                return fault;
-            }
-        }
-        None
+        let last = EndpointId(self.last.load(Ordering::Relaxed));
+        let after = self.endpoints.range((Bound::Excluded(last), Bound::Unbounded));
+        let mut in_turn = after.chain(self.endpoints.range(..=last));
+        let fault = in_turn.find_map(|(_, faults)| faults.take())?;
+        self.last.store(fault.endpoint.0, Ordering::Relaxed);
+        Some(fault)
     }
 
     /// The guest has been told of a fault that [`next`](Self::next) returned.
@@ -149,6 +145,7 @@ impl Iopf {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::address::Iova;
