@@ -83,7 +83,7 @@ pub struct DaemonArgs {
           value_parser = at_least_one)]
     pub max_mappings: usize,
 
-    /// How many endpoints the guest can attach to one domain.
+    /// How many endpoints, and PASIDs of endpoints, the guest can attach to one domain.
     #[arg(long, value_name = "N", default_value_t = Limits::default().endpoints_per_domain,
           value_parser = at_least_one)]
     pub max_endpoints_per_domain: usize,

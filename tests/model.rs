@@ -27,6 +27,9 @@ const RESERVED: std::ops::Range<u64> = 6..8;
 /// Pages of the first window that lie before the input range.
 const BEFORE_INPUT: u64 = 1;
 
+/// Those of the specification: what is beyond has tests of its own.
+const STANDARD_FEATURES: u64 = 0xff;
+
 const OK: u8 = 0;
 const INVAL: u8 = 4;
 const RANGE: u8 = 5;
@@ -226,7 +229,7 @@ impl Device {
         let ids = ENDPOINTS.map(EndpointId);
         let faults = Arc::new(Iopf::new(ids, 4, Box::new(Silent)));
         let mut viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
-        viommu.accept(u64::MAX);
+        viommu.accept(STANDARD_FEATURES);
         Self { viommu, ports: ports.into() }
     }
 

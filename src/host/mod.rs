@@ -79,6 +79,9 @@ pub trait HostIommu: Send + Sync {
         range: IovaRange,
     ) -> Result<(), HostError>;
 
+    /// How many bits the PASIDs of an endpoint have, at most 20; 0 when it has none.
+    fn pasid_bits(&self, endpoint: EndpointId) -> u8;
+
     /// Sends the accesses of an endpoint (of one of its PASIDs) through `to`. When it returns,
     /// no access goes through the translation before.
     fn route(

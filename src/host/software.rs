@@ -17,11 +17,37 @@ use crate::address::{DomainId, EndpointId, Gpa, Iova, IovaRange, Pasid};
 /// Guest memory as an emulated endpoint's VMM has handed it over.
 pub type EndpointMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 
+/// Emulated endpoints have the whole PASID space (PCI Express base specification, 7.8.9).
+const PASID_BITS: u8 = 20;
+
 /// The IOMMU side of one emulated endpoint.
 pub struct Port {
     memory: EndpointMemory,
-    translation: RwLock<Translation>,
+    translations: RwLock<Translations>,
     reserved: Arc<[ReservedRegion]>,
+}
+
+/// Where the accesses of an endpoint go. PASIDs that are not here are blocked.
+struct Translations {
+    without_pasid: Translation,
+    by_pasid: BTreeMap<Pasid, Translation>,
+}
+
+impl Translations {
+    fn of(&self, pasid: Option<Pasid>) -> &Translation {
+        match pasid {
+            None => &self.without_pasid,
+            Some(pasid) => self.by_pasid.get(&pasid).unwrap_or(&Translation::Blocked),
+        }
+    }
+
+    fn set(&mut self, pasid: Option<Pasid>, to: &Translation) {
+        match (pasid, to) {
+            (None, _) => self.without_pasid = to.clone(),
+            (Some(pasid), Translation::Blocked) => drop(self.by_pasid.remove(&pasid)),
+            (Some(pasid), _) => drop(self.by_pasid.insert(pasid, to.clone())),
+        }
+    }
 }
 
 /// The software back end: one [`Port`] per emulated endpoint.
@@ -41,7 +67,10 @@ impl Software {
     pub fn add_endpoint(&mut self, endpoint: EndpointId, memory: EndpointMemory) -> Arc<Port> {
         let port = Arc::new(Port {
             memory,
-            translation: RwLock::new(Translation::Blocked),
+            translations: RwLock::new(Translations {
+                without_pasid: Translation::Blocked,
+                by_pasid: BTreeMap::new(),
+            }),
             reserved: self.reserved.clone(),
         });
         self.ports.insert(endpoint, port.clone());
@@ -65,20 +94,21 @@ impl HostIommu for Software {
         Ok(())
     }
 
+    fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
+        if self.ports.contains_key(&endpoint) { PASID_BITS } else { 0 }
+    }
+
     fn route(
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
         to: &Translation,
     ) -> Result<(), HostError> {
-        if let Some(pasid) = pasid {
-            return Err(HostError::Unsupported(format!("PASID {pasid} of endpoint {endpoint}")));
-        }
         let Some(port) = self.ports.get(&endpoint) else {
             return Err(HostError::Failed(format!("endpoint {endpoint} has no port")));
         };
         // Waits for the piece that is being accessed, no longer.
-        *port.translation.write().unwrap_or_else(PoisonError::into_inner) = to.clone();
+        port.translations.write().unwrap_or_else(PoisonError::into_inner).set(pasid, to);
         Ok(())
     }
 }
@@ -93,15 +123,16 @@ impl Port {
     /// `access` gets the guest-physical address and returns how many bytes it did.
     fn with_piece(
         &self,
+        pasid: Option<Pasid>,
         address: Iova,
         wanted: Access,
         access: impl FnOnce(Target) -> usize,
     ) -> Result<usize, DmaCause> {
-        if self.is_reserved(address) {
+        if pasid.is_none() && self.is_reserved(address) {
             return Err(DmaCause::NotMapped);
         }
-        let translation = self.translation.read().unwrap_or_else(PoisonError::into_inner);
-        let done = match &*translation {
+        let translations = self.translations.read().unwrap_or_else(PoisonError::into_inner);
+        let done = match translations.of(pasid) {
             Translation::Blocked => return Err(DmaCause::NoDomain),
             Translation::Bypass => access(identity(address)),
             Translation::Domain(_, space) => {
@@ -118,6 +149,7 @@ impl Port {
     /// Runs `piece(offset, room, target)` over `len` bytes from `address`.
     fn pieces(
         &self,
+        pasid: Option<Pasid>,
         address: Iova,
         len: usize,
         wanted: Access,
@@ -129,7 +161,7 @@ impl Port {
             let here = address.0.checked_add(done as u64).ok_or(stopped(DmaCause::NotMapped))?;
             let room = (len - done).min(MAX_PIECE - here as usize % MAX_PIECE);
             done += self
-                .with_piece(Iova(here), wanted, |target| {
+                .with_piece(pasid, Iova(here), wanted, |target| {
                     let room = room
                         .min(usize::try_from(target.span).map_or(room, |s| s.saturating_add(1)));
                     piece(done, room, target.gpa)
@@ -142,9 +174,8 @@ impl Port {
 
 impl Dma for Port {
     fn read(&self, pasid: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        no_pasid(pasid, address)?;
         let len = buf.len();
-        self.pieces(address, len, Access::READ, |offset, room, gpa| {
+        self.pieces(pasid, address, len, Access::READ, |offset, room, gpa| {
             let memory = self.memory.memory();
             let room = backed(&memory, gpa, room);
             let read = memory.read_slice(&mut buf[offset..offset + room], GuestAddress(gpa.0));
@@ -153,20 +184,12 @@ impl Dma for Port {
     }
 
     fn write(&self, pasid: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        no_pasid(pasid, address)?;
-        self.pieces(address, buf.len(), Access::WRITE, |offset, room, gpa| {
+        self.pieces(pasid, address, buf.len(), Access::WRITE, |offset, room, gpa| {
             let memory = self.memory.memory();
             let room = backed(&memory, gpa, room);
             let written = memory.write_slice(&buf[offset..offset + room], GuestAddress(gpa.0));
             written.map_or(0, |()| room)
         })
-    }
-}
-
-fn no_pasid(pasid: Option<Pasid>, address: Iova) -> Result<(), DmaError> {
-    match pasid {
-        None => Ok(()),
-        Some(_) => Err(DmaError { address, done: 0, cause: DmaCause::NoDomain }),
     }
 }
 

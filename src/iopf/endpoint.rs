@@ -28,6 +28,10 @@ impl EndpointFaults {
         self.lock().routes.insert(pasid, handler);
     }
 
+    pub(super) fn unroute(&self, pasid: Pasid) {
+        self.lock().routes.remove(&Some(pasid));
+    }
+
     pub(super) fn report(&self, fault: Fault) -> Outcome {
         self.counters.reported.add(1);
         let outcome = self.lock().accept(fault, self.depth);

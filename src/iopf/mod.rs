@@ -87,6 +87,14 @@ impl Iopf {
         }
     }
 
+    /// A PASID of an endpoint is attached to nothing any more. The guest hears of its faults as of
+    /// those of any address space that does not exist.
+    pub fn unroute(&self, endpoint: EndpointId, pasid: Pasid) {
+        if let Some(faults) = self.endpoints.get(&endpoint) {
+            faults.unroute(pasid);
+        }
+    }
+
     /// A source reports a fault. Never blocks.
     pub fn report(&self, fault: Fault) -> Outcome {
         let Some(faults) = self.endpoints.get(&fault.endpoint) else {

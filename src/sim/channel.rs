@@ -37,6 +37,8 @@ pub struct Channel {
     ring_base: u64,
     ring_size: u32,
     vector: u32,
+    /// As written: [`CH_PASID_VALID`] and the PASID.
+    pasid: u32,
     head: u32,
     tail: u32,
     /// The descriptor at `head`, once read and in part done; not here while the worker has it.
@@ -53,6 +55,7 @@ impl Channel {
             CH_RING_BASE_HIGH => (self.ring_base >> 32) as u32,
             CH_RING_SIZE => self.ring_size,
             CH_VECTOR => self.vector,
+            CH_PASID => self.pasid,
             CH_ERROR => self.error().code | (self.error().status as u32) << 16,
             CH_ERROR_ADDRESS => self.error().address as u32,
             CH_ERROR_ADDRESS_HIGH => (self.error().address >> 32) as u32,
@@ -73,6 +76,7 @@ impl Channel {
             }
             (CH_RING_SIZE, State::Disabled) => self.ring_size = value,
             (CH_VECTOR, State::Disabled) => self.vector = value,
+            (CH_PASID, State::Disabled) => self.pasid = value & (CH_PASID_VALID | PASID_MASK),
             _ => {}
         }
         false
@@ -88,9 +92,9 @@ impl Channel {
         self.vector as usize
     }
 
-    /// The PASID of the channel's accesses: none before [`FEATURE_PASID`] exists.
+    /// The PASID of the channel's accesses.
     pub fn pasid(&self) -> Option<Pasid> {
-        None
+        (self.pasid & CH_PASID_VALID != 0).then_some(Pasid(self.pasid & PASID_MASK))
     }
 
     /// Hands out what is to be done next; [`finish`](Self::finish) brings it back.
@@ -195,6 +199,7 @@ impl Channel {
     }
 }
 
+const PASID_MASK: u32 = (1 << 20) - 1;
 const CH_RING_BASE_HIGH: u32 = CH_RING_BASE + 4;
 const CH_ERROR_ADDRESS_HIGH: u32 = CH_ERROR_ADDRESS + 4;
 
@@ -258,11 +263,15 @@ mod tests {
     }
 
     #[test]
-    fn pasid_is_not_writable_without_the_feature() {
-        let mut channel = Channel::default();
-        channel.write(CH_PASID, CH_PASID_VALID | 1);
-        assert_eq!(channel.read(CH_PASID), 0);
-        assert_eq!(channel.pasid(), None);
+    fn pasid_is_fixed_while_enabled() {
+        let mut channel = configured();
+        channel.write(CH_PASID, 7);
+        assert_eq!(channel.pasid(), None, "not valid");
+        channel.write(CH_PASID, u32::MAX);
+        assert_eq!(channel.read(CH_PASID), CH_PASID_VALID | 0xf_ffff);
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        channel.write(CH_PASID, 0);
+        assert_eq!(channel.pasid(), Some(Pasid(0xf_ffff)));
     }
 
     #[test]

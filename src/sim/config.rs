@@ -22,7 +22,7 @@ const COMMAND_MEMORY: u8 = 1 << 1;
 const COMMAND_BUS_MASTER: u8 = 1 << 2;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
-/// The PCI Express capability (7.5.3), 0x3c bytes; extended ones would start at 0x100.
+/// The PCI Express capability (7.5.3), 0x3c bytes.
 const EXPRESS: usize = 0x40;
 const DEVICE_CONTROL: usize = EXPRESS + 0x08;
 /// Error reporting, relaxed ordering, payload size, no snoop, read request size.
@@ -43,6 +43,15 @@ const MSIX_CONTROL_WRITABLE: u16 = 0xc000;
 /// Table and pending bits lie in BAR 1.
 const MSIX_BAR: u32 = 1;
 
+/// The PASID extended capability (7.8.9), 8 bytes; the first one, and so at this offset.
+const PASID: usize = 0x100;
+/// Version 1, no further capability behind it.
+const PASID_HEADER: u32 = 1 << 16 | 0x1b;
+/// PASIDs of this many bits; no execute permission, no privileged mode.
+const PASID_WIDTH: u16 = 20;
+const PASID_CONTROL: usize = PASID + 6;
+const PASID_ENABLE: u8 = 1 << 0;
+
 const CAPABILITY_EXPRESS: u8 = 0x10;
 const CAPABILITY_MSIX: u8 = 0x11;
 
@@ -62,6 +71,7 @@ impl Default for ConfigSpace {
         space.fill_header();
         space.fill_express();
         space.fill_msix();
+        space.fill_pasid();
         space
     }
 }
@@ -92,6 +102,11 @@ impl ConfigSpace {
     /// Whether the function may access memory.
     pub fn bus_master(&self) -> bool {
         self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0
+    }
+
+    /// Whether the function may use PASIDs.
+    pub fn pasid_enabled(&self) -> bool {
+        self.bytes[PASID_CONTROL] & PASID_ENABLE != 0
     }
 
     fn fill_header(&mut self) {
@@ -126,6 +141,12 @@ impl ConfigSpace {
         self.allow(MSIX + 2, &MSIX_CONTROL_WRITABLE.to_le_bytes());
         self.set(MSIX + 4, &(MSIX_TABLE_OFFSET | MSIX_BAR).to_le_bytes());
         self.set(MSIX + 8, &(MSIX_PBA_OFFSET | MSIX_BAR).to_le_bytes());
+    }
+
+    fn fill_pasid(&mut self) {
+        self.set(PASID, &PASID_HEADER.to_le_bytes());
+        self.set(PASID + 4, &(PASID_WIDTH << 8).to_le_bytes());
+        self.allow(PASID_CONTROL, &[PASID_ENABLE]);
     }
 
     fn set(&mut self, offset: usize, value: &[u8]) {
@@ -184,7 +205,17 @@ mod tests {
         assert_eq!(found, [(CAPABILITY_EXPRESS, 0x40), (CAPABILITY_MSIX, 0x80)]);
         assert_eq!(read32(&space, MSIX) >> 16, VECTORS as u32 - 1);
         assert_eq!((read32(&space, MSIX + 4), read32(&space, MSIX + 8)), (1, 0x801));
-        assert_eq!(read32(&space, 0x100), 0, "no extended capability");
+    }
+
+    #[test]
+    fn pasids_are_an_extended_capability_that_starts_disabled() {
+        let mut space = ConfigSpace::default();
+        assert_eq!(read32(&space, PASID), 0x0001_001b, "PASID, version 1, the only one");
+        assert_eq!(read32(&space, PASID + 4), 20 << 8);
+        assert!(!space.pasid_enabled());
+        space.write(PASID + 4, &[0xff; 4]);
+        assert_eq!(read32(&space, PASID + 4), 1 << 16 | 20 << 8);
+        assert!(space.pasid_enabled());
     }
 
     #[test]

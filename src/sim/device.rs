@@ -93,7 +93,7 @@ impl Device {
         if self.config.write(offset, data) {
             self.reset_function();
         }
-        self.engine.set_bus_master(self.config.bus_master());
+        self.engine.allow(self.config.bus_master(), self.config.pasid_enabled());
     }
 
     fn read_registers(&self, offset: usize, data: &mut [u8]) {

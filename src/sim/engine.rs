@@ -58,17 +58,24 @@ impl Engine {
         }
     }
 
-    /// Lets channels work, or makes them pause where they stand.
-    pub fn set_bus_master(&self, on: bool) {
-        if self.lock().bus_master != on {
-            self.paused(|state| state.bus_master = on);
+    /// What the configuration space allows: with `bus_master` channels work, else they pause
+    /// where they stand; with `pasids` they may use their PASID, else those that have one fail.
+    pub fn allow(&self, bus_master: bool, pasids: bool) {
+        let state = self.lock();
+        if state.bus_master != bus_master || state.function.pasids_allowed() != pasids {
+            drop(state);
+            self.paused(|state| {
+                state.bus_master = bus_master;
+                state.function.allow_pasids(pasids);
+            });
         }
     }
 
-    /// Brings the registers to their state after reset; bus master is off.
+    /// Brings the registers to their state after reset; bus master and PASIDs are off.
     pub fn reset(&self) {
         self.paused(|state| {
             state.bus_master = false;
+            state.function.allow_pasids(false);
             state.function.reset();
         });
     }

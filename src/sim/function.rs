@@ -23,6 +23,8 @@ pub struct Turn {
 pub struct Function {
     channels: [Channel; CHANNELS],
     int_status: u32,
+    /// PASIDs are enabled in the configuration space.
+    pasids_allowed: bool,
     /// The channel that is asked first for the next turn.
     next: usize,
     /// The MSI-X vectors; a reset leaves them alone.
@@ -84,15 +86,30 @@ impl Function {
         self.int_status = 0;
     }
 
+    /// Whether channels may use PASIDs.
+    pub fn pasids_allowed(&self) -> bool {
+        self.pasids_allowed
+    }
+
+    /// Lets channels use PASIDs, or not; a reset of the registers leaves that alone.
+    pub fn allow_pasids(&mut self, allowed: bool) {
+        self.pasids_allowed = allowed;
+    }
+
     /// Hands out the next turn: each channel that has work gets one before another gets two.
     pub fn next_turn(&mut self) -> Option<Turn> {
         (0..CHANNELS).find_map(|step| self.turn_of((self.next + step) % CHANNELS))
     }
 
     fn turn_of(&mut self, channel: usize) -> Option<Turn> {
+        let pasid = self.channels[channel].pasid();
         let task = self.channels[channel].next_task()?;
+        if pasid.is_some() && !self.pasids_allowed {
+            self.finish(channel, Some(Outcome::Failed(ChannelError::plain(ERROR_CONFIG))));
+            return None;
+        }
         self.next = (channel + 1) % CHANNELS;
-        Some(Turn { channel, pasid: self.channels[channel].pasid(), task })
+        Some(Turn { channel, pasid, task })
     }
 
     /// Takes back a turn of `channel` with what became of it: `None` if that is not known.
@@ -113,6 +130,7 @@ impl Function {
         match register {
             ID => ID_VALUE,
             VERSION => VERSION_VALUE,
+            FEATURES => FEATURE_PASID,
             CHANNEL_COUNT => CHANNELS as u32,
             VECTOR_COUNT => VECTORS as u32,
             RING_LIMIT => MAX_RING,
@@ -147,7 +165,7 @@ mod tests {
         let function = Function::default();
         assert_eq!(function.read(ID), 0x414d_4456);
         assert_eq!(function.read(VERSION), 1);
-        assert_eq!(function.read(FEATURES), 0);
+        assert_eq!(function.read(FEATURES), FEATURE_PASID);
         assert_eq!(function.read(CHANNEL_COUNT), 8);
         assert_eq!(function.read(RING_LIMIT), 4096);
         assert_eq!((function.read(LENGTH_LIMIT), function.read(LENGTH_LIMIT + 4)), (0, 1));
@@ -217,5 +235,21 @@ mod tests {
         assert!(!function.is_light(channel_register(0, CH_DOORBELL), 16));
         assert!(!function.is_light(channel_register(0, CH_CONTROL), 0));
         assert!(!function.is_light(CONTROL, CONTROL_RESET));
+    }
+
+    #[test]
+    fn a_channel_with_a_pasid_works_only_while_pasids_are_enabled() {
+        let mut function = Function::default();
+        function.write(channel_register(0, CH_PASID), CH_PASID_VALID | 7);
+        enable(&mut function, 0, 2);
+        enable(&mut function, 1, 1);
+        function.allow_pasids(true);
+        let turn = function.next_turn().unwrap();
+        assert_eq!((turn.channel, turn.pasid), (0, Some(Pasid(7))));
+        function.finish(0, Some(Outcome::Complete { interrupt: false }));
+        function.allow_pasids(false);
+        assert_eq!(complete_next(&mut function), Some(1));
+        assert!(function.next_turn().is_none());
+        assert_eq!(function.read(channel_register(0, CH_ERROR)), ERROR_CONFIG);
     }
 }

@@ -77,8 +77,7 @@ pub const CH_RING_BASE: u32 = 0x08;
 pub const CH_RING_SIZE: u32 = 0x10;
 /// `u32`: the MSI-X vector the channel signals; fixed while enabled.
 pub const CH_VECTOR: u32 = 0x14;
-/// `u32`: [`CH_PASID_VALID`] and the PASID in bits 19:0; fixed while enabled, and 0 without
-/// [`FEATURE_PASID`].
+/// `u32`: [`CH_PASID_VALID`] and the PASID in bits 19:0; fixed while enabled.
 pub const CH_PASID: u32 = 0x18;
 /// `u32`, read-only: why the channel stopped (`ERROR_*`) in bits 15:0; for
 /// [`ERROR_DESCRIPTOR`] the descriptor's status in bits 31:16.
@@ -118,7 +117,7 @@ pub const STATE_ERROR: u32 = 2;
 
 /// No error.
 pub const ERROR_NONE: u32 = 0;
-/// Enabled with a ring or a vector that cannot be.
+/// Enabled with a ring or a vector that cannot be, or a PASID while PASIDs are not enabled.
 pub const ERROR_CONFIG: u32 = 1;
 /// The doorbell was rung with an index beyond the ring.
 pub const ERROR_INDEX: u32 = 2;

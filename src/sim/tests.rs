@@ -82,7 +82,7 @@ impl Bench {
             let engine = engine.clone();
             thread::spawn(move || engine.run(executor))
         };
-        engine.set_bus_master(true);
+        engine.allow(true, false);
         Self { engine, dma, faults, worker: Some(worker) }
     }
 
@@ -519,11 +519,11 @@ fn long_descriptor_delays_others_by_one_turn_each() {
         }
     });
     let bench = Bench::over(dma);
-    bench.engine.set_bus_master(false);
+    bench.engine.allow(false, false);
     bench.start(0, &[endless(OP_FILL)]);
     let short: Vec<_> = (0..8).map(|slot| descriptor(OP_FILL, 64, slot)).collect();
     bench.start(1, &short);
-    bench.engine.set_bus_master(true);
+    bench.engine.allow(true, false);
     bench.wait(1);
     assert!(bench.is_busy(0));
     assert!(between.load(SeqCst) <= 1, "turns between two accesses of the other channel");
@@ -593,11 +593,11 @@ fn assert_quiet(accesses: &AtomicUsize) {
 #[test]
 fn bus_master_off_pauses_work_where_it_stands() {
     let (bench, accesses) = busy_bench();
-    bench.engine.set_bus_master(false);
+    bench.engine.allow(false, false);
     assert_quiet(&accesses);
     assert!(bench.is_busy(0));
     let before = accesses.load(SeqCst);
-    bench.engine.set_bus_master(true);
+    bench.engine.allow(true, false);
     eventually("work goes on", || accesses.load(SeqCst) > before + 10);
     assert_eq!(bench.reg(0, CH_STATUS), STATE_RUNNING | CH_STATUS_BUSY);
 }
@@ -605,10 +605,10 @@ fn bus_master_off_pauses_work_where_it_stands() {
 #[test]
 fn paused_work_is_completed_later() {
     let bench = Bench::new();
-    bench.engine.set_bus_master(false);
+    bench.engine.allow(false, false);
     bench.start(0, &[descriptor(OP_FILL, 8, 0)]);
     assert!(bench.is_busy(0));
-    bench.engine.set_bus_master(true);
+    bench.engine.allow(true, false);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 8));
 }
@@ -637,7 +637,7 @@ fn both_resets_stop_all_work() {
         for channel in 0..CHANNELS as u32 {
             assert_eq!(bench.reg(channel, CH_STATUS), STATE_DISABLED);
         }
-        bench.engine.set_bus_master(true);
+        bench.engine.allow(true, false);
         assert_eq!(bench.result(descriptor(OP_FILL, 8, 0)), success(0, 8));
     }
 }

@@ -50,12 +50,18 @@ impl Features {
             | 1 << feature::DOMAIN_RANGE
             | 1 << feature::MAP_UNMAP
             | 1 << feature::PROBE
-            | 1 << feature::BYPASS_CONFIG,
+            | 1 << feature::BYPASS_CONFIG
+            | 1 << feature::PASID,
     );
 
     /// Whether the bit is set.
     pub const fn has(self, bit: u32) -> bool {
         self.0 >> bit & 1 == 1
+    }
+
+    /// `flag`, if the feature that it belongs to is there.
+    pub const fn flag(self, bit: u32, flag: u32) -> u32 {
+        if self.has(bit) { flag } else { 0 }
     }
 }
 

@@ -11,10 +11,10 @@ pub mod request;
 pub mod status;
 pub mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::address::{DomainId, EndpointId, Gpa, IovaRange};
+use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
 use crate::host::{Access, HostError, HostIommu, Mapping, Translation};
 use crate::iopf::{Handler, Iopf};
 pub use config::{Features, Limits, Settings};
@@ -37,13 +37,17 @@ pub struct Reply<'a> {
     pub properties: &'a [u8],
 }
 
+/// What can be attached to a domain: an endpoint, or a PASID of one.
+type Attachee = (EndpointId, Option<Pasid>);
+
 /// The state of the device: endpoints, domains, mappings.
 pub struct Viommu {
     settings: Settings,
     host: Arc<dyn HostIommu>,
     faults: Arc<Iopf>,
-    /// Each endpoint behind this IOMMU, and the domain that it is attached to.
-    endpoints: BTreeMap<EndpointId, Option<DomainId>>,
+    endpoints: BTreeSet<EndpointId>,
+    /// Who is attached to which domain.
+    attachments: BTreeMap<Attachee, DomainId>,
     domains: BTreeMap<DomainId, Domain>,
     /// Mappings over all domains.
     mappings: usize,
@@ -67,8 +71,9 @@ impl Viommu {
     ) -> Result<Self, HostError> {
         let viommu = Self {
             bypass: settings.boot_bypass,
-            properties: probe::properties(&settings.reserved),
-            endpoints: endpoints.into_iter().map(|id| (id, None)).collect(),
+            properties: Vec::new(),
+            endpoints: endpoints.into_iter().collect(),
+            attachments: BTreeMap::new(),
             domains: BTreeMap::new(),
             mappings: 0,
             features: Features::default(),
@@ -76,8 +81,8 @@ impl Viommu {
             host,
             faults,
         };
-        for &endpoint in viommu.endpoints.keys() {
-            viommu.route(endpoint, &viommu.unattached())?;
+        for &endpoint in &viommu.endpoints {
+            viommu.route((endpoint, None), &viommu.unattached(None))?;
         }
         Ok(viommu)
     }
@@ -126,10 +131,10 @@ impl Viommu {
 
     /// Device reset: nothing is attached or mapped any more; `bypass` stays (5.13.4.2).
     pub fn reset(&mut self) {
-        let attached: Vec<EndpointId> = self.attached().collect();
-        for endpoint in attached {
-            if let Err(refusal) = self.leave(endpoint) {
-                log::error!("reset: endpoint {endpoint} could not be detached: {refusal}");
+        let attached: Vec<Attachee> = self.attachments.keys().copied().collect();
+        for who in attached {
+            if let Err(refusal) = self.leave(who) {
+                log::error!("reset: {who:?} could not be detached: {refusal}");
             }
         }
         self.faults.reset();
@@ -148,11 +153,13 @@ impl Viommu {
 
     fn execute(&mut self, request: Request, room: usize) -> Result<(), Refusal> {
         match request {
-            Request::Attach { domain, endpoint, bypass } => {
-                self.attach(DomainId(domain), EndpointId(endpoint), bypass)
+            Request::Attach { domain, endpoint, pasid, bypass } => {
+                let who = self.attachee(EndpointId(endpoint), pasid, bypass)?;
+                self.attach(DomainId(domain), who, bypass)
             }
-            Request::Detach { domain, endpoint } => {
-                self.detach(DomainId(domain), EndpointId(endpoint))
+            Request::Detach { domain, endpoint, pasid } => {
+                self.check_endpoint(EndpointId(endpoint))?;
+                self.detach(DomainId(domain), (EndpointId(endpoint), pasid.map(Pasid)))
             }
             Request::Map { domain, virt_start, virt_end, phys_start, flags } => {
                 let mapping = self.mapping(virt_start, virt_end, phys_start, flags);
@@ -165,8 +172,25 @@ impl Viommu {
         }
     }
 
-    fn attach(&mut self, id: DomainId, endpoint: EndpointId, bypass: bool) -> Result<(), Refusal> {
-        let from = self.attachment(endpoint)?;
+    /// Checks that it can be attached to a domain, whichever that is.
+    fn attachee(
+        &self,
+        endpoint: EndpointId,
+        pasid: Option<u32>,
+        bypass: bool,
+    ) -> Result<Attachee, Refusal> {
+        self.check_endpoint(endpoint)?;
+        let Some(pasid) = pasid else { return Ok((endpoint, None)) };
+        match self.host.pasid_bits(endpoint) {
+            0 => Err(Refusal::NoPasids(endpoint.0)),
+            bits if pasid == 0 || pasid >> bits != 0 => Err(Refusal::PasidRange(pasid)),
+            _ if bypass => Err(Refusal::PasidBypass),
+            _ => Ok((endpoint, Some(Pasid(pasid)))),
+        }
+    }
+
+    fn attach(&mut self, id: DomainId, who: Attachee, bypass: bool) -> Result<(), Refusal> {
+        let from = self.attachments.get(&who).copied();
         if from == Some(id) {
             return self.check_kind(id, bypass);
         }
@@ -176,16 +200,17 @@ impl Viommu {
         } else {
             self.create_domain(id, bypass, from)?;
         }
-        let joined = self.join(id, endpoint);
+        let joined = self.join(id, who);
         self.destroy_if_unused(if joined.is_ok() { from } else { Some(id) });
         joined
     }
 
-    fn detach(&mut self, id: DomainId, endpoint: EndpointId) -> Result<(), Refusal> {
-        if self.attachment(endpoint)? != Some(id) {
-            return Err(Refusal::NotAttached(id.0));
+    fn detach(&mut self, id: DomainId, who: Attachee) -> Result<(), Refusal> {
+        match (self.attachments.get(&who), who) {
+            (Some(&domain), _) if domain == id => self.leave(who),
+            (None, (_, Some(pasid))) => Err(Refusal::PasidNotAttached(pasid.0)),
+            _ => Err(Refusal::NotAttached(id.0)),
         }
-        self.leave(endpoint)
     }
 
     fn map(&mut self, id: DomainId, mapping: Result<Mapping, Refusal>) -> Result<(), Refusal> {
@@ -208,10 +233,16 @@ impl Viommu {
         Ok(())
     }
 
-    fn probe(&self, endpoint: EndpointId, room: usize) -> Result<(), Refusal> {
-        self.attachment(endpoint)?;
-        let needed = self.probe_size();
-        if room < needed { Err(Refusal::SmallBuffer(needed)) } else { Ok(()) }
+    fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), Refusal> {
+        self.check_endpoint(endpoint)?;
+        if room < self.probe_size() {
+            return Err(Refusal::SmallBuffer(self.probe_size()));
+        }
+        let pasid_bits = self.host.pasid_bits(endpoint);
+        let shown = self.features.has(wire::feature::PASID) && pasid_bits > 0;
+        let pasid_bits = shown.then_some(pasid_bits);
+        self.properties = probe::properties(&self.settings.reserved, pasid_bits);
+        Ok(())
     }
 
     /// Checks what a MAP request says of itself (5.13.6.5.2).
@@ -232,9 +263,9 @@ impl Viommu {
         Ok(Mapping { range, gpa: Gpa(phys), access })
     }
 
-    /// The domain that a known endpoint is attached to.
-    fn attachment(&self, endpoint: EndpointId) -> Result<Option<DomainId>, Refusal> {
-        self.endpoints.get(&endpoint).copied().ok_or(Refusal::NoEndpoint(endpoint.0))
+    fn check_endpoint(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        let known = self.endpoints.contains(&endpoint);
+        if known { Ok(()) } else { Err(Refusal::NoEndpoint(endpoint.0)) }
     }
 
     fn domain(&self, id: DomainId) -> Result<&Domain, Refusal> {
@@ -265,25 +296,28 @@ impl Viommu {
         Ok(())
     }
 
-    /// Moves an endpoint from wherever it is to an existing domain.
-    fn join(&mut self, id: DomainId, endpoint: EndpointId) -> Result<(), Refusal> {
+    /// Moves somebody from wherever they are to an existing domain.
+    fn join(&mut self, id: DomainId, who: Attachee) -> Result<(), Refusal> {
         let to = self.domain(id)?.translation();
-        self.route(endpoint, &to)?;
-        self.set_attachment(endpoint, Some(id));
+        self.route(who, &to)?;
+        self.set_attachment(who, Some(id));
         Ok(())
     }
 
-    /// Detaches an endpoint from whatever it is attached to.
-    fn leave(&mut self, endpoint: EndpointId) -> Result<(), Refusal> {
-        self.route(endpoint, &self.unattached())?;
-        let from = self.set_attachment(endpoint, None);
+    /// Detaches somebody from whatever they are attached to.
+    fn leave(&mut self, who: Attachee) -> Result<(), Refusal> {
+        self.route(who, &self.unattached(who.1))?;
+        let from = self.set_attachment(who, None);
         self.destroy_if_unused(from);
         Ok(())
     }
 
     /// Keeps the books of an attachment; returns the one before.
-    fn set_attachment(&mut self, endpoint: EndpointId, to: Option<DomainId>) -> Option<DomainId> {
-        let from = self.endpoints.insert(endpoint, to).flatten();
+    fn set_attachment(&mut self, who: Attachee, to: Option<DomainId>) -> Option<DomainId> {
+        let from = match to {
+            Some(id) => self.attachments.insert(who, id),
+            None => self.attachments.remove(&who),
+        };
         if let Some(domain) = from.and_then(|id| self.domains.get_mut(&id)) {
             domain.endpoints -= 1;
         }
@@ -303,36 +337,34 @@ impl Viommu {
 
     fn set_bypass(&mut self, bypass: bool) {
         self.bypass = bypass;
-        let unattached = self.endpoints.iter().filter(|(_, domain)| domain.is_none());
-        for (&endpoint, _) in unattached {
-            if let Err(error) = self.route(endpoint, &self.unattached()) {
+        for &endpoint in &self.endpoints {
+            if self.attachments.contains_key(&(endpoint, None)) {
+                continue;
+            }
+            if let Err(error) = self.route((endpoint, None), &self.unattached(None)) {
                 log::error!("bypass {bypass}: endpoint {endpoint} keeps its old state: {error}");
             }
         }
     }
 
-    fn attached(&self) -> impl Iterator<Item = EndpointId> {
-        self.endpoints.iter().filter(|(_, domain)| domain.is_some()).map(|(&endpoint, _)| endpoint)
+    /// What an endpoint, or a PASID of one, gets without a domain.
+    fn unattached(&self, pasid: Option<Pasid>) -> Translation {
+        if self.bypass && pasid.is_none() { Translation::Bypass } else { Translation::Blocked }
     }
 
-    /// What endpoints without a domain get.
-    fn unattached(&self) -> Translation {
-        if self.bypass { Translation::Bypass } else { Translation::Blocked }
-    }
-
-    /// Accesses of an endpoint, and their faults, go another way from now on.
-    fn route(&self, endpoint: EndpointId, to: &Translation) -> Result<(), HostError> {
-        self.host.route(endpoint, None, to)?;
-        let handler = match to {
-            Translation::Bypass => Handler::Direct,
-            Translation::Blocked | Translation::Domain(..) => Handler::Work,
-        };
-        self.faults.route(endpoint, None, handler);
+    /// Accesses, and their faults, go another way from now on.
+    fn route(&self, (endpoint, pasid): Attachee, to: &Translation) -> Result<(), HostError> {
+        self.host.route(endpoint, pasid, to)?;
+        match (to, pasid) {
+            (Translation::Bypass, _) => self.faults.route(endpoint, pasid, Handler::Direct),
+            (Translation::Blocked, Some(pasid)) => self.faults.unroute(endpoint, pasid),
+            _ => self.faults.route(endpoint, pasid, Handler::Work),
+        }
         Ok(())
     }
 
     fn probe_size(&self) -> usize {
-        self.properties.len().max(MIN_PROBE_SIZE)
+        probe::room(&self.settings.reserved).max(MIN_PROBE_SIZE)
     }
 }
 

@@ -3,9 +3,22 @@
 use super::wire::{self, size};
 use crate::host::{ReservedKind, ReservedRegion};
 
+/// What [`properties`] of an endpoint may need, in bytes.
+pub fn room(reserved: &[ReservedRegion]) -> usize {
+    properties(reserved, Some(0)).len()
+}
+
 /// The properties of an endpoint, ready to be written. Their total is a multiple of 8.
-pub fn properties(reserved: &[ReservedRegion]) -> Vec<u8> {
-    reserved.iter().flat_map(reserved_memory).collect()
+/// `pasid_bits`: for a driver that has accepted PASIDs, if the endpoint has any.
+pub fn properties(reserved: &[ReservedRegion], pasid_bits: Option<u8>) -> Vec<u8> {
+    let regions = reserved.iter().flat_map(reserved_memory);
+    regions.chain(pasid_bits.into_iter().flat_map(pasids)).collect()
+}
+
+/// `docs/pasid.md`, 8 bytes.
+fn pasids(bits: u8) -> [u8; 8] {
+    let [type_low, type_high] = wire::PROBE_T_PASID.to_le_bytes();
+    [type_low, type_high, 4, 0, bits, 0, 0, 0]
 }
 
 /// `struct virtio_iommu_probe_resv_mem`, 24 bytes; `length` excludes the head.

@@ -13,6 +13,8 @@ pub enum Request {
         domain: u32,
         /// The endpoint.
         endpoint: u32,
+        /// The PASID of the endpoint, where the domain is for one.
+        pasid: Option<u32>,
         /// Whether it is a bypass domain.
         bypass: bool,
     },
@@ -22,6 +24,8 @@ pub enum Request {
         domain: u32,
         /// The endpoint.
         endpoint: u32,
+        /// The PASID of the endpoint, where it is to be detached.
+        pasid: Option<u32>,
     },
     /// Add a mapping to a domain.
     Map {
@@ -62,7 +66,7 @@ pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, Refusa
     let body = |len| bytes.get(..len).map(Fields).ok_or(Refusal::TooShort);
     let request = match kind {
         request::ATTACH => body(size::ATTACH).and_then(|fields| attach(fields, features)),
-        request::DETACH => body(size::DETACH).map(detach),
+        request::DETACH => body(size::DETACH).and_then(|fields| detach(fields, features)),
         request::MAP if features.has(feature::MAP_UNMAP) => body(size::MAP).and_then(map),
         request::UNMAP if features.has(feature::MAP_UNMAP) => body(size::UNMAP).map(unmap),
         request::PROBE if features.has(feature::PROBE) => body(size::PROBE).map(probe),
@@ -72,17 +76,26 @@ pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, Refusa
 }
 
 fn attach(fields: Fields, features: Features) -> Result<Request, Refusal> {
-    let bypass = features.has(feature::BYPASS_CONFIG);
-    let flags = known_flags(fields.u32(12), if bypass { wire::ATTACH_F_BYPASS } else { 0 })?;
-    if fields.u32(16) != 0 {
+    let bypass = features.flag(feature::BYPASS_CONFIG, wire::ATTACH_F_BYPASS);
+    let with_pasid = features.flag(feature::PASID, wire::ATTACH_F_PASID);
+    let flags = known_flags(fields.u32(12), bypass | with_pasid)?;
+    let pasid = (flags & wire::ATTACH_F_PASID != 0).then(|| fields.u32(16));
+    if pasid.is_none() && fields.u32(16) != 0 {
         return Err(Refusal::Reserved);
     }
     let bypass = flags & wire::ATTACH_F_BYPASS != 0;
-    Ok(Request::Attach { domain: fields.u32(4), endpoint: fields.u32(8), bypass })
+    Ok(Request::Attach { domain: fields.u32(4), endpoint: fields.u32(8), pasid, bypass })
 }
 
-fn detach(fields: Fields) -> Request {
-    Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8) }
+/// Without the feature the last 8 bytes are reserved, and ignored.
+fn detach(fields: Fields, features: Features) -> Result<Request, Refusal> {
+    let pasid = if features.has(feature::PASID) {
+        let flags = known_flags(fields.u32(12), wire::DETACH_F_PASID)?;
+        (flags & wire::DETACH_F_PASID != 0).then(|| fields.u32(16))
+    } else {
+        None
+    };
+    Ok(Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8), pasid })
 }
 
 fn map(fields: Fields) -> Result<Request, Refusal> {

@@ -44,6 +44,18 @@ pub enum Refusal {
     /// No endpoint is attached to a domain of that number.
     #[error("no domain {0}")]
     NoDomain(u32),
+    /// ATTACH of a PASID of an endpoint that has none.
+    #[error("endpoint {0:#x} has no PASIDs")]
+    NoPasids(u32),
+    /// A PASID that the endpoint cannot use.
+    #[error("PASID {0} is outside the endpoint's range")]
+    PasidRange(u32),
+    /// DETACH of a PASID that is not attached.
+    #[error("PASID {0} is not attached")]
+    PasidNotAttached(u32),
+    /// ATTACH of a PASID to a bypass domain.
+    #[error("a PASID cannot bypass")]
+    PasidBypass,
     /// DETACH names a domain that the endpoint is not attached to.
     #[error("the endpoint is not attached to domain {0}")]
     NotAttached(u32),
@@ -94,7 +106,10 @@ impl Refusal {
             Refusal::ReservedRegion | Refusal::SmallBuffer(_) => Status::Inval,
             Refusal::Space(SpaceError::Overlap) => Status::Inval,
             Refusal::NoEndpoint(_) | Refusal::NoDomain(_) => Status::NoEnt,
+            Refusal::PasidNotAttached(_) => Status::NoEnt,
             Refusal::Misaligned(_) | Refusal::OutOfRange => Status::Range,
+            Refusal::PasidRange(_) => Status::Range,
+            Refusal::NoPasids(_) | Refusal::PasidBypass => Status::Unsupp,
             Refusal::Space(SpaceError::Split) => Status::Range,
             Refusal::Limit { .. } => Status::NoMem,
             Refusal::Host(HostError::NoMemory(_)) => Status::NoMem,

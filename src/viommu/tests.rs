@@ -10,6 +10,8 @@ use crate::iopf::Doorbell;
 
 const PAGE: u64 = 4096;
 const ENDPOINTS: [u32; 2] = [8, 16];
+/// Of the first endpoint; the other has none.
+const PASID_BITS: u8 = 8;
 
 /// Keeps its own books from the calls it gets, and fails the call it was told to fail.
 #[derive(Default)]
@@ -20,7 +22,8 @@ struct FakeState {
     calls: usize,
     fail_at: Option<usize>,
     mappings: BTreeMap<u32, BTreeSet<(u64, u64)>>,
-    routes: BTreeMap<u32, Route>,
+    /// Of endpoints and their PASIDs.
+    routes: BTreeMap<(u32, Option<u32>), Route>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +85,14 @@ impl HostIommu for FakeHost {
         })
     }
 
+    fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
+        if endpoint.0 == ENDPOINTS[0] { PASID_BITS } else { 0 }
+    }
+
     fn route(
         &self,
         endpoint: EndpointId,
-        _: Option<Pasid>,
+        pasid: Option<Pasid>,
         to: &Translation,
     ) -> Result<(), HostError> {
         let route = match to {
@@ -94,7 +101,7 @@ impl HostIommu for FakeHost {
             Translation::Domain(id, _) => Route::Domain(id.0),
         };
         self.change(|state| {
-            state.routes.insert(endpoint.0, route);
+            state.routes.insert((endpoint.0, pasid.map(|pasid| pasid.0)), route);
         })
     }
 }
@@ -140,7 +147,17 @@ impl Bed {
     }
 
     fn detach(&mut self, domain: u32, endpoint: u32) -> Status {
-        self.send(&[&[2, 0, 0, 0], &domain.to_le_bytes(), &endpoint.to_le_bytes(), &[0xff; 8]])
+        self.detach_pasid(domain, endpoint, 0, 0)
+    }
+
+    fn attach_pasid(&mut self, domain: u32, endpoint: u32, pasid: u32, flags: u32) -> Status {
+        let words = [domain, endpoint, flags, pasid].map(u32::to_le_bytes).concat();
+        self.send(&[&[1, 0, 0, 0], &words])
+    }
+
+    fn detach_pasid(&mut self, domain: u32, endpoint: u32, pasid: u32, flags: u32) -> Status {
+        let words = [domain, endpoint, flags, pasid].map(u32::to_le_bytes).concat();
+        self.send(&[&[2, 0, 0, 0], &words])
     }
 
     fn map(&mut self, domain: u32, first: u64, last: u64, phys: u64) -> Status {
@@ -160,19 +177,20 @@ impl Bed {
         let ids: Vec<u32> = viommu.domains.keys().map(|id| id.0).collect();
         assert_eq!(ids, state.mappings.keys().copied().collect::<Vec<_>>());
         for (id, domain) in &viommu.domains {
-            let attached = viommu.endpoints.values().filter(|&&to| to == Some(*id)).count();
+            let attached = viommu.attachments.values().filter(|&to| to == id).count();
             assert_eq!(attached, domain.endpoints);
-            assert!(attached > 0, "domain {id} outlived its endpoints");
+            assert!(attached > 0, "domain {id} outlived what was attached to it");
             assert_eq!(domain.mappings(), state.mappings[&id.0].len());
         }
-        for (endpoint, domain) in &viommu.endpoints {
-            let expected = match domain.map(|id| &viommu.domains[&id]) {
-                None if viommu.bypass => Route::Bypass,
+        for (&(endpoint, pasid), &route) in &state.routes {
+            let who = (EndpointId(endpoint), pasid.map(Pasid));
+            let expected = match viommu.attachments.get(&who) {
+                None if viommu.bypass && pasid.is_none() => Route::Bypass,
                 None => Route::Blocked,
-                Some(domain) if domain.is_bypass() => Route::Bypass,
-                Some(_) => Route::Domain(domain.unwrap().0),
+                Some(id) if viommu.domains[id].is_bypass() => Route::Bypass,
+                Some(id) => Route::Domain(id.0),
             };
-            assert_eq!(state.routes[&endpoint.0], expected);
+            assert_eq!(route, expected, "{who:?}");
         }
         let total: usize = viommu.domains.values().map(Domain::mappings).sum();
         assert_eq!(viommu.mappings, total);
@@ -189,12 +207,15 @@ fn step(bed: &mut Bed, step: usize) -> Status {
         4 => bed.unmap(1, 0, PAGE - 1),
         5 => bed.attach(2, 16, 0),
         6 => bed.attach(3, 8, 1),
-        7 => bed.detach(3, 8),
-        _ => bed.detach(2, 16),
+        7 => bed.attach_pasid(4, 8, 5, 2),
+        8 => bed.attach_pasid(2, 8, 5, 2),
+        9 => bed.detach(3, 8),
+        10 => bed.detach(2, 16),
+        _ => bed.detach_pasid(2, 8, 5, 1),
     }
 }
 
-const STEPS: usize = 9;
+const STEPS: usize = 12;
 
 #[test]
 fn a_host_that_fails_at_any_call_leaves_books_and_host_alike_and_the_request_can_be_repeated() {
@@ -293,7 +314,7 @@ fn properties_come_whole_or_not_at_all() {
     let mut bed = bed(Settings { reserved, ..settings() });
     let probe = [&[5, 0, 0, 0][..], &8u32.to_le_bytes(), &[0xff; 64]].concat();
     let reply = bed.viommu.handle(&probe, 512 + 4).unwrap();
-    assert_eq!((reply.status, reply.tail_offset, reply.properties.len()), (Status::Ok, 512, 48));
+    assert_eq!((reply.status, reply.tail_offset, reply.properties.len()), (Status::Ok, 512, 56));
     assert_eq!(reply.properties[..6], [1, 0, 20, 0, 1, 0]);
     assert_eq!(reply.properties[24..30], [1, 0, 20, 0, 0, 0]);
     let reply = bed.viommu.handle(&probe, 512 + 3).unwrap();
@@ -302,4 +323,68 @@ fn properties_come_whole_or_not_at_all() {
     let reply = bed.viommu.handle(&unknown, 2000).unwrap();
     assert_eq!(reply, Reply { status: Status::NoEnt, tail_offset: 512, properties: &[] });
     assert_eq!(bed.viommu.handle(&probe, 3), None);
+}
+
+#[test]
+fn a_pasid_has_an_address_space_of_its_own_until_it_is_detached_or_the_device_reset() {
+    let mut bed = bed(settings());
+    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
+    assert_eq!(bed.attach_pasid(2, 8, 5, 2), Status::Ok);
+    assert_eq!(bed.map(2, 0, PAGE - 1, 0), Status::Ok);
+    // Detaching the endpoint leaves its PASIDs alone, and the other way round.
+    assert_eq!(bed.detach(1, 8), Status::Ok);
+    assert_eq!(bed.viommu.usage(), (1, 1));
+    assert_eq!(bed.detach(2, 8), Status::Inval);
+    assert_eq!(bed.detach_pasid(1, 8, 5, 1), Status::Inval);
+    assert_eq!(bed.detach_pasid(2, 8, 5, 1), Status::Ok);
+    assert_eq!(bed.detach_pasid(2, 8, 5, 1), Status::NoEnt);
+    assert_eq!(bed.viommu.usage(), (0, 0));
+    assert_eq!(bed.attach_pasid(2, 8, 5, 2), Status::Ok);
+    bed.check();
+    bed.viommu.reset();
+    assert_eq!(bed.viommu.usage(), (0, 0));
+    bed.check();
+}
+
+#[test]
+fn attach_of_a_pasid_is_refused_for_each_reason_with_its_status() {
+    let mut bed = bed(settings());
+    for (endpoint, pasid, flags, status) in [
+        (8, 5, 0, Status::Inval),
+        (8, 5, 1, Status::Inval),
+        (8, 5, 4 | 2, Status::Inval),
+        (99, 5, 2, Status::NoEnt),
+        (16, 5, 2, Status::Unsupp),
+        (8, 0, 2, Status::Range),
+        (8, 1 << PASID_BITS, 2, Status::Range),
+        (8, u32::MAX, 2, Status::Range),
+        (8, 5, 2 | 1, Status::Unsupp),
+    ] {
+        let answer = bed.attach_pasid(1, endpoint, pasid, flags);
+        assert_eq!(answer, status, "endpoint {endpoint}, PASID {pasid}, flags {flags}");
+    }
+    assert_eq!(bed.attach(1, 8, 1), Status::Ok);
+    assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Inval, "into a bypass domain");
+    assert_eq!(bed.detach_pasid(1, 8, 5, 2), Status::Inval, "an unknown flag");
+    bed.check();
+}
+
+#[test]
+fn a_driver_that_did_not_accept_pasids_sees_nothing_of_them() {
+    let mut bed = bed(settings());
+    bed.viommu.accept(!(1 << wire::feature::PASID));
+    assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Inval);
+    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
+    assert_eq!(bed.detach_pasid(1, 8, 5, 0xffff_ffff), Status::Ok, "reserved bytes are ignored");
+    let probe = [&[5, 0, 0, 0][..], &8u32.to_le_bytes(), &[0; 64]].concat();
+    assert!(bed.viommu.handle(&probe, 1024).unwrap().properties.is_empty());
+}
+
+#[test]
+fn probe_tells_how_wide_pasids_are_of_endpoints_that_have_some() {
+    let mut bed = bed(settings());
+    for (endpoint, properties) in [(8u32, &[1, 8, 4, 0, PASID_BITS, 0, 0, 0][..]), (16, &[])] {
+        let probe = [&[5, 0, 0, 0][..], &endpoint.to_le_bytes(), &[0; 64]].concat();
+        assert_eq!(bed.viommu.handle(&probe, 1024).unwrap().properties, properties);
+    }
 }

@@ -14,6 +14,9 @@ pub mod feature {
     pub const PROBE: u32 = 4;
     /// `bypass` in the configuration space, and bypass domains, exist.
     pub const BYPASS_CONFIG: u32 = 6;
+    /// ATTACH and DETACH can name a PASID. An extension (`docs/pasid.md`); experimental, so far
+    /// from the bits of the standard.
+    pub const PASID: u32 = 20;
 }
 
 /// Request types: the first byte of a request.
@@ -48,6 +51,11 @@ pub mod size {
 /// ATTACH: the domain is a bypass domain.
 pub const ATTACH_F_BYPASS: u32 = 1 << 0;
 
+/// ATTACH: the domain is for a PASID of the endpoint (extension).
+pub const ATTACH_F_PASID: u32 = 1 << 1;
+/// DETACH: of a PASID of the endpoint (extension).
+pub const DETACH_F_PASID: u32 = 1 << 0;
+
 /// MAP: the mapping can be read.
 pub const MAP_F_READ: u32 = 1 << 0;
 /// MAP: the mapping can be written.
@@ -55,6 +63,8 @@ pub const MAP_F_WRITE: u32 = 1 << 1;
 
 /// PROBE: a reserved memory region.
 pub const PROBE_T_RESV_MEM: u16 = 1;
+/// PROBE: the PASIDs that an endpoint can use (extension).
+pub const PROBE_T_PASID: u16 = 0x801;
 /// Reserved memory that is never mapped.
 pub const RESV_MEM_T_RESERVED: u8 = 0;
 /// Reserved memory where message-signalled interrupts are written.

@@ -18,6 +18,7 @@ use regs::{Completion, Descriptor};
 const BAR0: u32 = 0;
 const CONFIG_SPACE: u32 = 7;
 const COMMAND: u64 = 4;
+const PASID_CONTROL: u64 = 0x106;
 const MEMORY_AND_BUS_MASTER: u16 = 0b110;
 
 /// Why an access did not happen.
@@ -80,6 +81,17 @@ impl Accel {
             .region_write(CONFIG_SPACE, COMMAND, &MEMORY_AND_BUS_MASTER.to_le_bytes())
             .unwrap();
         accel
+    }
+
+    /// What follows carries this PASID.
+    pub fn use_pasid(&mut self, pasid: Option<u32>) {
+        self.enable_pasids(true);
+        self.stop();
+        self.set_register(regs::CH_PASID, pasid.map_or(0, |pasid| regs::CH_PASID_VALID | pasid));
+    }
+
+    pub fn enable_pasids(&mut self, on: bool) {
+        self.client.region_write(CONFIG_SPACE, PASID_CONTROL, &[on.into(), 0]).unwrap();
     }
 
     fn record(&self) -> u64 {

@@ -5,6 +5,7 @@ use super::ring::Shape;
 /// `VIRTIO_IOMMU_S_*`
 pub mod status {
     pub const OK: u8 = 0;
+    pub const UNSUPP: u8 = 2;
     pub const INVAL: u8 = 4;
     pub const RANGE: u8 = 5;
     pub const NOENT: u8 = 6;
@@ -77,6 +78,14 @@ pub fn attach_with(domain: u32, endpoint: u32, flags: u32) -> Request {
 
 pub fn detach(domain: u32, endpoint: u32) -> Request {
     Request::new(2).le32(domain).le32(endpoint).le64(0)
+}
+
+pub fn attach_pasid(domain: u32, endpoint: u32, pasid: u32) -> Request {
+    Request::new(1).le32(domain).le32(endpoint).le32(2).le32(pasid)
+}
+
+pub fn detach_pasid(domain: u32, endpoint: u32, pasid: u32) -> Request {
+    Request::new(2).le32(domain).le32(endpoint).le32(1).le32(pasid)
 }
 
 /// MAP of `first..=last` to `phys`.

@@ -11,5 +11,6 @@ mod life_cycle;
 mod limits;
 mod malformed;
 mod map;
+mod pasid;
 mod probe;
 mod unmap;
