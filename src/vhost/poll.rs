@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const PREEMPTED: Duration = Duration::from_micros(100);
 
 /// So many requests after that, cores are taken to be scarce.
-const SCARCITY: u32 = 512;
+const SCARCITY: u32 = 16;
 
 /// Then the window is this part of the longest.
 const SCARCE_PART: u32 = 16;
@@ -119,9 +119,9 @@ mod tests {
         requests(&mut poller, &mut now, 8, 2);
         now += 2 * PREEMPTED;
         assert!(!poller.keep_polling(now));
-        requests(&mut poller, &mut now, 16, 2);
+        requests(&mut poller, &mut now, SCARCITY - 4, 2);
         assert_eq!(poll(&mut poller, &mut now), 10);
-        requests(&mut poller, &mut now, 16, 50);
+        requests(&mut poller, &mut now, 2, 50);
         assert_eq!(poll(&mut poller, &mut now), 0);
         requests(&mut poller, &mut now, SCARCITY, 50);
         assert_eq!(poll(&mut poller, &mut now), 160);
