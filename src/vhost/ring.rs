@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, Queue, QueueT};
@@ -76,7 +77,8 @@ impl Ring {
     /// otherwise take it again and again before a message of the front end gets its turn.
     pub fn lock_as_worker(&self) -> MutexGuard<'_, VringState<Memory>> {
         while self.shared.waiting.load(Ordering::Relaxed) > 0 {
-            std::thread::yield_now();
+            // Not a yield: a worker with real-time priority would yield to nobody.
+            std::thread::sleep(Duration::from_micros(1));
         }
         self.vring.get_mut()
     }
