@@ -55,7 +55,7 @@ pub struct DaemonArgs {
 
     /// Whether endpoints that no driver has attached reach guest memory untranslated at start.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = BoolishValueParser::new(),
-          action = clap::ArgAction::Set)]
+          action = clap::ArgAction::Set, hide_possible_values = true)]
     pub boot_bypass: bool,
 
     /// Addresses that the guest must not map. Given at least once, it replaces the default, the
@@ -115,8 +115,8 @@ pub struct ViotArgs {
     #[arg(long, value_name = "BDF")]
     pub iommu: Bdf,
 
-    /// PCI address of an endpoint behind it. Repeatable.
-    #[arg(long = "endpoint", value_name = "BDF", required = true)]
+    /// PCI addresses of the endpoints behind it. Repeatable.
+    #[arg(long = "endpoint", value_name = "BDF", required = true, num_args = 1..)]
     pub endpoints: Vec<Bdf>,
 
     /// File to write; `-` for standard output.
@@ -303,5 +303,36 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("'{text}' is no number from 1 up")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_takes_endpoints_after_one_option_or_after_one_each() {
+        for line in ["--endpoint 00:02.0 00:03.0", "--endpoint 00:02.0 --endpoint 00:03.0"] {
+            let line = format!("vhost-user-iommu viot --iommu 00:01.0 {line} -o viot.bin");
+            match Args::try_parse_from(line.split(' ')).unwrap().command {
+                Some(Command::Viot(viot)) => assert_eq!(viot.endpoints.len(), 2, "{line}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_and_ranges_are_read_as_people_write_them() {
+        for (text, bytes) in [("4096", 4096), ("4K", 4096), ("2m", 2 << 20), ("1G", 1 << 30)] {
+            assert_eq!(page_size(text), Ok(bytes));
+        }
+        for text in ["", "K", "2048", "2G", "5K", "99999999999999999999G", "-4K"] {
+            assert!(page_size(text).unwrap_err().contains(&format!("'{text}'")));
+        }
+        let all = range("0-0xffffffffffffffff").unwrap();
+        assert_eq!(all, IovaRange::ALL);
+        for text in ["", "1", "2-1", "0-g", "0-10000000000000000", "+1-2", "0x-1"] {
+            assert!(range(text).unwrap_err().contains(&format!("'{text}'")));
+        }
     }
 }
