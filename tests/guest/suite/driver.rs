@@ -21,19 +21,33 @@ fn driver_leaves_and_comes_back(guest: Guest) {
     vm.finish();
 }
 
-/// Takes the endpoints away first: Linux 7.3 follows a null pointer when the driver is unbound
-/// with endpoints behind it (viommu_remove removes the sysfs entries that are used after it).
 fn reload(vm: &mut Vm, kernel: Kernel) {
+    match kernel {
+        Kernel::Stock => reload_module(vm),
+        Kernel::Small => rebind(vm),
+    }
+}
+
+/// Takes the endpoints away first: Linux 7.3 follows a null pointer when the driver leaves with
+/// endpoints behind it. The small kernel has the cure (guest/linux).
+fn reload_module(vm: &mut Vm) {
     for endpoint in [A, B] {
         vm.run(&format!("echo 1 >/sys/bus/pci/devices/0000:{endpoint}/remove"));
     }
+    vm.run("modprobe -r virtio-iommu");
     assert_eq!(groups(vm), []);
-    match kernel {
-        Kernel::Stock => vm.run("modprobe -r virtio-iommu && modprobe virtio-iommu"),
-        Kernel::Small => vm.run(
-            "cd /sys/bus/virtio/drivers/virtio_iommu && name=$(basename $(ls -d virtio*)) && \
-             echo $name >unbind && echo $name >bind",
-        ),
-    };
+    vm.run("modprobe virtio-iommu");
     vm.run("echo 1 >/sys/bus/pci/rescan");
+}
+
+/// With the endpoints behind it; only their drivers have left.
+fn rebind(vm: &mut Vm) {
+    for endpoint in [A, B] {
+        vm.run(&format!("echo 0000:{endpoint} >/sys/bus/pci/drivers/vfio-pci/unbind"));
+    }
+    let drivers = "/sys/bus/virtio/drivers/virtio_iommu";
+    let name = vm.run(&format!("basename $(ls -d {drivers}/virtio*)"));
+    vm.run(&format!("echo {name} >{drivers}/unbind"));
+    assert_eq!(groups(vm), []);
+    vm.run(&format!("echo {name} >{drivers}/bind"));
 }
