@@ -16,7 +16,7 @@ use crate::host::HostError;
 use crate::host::dma::DmaCause;
 use crate::host::software::{EndpointMemory, Software};
 use crate::iopf::{Fault, Iopf, Reason};
-use crate::sim::{self, FaultReporter, Sim};
+use crate::sim::{FaultReporter, Sim};
 use crate::socket::{ListeningSocket, SocketError};
 use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
@@ -125,15 +125,11 @@ struct FaultSource {
 }
 
 impl FaultReporter for FaultSource {
-    fn report(&self, pasid: Option<Pasid>, address: Iova, access: sim::Access, cause: DmaCause) {
+    fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
         let reason = match cause {
             DmaCause::NoDomain => Reason::Domain,
             DmaCause::NotMapped => Reason::Mapping,
             DmaCause::NotMemory => return,
-        };
-        let access = match access {
-            sim::Access::Read => Access::READ,
-            sim::Access::Write => Access::WRITE,
         };
         self.faults.report(Fault { endpoint: self.endpoint, pasid, address, access, reason });
     }

@@ -1,9 +1,10 @@
 //! Executes descriptors, one bounded turn at a time, and accounts for every fault.
 
+use super::FaultReporter;
 use super::channel::ChannelError;
 use super::regs::*;
-use super::{Access, FaultReporter};
 use crate::address::{Iova, Pasid};
+use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause, DmaError};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -144,12 +145,12 @@ struct Bus<'a> {
 impl Bus<'_> {
     fn read(&self, address: Iova, buf: &mut [u8]) -> Accessed {
         let result = self.dma.read(self.pasid, address, buf);
-        self.accessed(Access::Read, buf.len(), result)
+        self.accessed(Access::READ, buf.len(), result)
     }
 
     fn write(&self, address: Iova, buf: &[u8]) -> Accessed {
         let result = self.dma.write(self.pasid, address, buf);
-        self.accessed(Access::Write, buf.len(), result)
+        self.accessed(Access::WRITE, buf.len(), result)
     }
 
     fn accessed(&self, access: Access, len: usize, result: Result<(), DmaError>) -> Accessed {
@@ -299,7 +300,7 @@ fn finish(bus: &Bus, job: &Job, status: u8, fault: Option<Fault>) -> Outcome {
     if let Some(fault) = &fault {
         bus.report(fault);
     }
-    let wrote = fault.is_some_and(|fault| fault.access == Access::Write);
+    let wrote = fault.is_some_and(|fault| fault.access == Access::WRITE);
     let record = Completion {
         status,
         fault_flags: wrote as u8 * FAULT_WRITE,

@@ -1,9 +1,10 @@
 //! Memory and a fault path for tests.
 
-use super::memory::SimMemory;
-use super::{Access, FaultReporter};
+use super::FaultReporter;
 use crate::address::{Iova, Pasid};
+use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause, DmaError};
+use crate::host::software::EndpointMemory;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard};
@@ -108,7 +109,7 @@ impl FakeDma {
             match pages.get_mut(&number) {
                 None => return failed(DmaCause::NotMapped),
                 Some(Page::NotMemory) => return failed(DmaCause::NotMemory),
-                Some(Page::Memory { writable: false, .. }) if access == Access::Write => {
+                Some(Page::Memory { writable: false, .. }) if access == Access::WRITE => {
                     return failed(DmaCause::NotMapped);
                 }
                 Some(Page::Memory { bytes, .. }) => f(&mut bytes[within], range),
@@ -140,20 +141,20 @@ fn split(
 
 impl Dma for FakeDma {
     fn read(&self, _: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        self.access(Access::Read, address, buf.len(), |bytes, range| {
+        self.access(Access::READ, address, buf.len(), |bytes, range| {
             buf[range].copy_from_slice(bytes)
         })
     }
 
     fn write(&self, _: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        self.access(Access::Write, address, buf.len(), |bytes, range| {
+        self.access(Access::WRITE, address, buf.len(), |bytes, range| {
             bytes.copy_from_slice(&buf[range])
         })
     }
 }
 
 /// Accesses the client's memory without translation.
-pub struct IdentityDma(pub SimMemory);
+pub struct IdentityDma(pub EndpointMemory);
 
 impl Dma for IdentityDma {
     fn read(&self, _: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {

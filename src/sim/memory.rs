@@ -1,26 +1,24 @@
 //! Guest memory, as the client announces it.
 
+use crate::host::software::EndpointMemory;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use vfio_user::DmaMapFlags;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
-    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
-
-/// Guest memory that changes as the client maps and unmaps it, by guest-physical address.
-pub type SimMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// Most regions of one client; each takes a mapping of this process.
 const MAX_REGIONS: usize = 1024;
 
-/// Keeps a [`SimMemory`] as the client wants it.
+/// Keeps a [`EndpointMemory`] as the client wants it.
 #[derive(Debug)]
-pub struct Regions(SimMemory);
+pub struct Regions(EndpointMemory);
 
 impl Regions {
     /// Takes over `memory`; nobody else may change it.
-    pub fn new(memory: SimMemory) -> Self {
+    pub fn new(memory: EndpointMemory) -> Self {
         Self(memory)
     }
 
@@ -118,8 +116,8 @@ mod tests {
 
     const RW: DmaMapFlags = DmaMapFlags::READ_WRITE;
 
-    fn regions() -> (Regions, SimMemory) {
-        let memory = SimMemory::new(GuestMemoryMmap::new());
+    fn regions() -> (Regions, EndpointMemory) {
+        let memory = EndpointMemory::new(GuestMemoryMmap::new());
         (Regions::new(memory.clone()), memory)
     }
 
@@ -129,7 +127,7 @@ mod tests {
         Some(file)
     }
 
-    fn starts(memory: &SimMemory) -> Vec<u64> {
+    fn starts(memory: &EndpointMemory) -> Vec<u64> {
         memory.memory().iter().map(|region| region.start_addr().0).collect()
     }
 

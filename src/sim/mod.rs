@@ -27,19 +27,10 @@ mod server;
 mod tests;
 
 use crate::address::{Iova, Pasid};
+use crate::host::Access;
 use crate::host::dma::DmaCause;
 
-pub use memory::SimMemory;
 pub use server::Sim;
-
-/// What an access does to memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Memory is read.
-    Read,
-    /// Memory is written.
-    Write,
-}
 
 /// Takes the translation faults of an endpoint.
 pub trait FaultReporter: Send + Sync {

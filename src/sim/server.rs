@@ -4,9 +4,10 @@ use super::FaultReporter;
 use super::device::{Device, irqs, regions};
 use super::engine::Engine;
 use super::exec::Executor;
-use super::memory::{Regions, SimMemory};
+use super::memory::Regions;
 use crate::address::EndpointId;
 use crate::host::dma::Dma;
+use crate::host::software::EndpointMemory;
 use crate::socket::ListeningSocket;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -90,7 +91,7 @@ impl Sim {
     pub fn start(
         endpoint: EndpointId,
         socket: ListeningSocket,
-        memory: SimMemory,
+        memory: EndpointMemory,
         dma: Arc<dyn Dma>,
         faults: Arc<dyn FaultReporter>,
     ) -> io::Result<Sim> {

@@ -1,15 +1,17 @@
 //! The accelerator as a whole: registers, worker and memory, first without a client, then over
 //! a socket.
 
+use super::Sim;
 use super::device::Device;
 use super::engine::Engine;
 use super::exec::{Executor, TURN_BYTES};
 use super::fake::{FakeDma, FakeFaults, IdentityDma, PAGE, SINK};
 use super::memory::Regions;
 use super::regs::*;
-use super::{Access, Sim, SimMemory};
 use crate::address::{EndpointId, Iova};
+use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause};
+use crate::host::software::EndpointMemory;
 use crate::socket::{ListeningSocket, SocketError};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -314,7 +316,7 @@ fn source_fault_at_a_page_boundary_tells_the_bytes_done() {
     assert_eq!(bench.result(copy), fault(done, SOURCE + 2 * PAGE, 0));
     assert_eq!(bench.dma.get(TARGET, done as usize), numbers(2 * PAGE as usize)[100..]);
     assert_eq!(bench.dma.get(TARGET + done, 1), [0]);
-    let reported = (SOURCE + 2 * PAGE, Access::Read, DmaCause::NotMapped);
+    let reported = (SOURCE + 2 * PAGE, Access::READ, DmaCause::NotMapped);
     assert_eq!(bench.faults.take(), [reported]);
 }
 
@@ -324,7 +326,7 @@ fn destination_fault_is_a_write() {
     bench.dma.map(TARGET + PAGE..=TARGET + PAGE, false);
     let record = bench.result(descriptor(OP_COPY, 2 * PAGE, 0));
     assert_eq!(record, fault(PAGE, TARGET + PAGE, FAULT_WRITE));
-    let reported = (TARGET + PAGE, Access::Write, DmaCause::NotMapped);
+    let reported = (TARGET + PAGE, Access::WRITE, DmaCause::NotMapped);
     assert_eq!(bench.faults.take(), [reported]);
 }
 
@@ -396,7 +398,7 @@ fn ring_fault_stops_the_channel_until_reset() {
     bench.set_reg(0, CH_DOORBELL, 1);
     bench.wait(0);
     bench.assert_error(ERROR_RING_FAULT, END + 1);
-    assert_eq!(bench.faults.take(), [(END + 1, Access::Read, DmaCause::NotMapped)]);
+    assert_eq!(bench.faults.take(), [(END + 1, Access::READ, DmaCause::NotMapped)]);
 
     bench.set_reg(0, CH_DOORBELL, 2);
     bench.set_reg(0, CH_CONTROL, CH_CONTROL_ENABLE);
@@ -422,7 +424,7 @@ fn record_fault_stops_the_channel() {
     bench.dma.map(RECORDS..=RECORDS, false);
     bench.run(&[descriptor(OP_FILL, 8, 0)]);
     bench.assert_error(ERROR_COMPLETION_FAULT, RECORDS + 8);
-    assert_eq!(bench.faults.take(), [(RECORDS + 8, Access::Write, DmaCause::NotMapped)]);
+    assert_eq!(bench.faults.take(), [(RECORDS + 8, Access::WRITE, DmaCause::NotMapped)]);
 }
 
 #[test]
@@ -459,7 +461,7 @@ fn record_is_written_before_its_first_8_bytes() {
     let writes = Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = writes.clone();
     let dma = FakeDma::mapping(RING..=END).with_hook(move |access, address| {
-        if access == Access::Write {
+        if access == Access::WRITE {
             log.lock().unwrap().push(address.0);
         }
     });
@@ -673,7 +675,7 @@ fn pause_waits_for_the_access_under_way() {
 
 fn device() -> (Device, Arc<Engine>) {
     let engine = Arc::new(Engine::default());
-    let memory = SimMemory::new(GuestMemoryMmap::new());
+    let memory = EndpointMemory::new(GuestMemoryMmap::new());
     (Device::new(engine.clone(), Regions::new(memory)), engine)
 }
 
@@ -758,7 +760,7 @@ fn all_kinds_of_reset_bring_back_the_defaults() {
 #[test]
 fn unmap_all_takes_everything_and_dirty_pages_are_not_known() {
     let engine = Arc::new(Engine::default());
-    let memory = SimMemory::new(GuestMemoryMmap::new());
+    let memory = EndpointMemory::new(GuestMemoryMmap::new());
     let mut device = Device::new(engine, Regions::new(memory.clone()));
     for address in [0, 0x1000] {
         let file = tempfile::tempfile().unwrap();
@@ -809,18 +811,18 @@ fn impossible_interrupt_requests_are_refused() {
 /// A running accelerator whose accesses are not translated.
 struct Served {
     sim: Option<Sim>,
-    memory: SimMemory,
+    memory: EndpointMemory,
     path: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl Served {
     fn new() -> Self {
-        let memory = SimMemory::new(GuestMemoryMmap::new());
+        let memory = EndpointMemory::new(GuestMemoryMmap::new());
         Self::with_dma(memory.clone(), Arc::new(IdentityDma(memory)))
     }
 
-    fn with_dma(memory: SimMemory, dma: Arc<dyn Dma>) -> Self {
+    fn with_dma(memory: EndpointMemory, dma: Arc<dyn Dma>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         let socket = ListeningSocket::bind(&path).unwrap();
@@ -1041,7 +1043,7 @@ fn malformed_messages_cost_the_connection_at_most() {
 
 #[test]
 fn client_that_hangs_up_amid_work_is_followed_by_the_next() {
-    let memory = SimMemory::new(GuestMemoryMmap::new());
+    let memory = EndpointMemory::new(GuestMemoryMmap::new());
     let dma = Arc::new(FakeDma::mapping(RING..=END));
     dma.put(RING, &endless(OP_COPY).to_bytes());
     let served = Served::with_dma(memory, dma.clone());

@@ -39,33 +39,28 @@ pub fn gather<'a>(
     Gathered { bytes: &buffer[..len], room, first_writable }
 }
 
-/// Writes `bytes` into the writable part; returns how many arrived before the first address that
-/// is no memory.
-pub fn scatter(
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    memory: &GuestMemoryMmap,
-    gathered_first: Option<(GuestAddress, usize)>,
-    bytes: &[u8],
-) -> usize {
-    if let Some((address, size)) = gathered_first
-        && bytes.len() <= size
-    {
-        return memory.write_slice(bytes, address).map_or(0, |()| bytes.len());
-    }
-    let mut done = 0;
-    for descriptor in chain.writable() {
-        let end = done + (descriptor.len() as usize).min(bytes.len() - done);
-        if memory.write_slice(&bytes[done..end], descriptor.addr()).is_err() {
-            break;
-        }
-        done = end;
-    }
-    done
-}
-
 impl Gathered<'_> {
-    /// The first writable descriptor, for [`scatter`].
-    pub fn first_writable(&self) -> Option<(GuestAddress, usize)> {
-        self.first_writable
+    /// Writes `bytes` into the writable part of `chain`, the one that was gathered from; returns
+    /// how many arrived before the first address that is no memory.
+    pub fn scatter(
+        &self,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+        bytes: &[u8],
+    ) -> usize {
+        if let Some((address, size)) = self.first_writable
+            && bytes.len() <= size
+        {
+            return memory.write_slice(bytes, address).map_or(0, |()| bytes.len());
+        }
+        let mut done = 0;
+        for descriptor in chain.writable() {
+            let end = done + (descriptor.len() as usize).min(bytes.len() - done);
+            if memory.write_slice(&bytes[done..end], descriptor.addr()).is_err() {
+                break;
+            }
+            done = end;
+        }
+        done
     }
 }

@@ -6,7 +6,7 @@ use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::chain::{gather, scatter};
+use super::chain::gather;
 use super::notify::signal_driver;
 use super::request_queue::next_chain;
 use super::ring::{Memory, Ring};
@@ -75,7 +75,7 @@ fn put(
         let gathered = gather(chain.clone(), memory, &mut []);
         let fits = gathered.room >= event.len();
         let bytes: &[u8] = if fits { event } else { &[] };
-        let written = scatter(chain, memory, gathered.first_writable(), bytes);
+        let written = gathered.scatter(chain, memory, bytes);
         queue.add_used(memory, head, written as u32)?;
         if written == event.len() {
             return Ok(true);

@@ -9,7 +9,7 @@ use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::chain::{gather, scatter};
+use super::chain::gather;
 use super::notify::signal_driver;
 use super::poll::Poller;
 use super::ring::{Memory, Ring, Start};
@@ -168,7 +168,7 @@ fn answer(
     if !prepare(viommu, gathered.bytes, gathered.room, scratch) {
         return 0;
     }
-    scatter(chain, memory, gathered.first_writable(), scratch)
+    gathered.scatter(chain, memory, scratch)
 }
 
 /// Puts the answer together; `false` when the request goes back unwritten. The guest spins until

@@ -146,11 +146,6 @@ impl Viommu {
         self.set_bypass(self.settings.boot_bypass);
     }
 
-    /// Number of domains and of mappings over all of them.
-    pub fn usage(&self) -> (usize, usize) {
-        (self.domains.len(), self.mappings)
-    }
-
     fn execute(&mut self, request: Request, room: usize) -> Result<(), Refusal> {
         match request {
             Request::Attach { domain, endpoint, pasid, bypass } => {
