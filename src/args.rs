@@ -10,6 +10,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use crate::address::IovaRange;
 use crate::bdf::Bdf;
 use crate::host::{ReservedKind, ReservedRegion};
+use crate::iopf::{Limits as FaultLimits, MAX_GROUPS};
 use crate::vhost::{Options, Scheduling};
 use crate::viommu::{Limits, Settings};
 
@@ -91,6 +92,18 @@ pub struct DaemonArgs {
     /// How many faults wait for the guest per endpoint; more are counted and dropped.
     #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
     pub fault_queue_depth: usize,
+
+    /// How many groups of page requests of one endpoint can wait for the guest's answer; an
+    /// endpoint that has more is held back.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().page_groups,
+          value_parser = clap::value_parser!(u16).range(1..=MAX_GROUPS as i64 - 1))]
+    pub max_page_groups: u16,
+
+    /// How long the guest can take to answer a group of page requests, in seconds; then the
+    /// daemon answers that the access is invalid. Time in which the guest is stopped does not
+    /// count.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = response_time)]
+    pub page_response_timeout: Duration,
 
     /// How long the request queue is polled after work before the daemon sleeps, in
     /// microseconds, at most; 0: never.
@@ -222,6 +235,7 @@ impl DaemonArgs {
                 domains: self.max_domains,
                 mappings: self.max_mappings,
                 endpoints_per_domain: self.max_endpoints_per_domain,
+                page_groups: self.max_page_groups,
             },
         })
     }
@@ -230,7 +244,16 @@ impl DaemonArgs {
     pub fn transport(&self) -> Options {
         let max_poll = Duration::from_micros(self.poll_us.into());
         let scheduling = if self.realtime { Scheduling::Realtime } else { Scheduling::Normal };
-        Options { queue_size: self.queue_size, max_poll, scheduling }
+        let clock_period = clock_period(self.page_response_timeout);
+        Options { queue_size: self.queue_size, max_poll, scheduling, clock_period }
+    }
+
+    /// What the fault path keeps.
+    pub fn fault_limits(&self) -> FaultLimits {
+        // The clock of the fault path can be a period ahead of a fault.
+        let response_time = self.page_response_timeout + clock_period(self.page_response_timeout);
+        let groups = self.max_page_groups.into();
+        FaultLimits { faults: self.fault_queue_depth, groups, response_time }
     }
 }
 
@@ -297,6 +320,18 @@ fn queue_size(text: &str) -> Result<u16, String> {
         Ok(size) if size.is_power_of_two() && size <= 32768 => Ok(size),
         _ => Err(format!("'{text}' is no queue size; write a power of two from 1 to 32768")),
     }
+}
+
+fn response_time(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=86400.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("'{text}' is no time; write seconds from 0.001 to 86400"))
+}
+
+/// Often enough that a group is answered soon after its time, seldom enough to cost nothing.
+fn clock_period(response_time: Duration) -> Duration {
+    (response_time / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vm_memory::GuestMemoryMmap;
 
@@ -15,7 +15,7 @@ use crate::host::Access;
 use crate::host::HostError;
 use crate::host::dma::DmaCause;
 use crate::host::software::{EndpointMemory, Software};
-use crate::iopf::{Fault, Iopf, Reason};
+use crate::iopf::{Fault, Full, Iopf, PageRequest, Reason, Source};
 use crate::sim::{FaultReporter, Sim};
 use crate::socket::{ListeningSocket, SocketError};
 use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
@@ -52,15 +52,15 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         check_realtime().map_err(StartError::Realtime)?;
     }
     // Before any thread runs, so that none of them takes the signal.
-    let signals = Signals::new([SIGTERM, SIGINT])?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let sockets = bind_endpoints(args)?;
     let socket = ListeningSocket::bind(socket_path)?;
 
     let doorbell = FaultDoorbell::new()?;
     let ids: Vec<EndpointId> =
         args.endpoints.iter().map(|endpoint| endpoint.bdf.endpoint()).collect();
-    let depth = args.fault_queue_depth;
-    let faults = Arc::new(Iopf::new(ids.iter().copied(), depth, Box::new(doorbell.clone())));
+    let limits = args.fault_limits();
+    let faults = Arc::new(Iopf::new(ids.iter().copied(), limits, Box::new(doorbell.clone())));
     let mut host = Software::new(&settings.reserved);
     let parts = add_endpoints(&mut host, sockets);
     let viommu = Viommu::new(settings, ids, Arc::new(host), faults.clone())?;
@@ -74,14 +74,22 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         faults.clone(),
         doorbell,
     )?;
-    stop_on_signal(signals, server.stop())?;
+    obey_signals(signals, server.stop(), faults.clone())?;
     log::info!("ready: {} endpoints, waiting on {}", sims.len(), socket_path.display());
     server.run();
     sims.into_iter().for_each(Sim::stop);
-    for (endpoint, counters) in faults.counters() {
-        log::info!("faults of endpoint {endpoint}: {counters}");
-    }
+    // What still waits to be delivered never will be.
+    faults.reset();
+    log_counters(&faults);
     Ok(())
+}
+
+/// What became of every fault, one line for each kind and endpoint.
+fn log_counters(faults: &Iopf) {
+    for (endpoint, faults, requests) in faults.counters() {
+        log::info!("faults of endpoint {endpoint}: {faults}");
+        log::info!("page requests of endpoint {endpoint}: {requests}");
+    }
 }
 
 /// All sockets before anything else, so that a path that is taken ends the start early.
@@ -125,6 +133,18 @@ struct FaultSource {
 }
 
 impl FaultReporter for FaultSource {
+    fn connect(&self, source: Arc<dyn Source>) {
+        self.faults.connect(self.endpoint, source);
+    }
+
+    fn request(&self, request: PageRequest) -> Result<(), Full> {
+        self.faults.request(self.endpoint, request)
+    }
+
+    fn withdraw(&self) {
+        self.faults.withdraw(self.endpoint);
+    }
+
     fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
         let reason = match cause {
             DmaCause::NoDomain => Reason::Domain,
@@ -135,11 +155,15 @@ impl FaultReporter for FaultSource {
     }
 }
 
-fn stop_on_signal(mut signals: Signals, stop: Stop) -> io::Result<()> {
+fn obey_signals(mut signals: Signals, stop: Stop, faults: Arc<Iopf>) -> io::Result<()> {
     let wait = move || {
         for signal in signals.forever() {
-            log::info!("signal {signal}: stopping");
-            stop.request();
+            if signal == SIGUSR1 {
+                log_counters(&faults);
+            } else {
+                log::info!("signal {signal}: stopping");
+                stop.request();
+            }
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map(drop)

@@ -1,38 +1,36 @@
 //! A driver of the accelerator, as docs/accelerator.md describes it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::ops::Range;
+use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::memory::Memory;
 use crate::regs::{self, Descriptor};
+use crate::ring::{Completion, ENTRIES, Ring};
 use crate::sys::Bar;
-use crate::vfio::{Device, Eventfd, Protection, Space};
-
-/// Entries of a channel's ring. Ring and records share one page.
-const ENTRIES: usize = 16;
-const DESCRIPTOR_WORDS: usize = regs::DESCRIPTOR_SIZE / 8;
-const RECORD_WORDS: usize = regs::COMPLETION_SIZE / 8;
-const RECORDS: usize = ENTRIES * regs::DESCRIPTOR_SIZE;
 
 /// How long work may take: emulated machines can be slow, but end one day.
 const PATIENCE_SECONDS: u32 = 120;
 
+/// How interrupts come to this program. Whoever implements it keeps the function open.
+pub trait Interrupts {
+    /// How many have come for `vector` since the last call. Waits for the first, but no longer
+    /// than `seconds`.
+    fn wait(&self, vector: u32, seconds: u32) -> u64;
+}
+
 /// The accelerator, enabled.
 pub struct Accelerator {
+    name: String,
+    // Unmapped before the function is closed.
     bar: Bar,
-    interrupts: Vec<Eventfd>,
-    // Closed after all that was made with it.
-    device: Device,
+    interrupts: Box<dyn Interrupts>,
 }
 
 impl Accelerator {
-    pub fn open(space: &Space, name: &str) -> Result<Self> {
-        let device = space.attach(name)?;
-        device.enable()?;
-        let bar = device.registers()?;
+    pub fn new(name: &str, bar: Bar, interrupts: Box<dyn Interrupts>) -> Result<Self> {
         let (id, version) = (bar.read32(regs::ID), bar.read32(regs::VERSION));
         if (id, version) != (regs::ID_VALUE, regs::VERSION_VALUE) {
             return Err(format!("{name} says ID {id:#x}, version {version}: no accelerator"));
@@ -41,55 +39,86 @@ impl Accelerator {
         if limit != regs::MAX_LENGTH {
             return Err(format!("{name} says that a descriptor has at most {limit:#x} bytes"));
         }
-        let interrupts = device.interrupts()?;
-        Ok(Self { bar, interrupts, device })
+        Ok(Self { name: name.into(), bar, interrupts })
     }
 
     pub fn name(&self) -> &str {
-        &self.device.name
+        &self.name
+    }
+
+    /// Whether it has all of these features.
+    pub fn has(&self, features: u32) -> bool {
+        self.bar.read32(regs::FEATURES) & features == features
     }
 }
 
 /// How the end of work is noticed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// By an interrupt; the records must be there then.
+    /// By an interrupt of the channel's own vector; the records must be there then.
     Interrupt,
+    /// By interrupts of the one vector that all channels share.
+    SharedInterrupt,
     /// By looking at the records.
     Poll,
 }
 
-/// A channel with its ring in memory that the space maps.
+/// What a channel accesses.
+#[derive(Clone, Copy)]
+pub enum Access {
+    /// What the function's own domain maps.
+    Domain,
+    /// What the process with this PASID can access. Faults become page requests, in groups of up
+    /// to `group_pages` pages.
+    Process { pasid: u32, group_pages: u32 },
+}
+
+/// A channel with its ring.
 pub struct Channel<'a> {
     accelerator: &'a Accelerator,
     index: u32,
     wait: Wait,
-    page: Memory,
-    iova: u64,
-    tail: usize,
+    ring: Ring,
+    /// How many of the entries before the tail are work that nobody has waited for yet.
+    started: usize,
 }
 
 impl<'a> Channel<'a> {
-    /// Sets channel `index` up with a page at `iova` for ring and records.
-    pub fn open(
+    /// Sets channel `index` up.
+    pub fn new(
         accelerator: &'a Accelerator,
-        space: &Space,
         index: u32,
-        iova: u64,
         wait: Wait,
+        access: Access,
+        ring: Ring,
     ) -> Result<Self> {
-        let page = Memory::pages(1)?;
-        space.map(iova, page, Protection::ReadWrite)?;
-        let channel = Self { accelerator, index, wait, page, iova, tail: 0 };
+        let channel = Self { accelerator, index, wait, ring, started: 0 };
         channel.write(regs::CH_CONTROL, 0);
-        accelerator.bar.write64(channel.register(regs::CH_RING_BASE), iova);
+        let ring = channel.ring.address();
+        accelerator.bar.write64(channel.register(regs::CH_RING_BASE), ring);
         channel.write(regs::CH_RING_SIZE, ENTRIES as u32);
-        channel.write(regs::CH_VECTOR, index);
-        channel.write(regs::CH_CONTROL, regs::CH_CONTROL_ENABLE);
+        channel.write(regs::CH_VECTOR, channel.vector());
+        channel.enable(access);
         match channel.error() {
             Some(error) => Err(error),
             None => Ok(channel),
         }
+    }
+
+    fn enable(&self, access: Access) {
+        let (pasid, group_pages, control) = match access {
+            Access::Domain => (0, 0, 0),
+            Access::Process { pasid, group_pages } => {
+                (regs::CH_PASID_VALID | pasid, group_pages, regs::CH_CONTROL_PAGE_REQUEST)
+            }
+        };
+        self.write(regs::CH_PASID, pasid);
+        self.write(regs::CH_GROUP_PAGES, group_pages);
+        self.write(regs::CH_CONTROL, regs::CH_CONTROL_ENABLE | control);
+    }
+
+    fn vector(&self) -> u32 {
+        if self.wait == Wait::SharedInterrupt { 0 } else { self.index }
     }
 
     /// Does one piece of work.
@@ -101,103 +130,93 @@ impl<'a> Channel<'a> {
     pub fn run_all(&mut self, work: &[Descriptor]) -> Result<Vec<Completion>> {
         let mut completions = Vec::new();
         for batch in work.chunks(ENTRIES - 1) {
-            let first = self.tail;
-            self.submit(batch);
-            let last = (first + batch.len() - 1) % ENTRIES;
-            match self.wait {
-                Wait::Interrupt => self.wait_for_interrupt(last)?,
-                Wait::Poll => self.poll(last)?,
-            }
-            completions.extend((0..batch.len()).map(|n| self.record((first + n) % ENTRIES)));
+            self.start(batch);
+            completions.extend(self.finish()?);
         }
         Ok(completions)
     }
 
-    /// Puts up to a ring full of descriptors behind the tail. The last raises the interrupt.
-    fn submit(&mut self, batch: &[Descriptor]) {
-        for (index, descriptor) in batch.iter().enumerate() {
+    /// Hands up to a ring full of work to the device. The last piece raises the interrupt.
+    pub fn start(&mut self, batch: &[Descriptor]) {
+        assert!(self.started + batch.len() < ENTRIES, "more work than the ring has entries");
+        let raise = if self.wait == Wait::Poll { 0 } else { regs::FLAG_INTERRUPT };
+        for (index, work) in batch.iter().enumerate() {
             let is_last = index + 1 == batch.len();
-            let interrupt = is_last && self.wait == Wait::Interrupt;
-            let record = self.tail * regs::COMPLETION_SIZE;
-            self.clear_record(self.tail);
-            self.write_descriptor(Descriptor {
-                flags: regs::FLAG_COMPLETION | if interrupt { regs::FLAG_INTERRUPT } else { 0 },
-                tag: self.tail as u32,
-                completion: self.iova + (RECORDS + record) as u64,
-                ..*descriptor
-            });
-            self.tail = (self.tail + 1) % ENTRIES;
+            self.ring.push(*work, if is_last { raise } else { 0 });
         }
+        self.started += batch.len();
         fence(Ordering::Release);
-        self.write(regs::CH_DOORBELL, self.tail as u32);
+        self.write(regs::CH_DOORBELL, self.ring.tail() as u32);
     }
 
-    fn write_descriptor(&self, descriptor: Descriptor) {
-        let words = [
-            u64::from(descriptor.opcode)
-                | u64::from(descriptor.flags) << 8
-                | u64::from(descriptor.tag) << 32,
-            descriptor.source,
-            descriptor.destination,
-            descriptor.length,
-            descriptor.operand,
-            descriptor.completion,
-            0,
-            0,
-        ];
-        let entry = &self.page.words()[self.tail * DESCRIPTOR_WORDS..][..DESCRIPTOR_WORDS];
-        for (to, word) in entry.iter().zip(words) {
-            to.store(word.to_le(), Ordering::Relaxed);
+    /// Waits for the end of all that was started.
+    pub fn finish(&mut self) -> Result<Vec<Completion>> {
+        if let Some(last) = self.entries().last() {
+            match self.wait {
+                Wait::Interrupt => self.wait_for_interrupt(last)?,
+                Wait::SharedInterrupt => self.wait_for_shared_interrupt(last)?,
+                Wait::Poll => self.poll(last)?,
+            }
         }
+        let completions = self.entries().map(|entry| self.ring.record(entry)).collect();
+        self.started = 0;
+        Ok(completions)
     }
 
-    fn record_words(&self, entry: usize) -> &'static [AtomicU64] {
-        &self.page.words()[RECORDS / 8 + entry * RECORD_WORDS..][..RECORD_WORDS]
+    /// Waits for the end of the first piece of what was started.
+    pub fn wait_for_first(&self) -> Result<()> {
+        self.entries().next().map_or(Ok(()), |first| self.poll(first))
     }
 
-    fn clear_record(&self, entry: usize) {
-        self.record_words(entry).iter().for_each(|word| word.store(0, Ordering::Relaxed));
-    }
-
-    fn is_pending(&self, entry: usize) -> bool {
-        let first = u64::from_le(self.record_words(entry)[0].load(Ordering::Acquire));
-        first as u8 == regs::STATUS_PENDING
-    }
-
-    fn record(&self, entry: usize) -> Completion {
-        let words = self.record_words(entry);
-        let word = |index: usize| u64::from_le(words[index].load(Ordering::Relaxed));
-        let head = word(0);
-        Completion {
-            status: head as u8,
-            write: (head >> 8) as u8 & regs::FAULT_WRITE != 0,
-            bytes_done: word(1),
-            fault_address: word(2),
-            result: word(3),
-        }
+    /// The entries of what was started.
+    fn entries(&self) -> impl Iterator<Item = usize> + use<> {
+        let end = self.ring.tail() + ENTRIES;
+        let all: Range<usize> = end - self.started..end;
+        all.map(|entry| entry % ENTRIES)
     }
 
     fn wait_for_interrupt(&self, last: usize) -> Result<()> {
-        let interrupts = &self.accelerator.interrupts[self.index as usize];
-        let came = interrupts.wait(PATIENCE_SECONDS.into());
-        let count = interrupts.take();
+        let count = self.interrupts();
         if let Some(error) = self.error() {
             return Err(error);
         }
-        match (came, self.is_pending(last)) {
-            (true, false) if count == 1 => Ok(()),
-            (true, false) => Err(format!("{self}: {count} interrupts instead of one")),
-            (true, true) => Err(format!("{self}: an interrupt, but no completion record")),
-            (false, true) => Err(format!("{self}: not done after {PATIENCE_SECONDS} s")),
-            (false, false) => {
-                Err(format!("{self}: done, but no interrupt came in {PATIENCE_SECONDS} s"))
-            }
+        match (count, self.ring.is_pending(last)) {
+            (1, false) => Ok(()),
+            (2.., false) => Err(format!("{self}: {count} interrupts instead of one")),
+            (1.., true) => Err(format!("{self}: an interrupt, but no completion record")),
+            (0, pending) => Err(self.no_interrupt(pending)),
         }
     }
 
-    fn poll(&self, last: usize) -> Result<()> {
+    /// Interrupts for other channels wake this one up as well.
+    fn wait_for_shared_interrupt(&self, last: usize) -> Result<()> {
+        while self.ring.is_pending(last) {
+            let count = self.interrupts();
+            if let Some(error) = self.error() {
+                return Err(error);
+            }
+            if count == 0 {
+                return Err(self.no_interrupt(self.ring.is_pending(last)));
+            }
+        }
+        Ok(())
+    }
+
+    fn interrupts(&self) -> u64 {
+        self.accelerator.interrupts.wait(self.vector(), PATIENCE_SECONDS)
+    }
+
+    fn no_interrupt(&self, pending: bool) -> String {
+        if pending {
+            format!("{self}: not done after {PATIENCE_SECONDS} s")
+        } else {
+            format!("{self}: done, but no interrupt came in {PATIENCE_SECONDS} s")
+        }
+    }
+
+    fn poll(&self, entry: usize) -> Result<()> {
         let start = Instant::now();
-        while self.is_pending(last) {
+        while self.ring.is_pending(entry) {
             if let Some(error) = self.error() {
                 return Err(error);
             }
@@ -206,7 +225,6 @@ impl<'a> Channel<'a> {
             }
             thread::yield_now();
         }
-        fence(Ordering::Acquire);
         Ok(())
     }
 
@@ -244,83 +262,4 @@ impl fmt::Display for Channel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: channel {}", self.accelerator.name(), self.index)
     }
-}
-
-pub fn copy(source: u64, destination: u64, length: u64) -> Descriptor {
-    Descriptor { opcode: regs::OP_COPY, source, destination, length, ..Default::default() }
-}
-
-pub fn fill(destination: u64, length: u64, pattern: u64) -> Descriptor {
-    let opcode = regs::OP_FILL;
-    Descriptor { opcode, destination, length, operand: pattern, ..Default::default() }
-}
-
-pub fn compare(source: u64, destination: u64, length: u64) -> Descriptor {
-    Descriptor { opcode: regs::OP_COMPARE, source, destination, length, ..Default::default() }
-}
-
-pub fn crc32c(source: u64, length: u64) -> Descriptor {
-    Descriptor { opcode: regs::OP_CRC32C, source, length, ..Default::default() }
-}
-
-/// What became of a piece of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion {
-    pub status: u8,
-    /// For a fault: the access was a write.
-    pub write: bool,
-    pub bytes_done: u64,
-    pub fault_address: u64,
-    pub result: u64,
-}
-
-impl Completion {
-    /// That all of `length` bytes were done, or the record in words.
-    pub fn expect_success(&self, what: &str, length: u64) -> Result<()> {
-        if self.status == regs::STATUS_SUCCESS && self.bytes_done == length {
-            return Ok(());
-        }
-        Err(format!("{what}: expected SUCCESS after {length} bytes, got {self}"))
-    }
-
-    /// That an access to `address` was refused after `done` bytes, or the record in words.
-    pub fn expect_fault(&self, what: &str, address: u64, write: bool, done: u64) -> Result<()> {
-        let got = (self.status, self.fault_address, self.write, self.bytes_done);
-        if got == (regs::STATUS_FAULT, address, write, done) {
-            return Ok(());
-        }
-        let access = if write { "write" } else { "read" };
-        Err(format!(
-            "{what}: expected FAULT, {access} at {address:#x} after {done} bytes, got {self}"
-        ))
-    }
-}
-
-impl fmt::Display for Completion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.status {
-            regs::STATUS_FAULT | regs::STATUS_BUS_ERROR => {
-                let access = if self.write { "write" } else { "read" };
-                let (name, address) = (status_name(self.status), self.fault_address);
-                write!(f, "{name}, {access} at {address:#x} after {} bytes", self.bytes_done)
-            }
-            status => write!(f, "{} after {} bytes", status_name(status), self.bytes_done),
-        }
-    }
-}
-
-fn status_name(status: u8) -> String {
-    let name = match status {
-        regs::STATUS_PENDING => "PENDING",
-        regs::STATUS_SUCCESS => "SUCCESS",
-        regs::STATUS_MISMATCH => "MISMATCH",
-        regs::STATUS_FAULT => "FAULT",
-        regs::STATUS_BUS_ERROR => "BUS_ERROR",
-        regs::STATUS_BAD_OPCODE => "BAD_OPCODE",
-        regs::STATUS_BAD_FLAGS => "BAD_FLAGS",
-        regs::STATUS_BAD_LENGTH => "BAD_LENGTH",
-        regs::STATUS_BAD_ADDRESS => "BAD_ADDRESS",
-        other => return format!("status {other}"),
-    };
-    name.into()
 }

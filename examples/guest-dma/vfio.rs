@@ -10,7 +10,9 @@ use clap::ValueEnum;
 use rustix::event::EventfdFlags;
 use vfio_bindings::bindings::vfio;
 
-use crate::memory::Memory;
+use crate::accel::{Accelerator, Access, Channel, Interrupts, Wait};
+use crate::memory::{Content, Memory};
+use crate::ring::Ring;
 use crate::sys::{self, Argument};
 use crate::{Result, regs};
 
@@ -62,8 +64,28 @@ impl Space {
         }
     }
 
-    /// Opens a function that is bound to vfio-pci, and attaches it.
-    pub fn attach(&self, name: &str) -> Result<Device> {
+    /// Opens an accelerator that is bound to vfio-pci, and attaches it.
+    pub fn attach(&self, name: &str) -> Result<Accelerator> {
+        let device = self.open(name)?;
+        device.enable()?;
+        let (bar, eventfds) = (device.registers()?, device.interrupts()?);
+        Accelerator::new(name, bar, Box::new(Vectors { eventfds, _device: device }))
+    }
+
+    /// Sets channel `index` up with a page at `iova` for ring and records.
+    pub fn channel<'a>(
+        &self,
+        accelerator: &'a Accelerator,
+        index: u32,
+        iova: u64,
+        wait: Wait,
+    ) -> Result<Channel<'a>> {
+        let page = Memory::pages(1)?;
+        self.map(iova, page, Protection::ReadWrite)?;
+        Channel::new(accelerator, index, wait, Access::Domain, Ring::in_page(page, iova))
+    }
+
+    fn open(&self, name: &str) -> Result<Device> {
         let (file, group) = match self {
             Self::Container(container) => {
                 let (file, group) = attach_by_group(container, name)?;
@@ -205,7 +227,7 @@ fn cdev_of(name: &str) -> Result<PathBuf> {
     }
 }
 
-fn sysfs(name: &str) -> PathBuf {
+pub fn sysfs(name: &str) -> PathBuf {
     Path::new("/sys/bus/pci/devices").join(name)
 }
 
@@ -215,11 +237,11 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// A function in the hands of this program.
-pub struct Device {
+struct Device {
     file: File,
     // Closed after the device.
     _group: Option<File>,
-    pub name: String,
+    name: String,
 }
 
 impl Device {
@@ -233,7 +255,7 @@ impl Device {
     }
 
     /// Lets the function answer and issue accesses to memory.
-    pub fn enable(&self) -> Result<()> {
+    fn enable(&self) -> Result<()> {
         let (config, _) = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
         let failed = |error| format!("{}: cannot change its command register: {error}", self.name);
         let mut command = [0; 2];
@@ -242,7 +264,7 @@ impl Device {
         self.file.write_all_at(&enabled.to_le_bytes(), config + COMMAND).map_err(failed)
     }
 
-    pub fn registers(&self) -> Result<sys::Bar> {
+    fn registers(&self) -> Result<sys::Bar> {
         let (offset, size) = self.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
         if size != u64::from(regs::BAR0_SIZE) {
             return Err(format!("{}: BAR 0 has {size} bytes; no accelerator", self.name));
@@ -252,7 +274,7 @@ impl Device {
     }
 
     /// An eventfd for each vector. They count, and reading them does not block.
-    pub fn interrupts(&self) -> Result<Vec<Eventfd>> {
+    fn interrupts(&self) -> Result<Vec<Eventfd>> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let make = |_| rustix::event::eventfd(0, flags).map(|fd| Eventfd(fd.into()));
         let eventfds: Vec<_> = (0..regs::VECTORS)
@@ -274,23 +296,29 @@ impl Device {
 }
 
 /// Counts the interrupts of a vector.
-pub struct Eventfd(File);
+struct Eventfd(File);
 
 impl Eventfd {
     /// How many interrupts have come since the last call.
-    pub fn take(&self) -> u64 {
+    fn take(&self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(self.0.as_fd(), &mut count) {
             Ok(8) => u64::from_ne_bytes(count),
             _ => 0,
         }
     }
+}
 
-    /// Waits until `take` has something to return, or `seconds` are over.
-    pub fn wait(&self, seconds: i64) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let limit = Timespec { tv_sec: seconds, tv_nsec: 0 };
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&limit)), Ok(1))
+/// The interrupts of a function, each vector with its eventfd.
+struct Vectors {
+    eventfds: Vec<Eventfd>,
+    // Closed after them.
+    _device: Device,
+}
+
+impl Interrupts for Vectors {
+    fn wait(&self, vector: u32, seconds: u32) -> u64 {
+        let eventfd = &self.eventfds[vector as usize];
+        if sys::wait_readable(&eventfd.0, seconds) { eventfd.take() } else { 0 }
     }
 }

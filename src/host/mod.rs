@@ -56,6 +56,14 @@ pub enum HostError {
     Failed(String),
 }
 
+/// How the page requests of an endpoint are to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRequests {
+    /// The answer to a request with a PASID has to name it (PCI Express base specification,
+    /// 7.8.10.3, PRG Response PASID Required).
+    pub response_needs_pasid: bool,
+}
+
 /// A back end: makes domains, mappings and attachments true on the host.
 ///
 /// The device model checks each request against its own books first and calls only for changes
@@ -81,6 +89,9 @@ pub trait HostIommu: Send + Sync {
 
     /// How many bits the PASIDs of an endpoint have, at most 20; 0 when it has none.
     fn pasid_bits(&self, endpoint: EndpointId) -> u8;
+
+    /// Whether and how an endpoint makes page requests.
+    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests>;
 
     /// Sends the accesses of an endpoint (of one of its PASIDs) through `to`. When it returns,
     /// no access goes through the translation before.

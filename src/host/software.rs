@@ -10,7 +10,8 @@ use vm_memory::{
 
 use super::dma::{Dma, DmaCause, DmaError, MAX_PIECE};
 use super::{
-    Access, AddressSpace, HostError, HostIommu, Mapping, ReservedRegion, Target, Translation,
+    Access, AddressSpace, HostError, HostIommu, Mapping, PageRequests, ReservedRegion, Target,
+    Translation,
 };
 use crate::address::{DomainId, EndpointId, Gpa, Iova, IovaRange, Pasid};
 
@@ -96,6 +97,12 @@ impl HostIommu for Software {
 
     fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
         if self.ports.contains_key(&endpoint) { PASID_BITS } else { 0 }
+    }
+
+    /// The accelerator's PRI capability asks for the PASID.
+    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests> {
+        let known = self.ports.contains_key(&endpoint);
+        known.then_some(PageRequests { response_needs_pasid: true })
     }
 
     fn route(

@@ -6,22 +6,34 @@
 //!        Direct: dealt with on the spot
 //!        Work:   queued, bounded, per endpoint
 //!   -> whoever serves the event queue takes them, one endpoint after the other
+//!   -> the guest's answer finds the group of page requests, and goes to the source
 //! ```
 //!
-//! Nothing here knows sockets, rings or mappings. Faults are unrecoverable ones so far: the
-//! access has failed, and the guest is told.
+//! There are two kinds. A [`Fault`] is unrecoverable: the access has failed, and the guest is
+//! told. A [`PageRequest`] waits for the guest; each group of them gets exactly one [`Response`],
+//! which its [`ticket`] sees to.
+//!
+//! Nothing here knows sockets, rings or mappings.
 
 mod counters;
 mod endpoint;
 mod fault;
+mod groups;
+mod request;
+mod ticket;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
-pub use counters::Counters;
-use endpoint::EndpointFaults;
+pub use counters::{FaultCounters, RequestCounters};
+use endpoint::{EndpointFaults, Now};
 pub use fault::{Fault, Reason};
+use groups::Progress;
+pub use groups::{GroupId, NoGroup};
+pub use request::{Cookie, Full, PageRequest, Response, Source};
 
 use crate::address::{EndpointId, Pasid};
 
@@ -32,7 +44,7 @@ pub enum Handler {
     /// For endpoints that bypass the IOMMU: the guest asked for no translation, so there is
     /// none that could have failed.
     Direct,
-    /// Queued for the event queue.
+    /// Queued for the event queue. Page requests only if the driver takes them.
     Work,
 }
 
@@ -47,10 +59,53 @@ pub enum Outcome {
     Dropped,
 }
 
+/// What the driver is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// An access has failed.
+    Fault(&'a Fault),
+    /// A request of a group that waits for an answer.
+    PageRequest {
+        /// Whose request it is.
+        endpoint: EndpointId,
+        /// What the guest is to call the group.
+        group: GroupId,
+        /// The request.
+        request: &'a PageRequest,
+    },
+}
+
+/// How much of what there was to deliver was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// Everything: the doorbell rings for more.
+    All,
+    /// Some; there may be more.
+    Some,
+    /// Until the driver had no buffer for a page request, which waits for one.
+    Starved,
+}
+
+/// How much of an endpoint's faults is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Unrecoverable faults that wait to be delivered; more are dropped.
+    pub faults: usize,
+    /// Groups of page requests that wait for an answer, 1 to [`MAX_GROUPS`]; the source is held
+    /// back from making more.
+    pub groups: usize,
+    /// How long the guest can take to answer a group.
+    pub response_time: Duration,
+}
+
+/// The most groups of page requests of one endpoint: half of what has an identifier, so that none
+/// is used again at once.
+pub const MAX_GROUPS: usize = 1 << 15;
+
 /// Rung when faults begin to wait. Implemented by whoever serves the event queue; called from
 /// any thread, with no lock held.
 pub trait Doorbell: Send + Sync {
-    /// Makes the server call [`Iopf::next`] soon.
+    /// Makes the server call [`Iopf::deliver`] soon.
     fn ring(&self);
 }
 
@@ -60,39 +115,57 @@ pub struct Iopf {
     doorbell: Box<dyn Doorbell>,
     /// Whether the server knows that faults wait: one ring is enough for any number of them.
     rung: AtomicBool,
-    /// Whose fault was taken last.
+    /// Whose turn to deliver is over.
     last: AtomicU32,
+    /// The driver takes page requests.
+    accepted: AtomicBool,
+    /// Nanoseconds that the guest has had to answer since the start.
+    clock: AtomicU64,
 }
 
 impl Iopf {
-    /// The fault path of `endpoints`, each of which keeps at most `depth` faults waiting.
+    /// The fault path of `endpoints`.
     pub fn new(
         endpoints: impl IntoIterator<Item = EndpointId>,
-        depth: usize,
+        limits: Limits,
         doorbell: Box<dyn Doorbell>,
     ) -> Self {
-        let faults = |id| (id, EndpointFaults::new(depth));
+        let faults = |id| (id, EndpointFaults::new(id, limits));
         Self {
             endpoints: endpoints.into_iter().map(faults).collect(),
             doorbell,
             rung: AtomicBool::new(false),
             last: AtomicU32::new(0),
+            accepted: AtomicBool::new(false),
+            clock: AtomicU64::new(0),
         }
+    }
+
+    /// Says where an endpoint's page requests come from. To be called before it makes any.
+    pub fn connect(&self, endpoint: EndpointId, source: Arc<dyn Source>) {
+        if let Some(faults) = self.endpoints.get(&endpoint) {
+            faults.connect(source);
+        }
+    }
+
+    /// Whether the driver takes page requests; what waits is not changed.
+    pub fn accept_page_requests(&self, accepted: bool) {
+        self.accepted.store(accepted, Ordering::SeqCst);
     }
 
     /// Sends the faults of an endpoint (of one of its PASIDs) to `handler` from now on.
-    pub fn route(&self, endpoint: EndpointId, pasid: Option<Pasid>, handler: Handler) {
+    pub fn attach(&self, endpoint: EndpointId, pasid: Option<Pasid>, handler: Handler) {
         if let Some(faults) = self.endpoints.get(&endpoint) {
-            faults.route(pasid, handler);
+            faults.attach(pasid, handler, self.now().accepted);
         }
     }
 
-    /// A PASID of an endpoint is attached to nothing any more. The guest hears of its faults as of
-    /// those of any address space that does not exist.
-    pub fn unroute(&self, endpoint: EndpointId, pasid: Pasid) {
-        if let Some(faults) = self.endpoints.get(&endpoint) {
-            faults.unroute(pasid);
-        }
+    /// An endpoint, or one of its PASIDs, is attached to nothing any more: its page requests that
+    /// wait have been answered when this returns, and new ones are refused. The guest hears of
+    /// its faults as of those of any address space that does not exist. Returns the handler that
+    /// it had.
+    pub fn detach(&self, endpoint: EndpointId, pasid: Option<Pasid>) -> Option<Handler> {
+        self.endpoints.get(&endpoint)?.detach(pasid)
     }
 
     /// A source reports a fault. Never blocks.
@@ -103,150 +176,129 @@ impl Iopf {
         };
         let outcome = faults.report(fault);
         log::debug!("{fault}: {outcome:?}");
-        if outcome == Outcome::Queued && !self.rung.swap(true, Ordering::SeqCst) {
-            self.doorbell.ring();
+        if outcome == Outcome::Queued {
+            self.ring();
         }
         outcome
     }
 
-    /// Takes the next fault to tell the guest of: one of each endpoint in turn, oldest first.
-    /// After `None` the doorbell rings for the next one.
-    pub fn next(&self) -> Option<Fault> {
+    /// A source makes a page request. The requests of a group follow each other; each group is
+    /// answered, by [`Source::respond`], after its last request. Never blocks.
+    ///
+    /// # Errors
+    /// [`Full`]: there is no room for a new group, and nothing was taken.
+    pub fn request(&self, endpoint: EndpointId, request: PageRequest) -> Result<(), Full> {
+        let Some(faults) = self.endpoints.get(&endpoint) else {
+            log::warn!("page request of unknown endpoint {endpoint} ignored");
+            return Ok(());
+        };
+        let (queued, instead) = faults.request(request, self.now())?;
+        log::trace!("endpoint {endpoint}: {request:?}, {}", if queued { "queued" } else { "kept" });
+        if queued {
+            self.ring();
+        }
+        for fault in instead {
+            self.report(fault);
+        }
+        Ok(())
+    }
+
+    /// A source was reset and has forgotten its page requests.
+    pub fn withdraw(&self, endpoint: EndpointId) {
+        if let Some(faults) = self.endpoints.get(&endpoint) {
+            faults.withdraw();
+        }
+    }
+
+    /// The guest answers a group. `needs_pasid`: it must name the PASID of the group.
+    ///
+    /// # Errors
+    /// When no group was answered.
+    pub fn respond(
+        &self,
+        endpoint: EndpointId,
+        group: GroupId,
+        pasid: Option<Pasid>,
+        needs_pasid: bool,
+        response: Response,
+    ) -> Result<(), NoGroup> {
+        let faults = self.endpoints.get(&endpoint).ok_or(NoGroup::NotWaiting)?;
+        faults.respond(group, pasid, needs_pasid, response)
+    }
+
+    /// Delivers events: endpoints take turns, each keeps its order, and those of a group follow
+    /// each other. `put` returns whether the driver took the event; for page requests that it did
+    /// not take [`Delivered::Starved`] is returned, other faults are dropped.
+    pub fn deliver(&self, put: &mut dyn FnMut(Event) -> bool) -> Delivered {
         self.rung.store(false, Ordering::SeqCst);
+        let mut delivered = Delivered::All;
+        for (&id, faults) in self.in_turn() {
+            match faults.deliver(put) {
+                Progress::Idle => {}
+                Progress::Delivered => {
+                    self.last.store(id.0, Ordering::Relaxed);
+                    delivered = Delivered::Some;
+                }
+                Progress::Starved { amid } => {
+                    if amid {
+                        // Next in turn: nothing comes between the events of a group.
+                        self.last.store(id.0.wrapping_sub(1), Ordering::Relaxed);
+                    }
+                    self.endpoints.values().for_each(EndpointFaults::drop_faults);
+                    return Delivered::Starved;
+                }
+            }
+        }
+        delivered
+    }
+
+    /// All endpoints, from the one after the last that had its turn.
+    fn in_turn(&self) -> impl Iterator<Item = (&EndpointId, &EndpointFaults)> {
         let last = EndpointId(self.last.load(Ordering::Relaxed));
         let after = self.endpoints.range((Bound::Excluded(last), Bound::Unbounded));
-        let mut in_turn = after.chain(self.endpoints.range(..=last));
-        let fault = in_turn.find_map(|(_, faults)| faults.take())?;
-        self.last.store(fault.endpoint.0, Ordering::Relaxed);
-        Some(fault)
+        after.chain(self.endpoints.range(..=last))
     }
 
-    /// The guest has been told of a fault that [`next`](Self::next) returned.
-    pub fn delivered(&self, fault: &Fault) {
-        self.count(fault, |counters| &counters.delivered);
+    /// The guest has had `time` more to answer: groups whose time is up are answered.
+    pub fn tick(&self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.clock.fetch_add(nanoseconds, Ordering::Relaxed);
+        let now = self.now().time;
+        self.endpoints.values().for_each(|faults| faults.expire(now));
     }
 
-    /// The guest had no buffer for a fault that [`next`](Self::next) returned.
-    pub fn dropped(&self, fault: &Fault) {
-        self.count(fault, |counters| &counters.dropped);
+    /// Whether a group waits for an answer.
+    pub fn is_waiting(&self) -> bool {
+        self.endpoints.values().any(|faults| faults.waiting() > 0)
     }
 
     /// The guest's driver starts anew: what waits is of no interest to it.
     pub fn reset(&self) {
-        for faults in self.endpoints.values() {
-            faults.reset();
+        self.endpoints.values().for_each(EndpointFaults::reset);
+    }
+
+    /// What has happened to the unrecoverable faults and to the page requests of each endpoint;
+    /// the numbers of an endpoint are those of one moment.
+    pub fn counters(&self) -> impl Iterator<Item = (EndpointId, FaultCounters, RequestCounters)> {
+        self.endpoints.iter().map(|(&id, faults)| {
+            let (faults, requests) = faults.counters();
+            (id, faults, requests)
+        })
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            accepted: self.accepted.load(Ordering::SeqCst),
+            time: Duration::from_nanos(self.clock.load(Ordering::Relaxed)),
         }
     }
 
-    /// The counters of each endpoint.
-    pub fn counters(&self) -> impl Iterator<Item = (EndpointId, &Counters)> {
-        self.endpoints.iter().map(|(&id, faults)| (id, &faults.counters))
-    }
-
-    fn count(&self, fault: &Fault, which: impl Fn(&Counters) -> &counters::Counter) {
-        if let Some(faults) = self.endpoints.get(&fault.endpoint) {
-            which(&faults.counters).add(1);
+    fn ring(&self) {
+        if !self.rung.swap(true, Ordering::SeqCst) {
+            self.doorbell.ring();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-    use crate::address::Iova;
-    use crate::host::Access;
-
-    #[derive(Clone, Default)]
-    struct Rings(Arc<AtomicUsize>);
-
-    impl Doorbell for Rings {
-        fn ring(&self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    const A: EndpointId = EndpointId(8);
-    const B: EndpointId = EndpointId(16);
-
-    fn iopf(depth: usize) -> (Iopf, Rings) {
-        let rings = Rings::default();
-        let iopf = Iopf::new([A, B], depth, Box::new(rings.clone()));
-        iopf.route(A, None, Handler::Work);
-        iopf.route(B, None, Handler::Work);
-        (iopf, rings)
-    }
-
-    fn fault(endpoint: EndpointId, address: u64) -> Fault {
-        Fault {
-            endpoint,
-            pasid: None,
-            address: Iova(address),
-            access: Access::READ,
-            reason: Reason::Mapping,
-        }
-    }
-
-    fn drain(iopf: &Iopf) -> Vec<(EndpointId, u64)> {
-        std::iter::from_fn(|| iopf.next()).map(|f| (f.endpoint, f.address.0)).collect()
-    }
-
-    #[test]
-    fn endpoints_take_turns_and_each_keeps_its_order() {
-        let (iopf, _) = iopf(8);
-        for address in 0..4 {
-            iopf.report(fault(A, address));
-        }
-        iopf.report(fault(B, 0));
-        assert_eq!(drain(&iopf), [(A, 0), (B, 0), (A, 1), (A, 2), (A, 3)]);
-    }
-
-    #[test]
-    fn a_full_queue_drops_the_newest_and_only_its_own() {
-        let (iopf, _) = iopf(2);
-        let outcomes: Vec<_> = (0..3).map(|address| iopf.report(fault(A, address))).collect();
-        assert_eq!(outcomes, [Outcome::Queued, Outcome::Queued, Outcome::Dropped]);
-        assert_eq!(iopf.report(fault(B, 0)), Outcome::Queued);
-        assert_eq!(drain(&iopf), [(A, 0), (B, 0), (A, 1)]);
-    }
-
-    #[test]
-    fn the_doorbell_rings_once_until_the_server_comes() {
-        let (iopf, rings) = iopf(8);
-        iopf.report(fault(A, 0));
-        iopf.report(fault(B, 0));
-        assert_eq!(rings.0.load(Ordering::SeqCst), 1);
-        drain(&iopf);
-        iopf.report(fault(B, 1));
-        assert_eq!(rings.0.load(Ordering::SeqCst), 2);
-    }
-
-    #[test]
-    fn the_handler_of_the_attachment_decides() {
-        let (iopf, rings) = iopf(8);
-        iopf.route(A, None, Handler::Direct);
-        assert_eq!(iopf.report(fault(A, 0)), Outcome::Direct);
-        assert_eq!(iopf.next(), None);
-        assert_eq!(rings.0.load(Ordering::SeqCst), 0);
-        let other_pasid = Fault { pasid: Some(Pasid(1)), ..fault(A, 0) };
-        assert_eq!(iopf.report(other_pasid), Outcome::Queued);
-    }
-
-    #[test]
-    fn counters_add_up() {
-        let (iopf, _) = iopf(3);
-        for address in 0..5 {
-            iopf.report(fault(A, address));
-        }
-        iopf.delivered(&iopf.next().unwrap());
-        iopf.dropped(&iopf.next().unwrap());
-        iopf.reset();
-        iopf.route(A, None, Handler::Direct);
-        iopf.report(fault(A, 9));
-        let (_, counters) = iopf.counters().next().unwrap();
-        assert_eq!(counters.to_string(), "reported 6, delivered 1, dropped 4, direct 1");
-        assert_eq!(iopf.report(fault(EndpointId(99), 0)), Outcome::Dropped);
-    }
-}
+mod tests;

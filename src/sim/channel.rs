@@ -1,8 +1,11 @@
 //! One channel: its registers and where it stands in its ring. Makes no access itself.
 
-use super::exec::{Job, Outcome, Task};
+use super::exec::{Outcome, Stall, Task, Work};
+use super::pri::Wish;
 use super::regs::*;
 use crate::address::{Iova, Pasid};
+use crate::iopf::Cookie;
+use std::mem::take;
 
 /// Why a channel stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +33,20 @@ enum State {
     Error(ChannelError),
 }
 
+/// Where a running channel stands.
+#[derive(Debug, Default)]
+enum Step {
+    /// Before the descriptor at `head`, or the worker has the task.
+    #[default]
+    Start,
+    /// Within the descriptor: the task is next.
+    Next(Task),
+    /// Stopped by a fault, and waits until it can ask for pages.
+    Stalled(Stall),
+    /// Has asked for this many pages, and waits for the answer.
+    Asked(Cookie, u32, Stall),
+}
+
 /// The channel as [`regs`](super::regs) describes it.
 #[derive(Debug, Default)]
 pub struct Channel {
@@ -41,15 +58,23 @@ pub struct Channel {
     pasid: u32,
     head: u32,
     tail: u32,
-    /// The descriptor at `head`, once read and in part done; not here while the worker has it.
-    job: Option<Job>,
+    group_pages: u32,
+    /// [`CH_CONTROL_PAGE_REQUEST`], as taken over.
+    page_requests: bool,
+    step: Step,
+    /// A group of the descriptor was refused: one page at a time.
+    page_by_page: bool,
 }
 
 impl Channel {
     /// The 32 bits at offset `register` of the channel's page.
     pub fn read(&self, register: u32) -> u32 {
         match register {
-            CH_CONTROL => (self.state != State::Disabled) as u32 * CH_CONTROL_ENABLE,
+            CH_CONTROL => match (self.state, self.page_requests) {
+                (State::Disabled, _) => 0,
+                (_, false) => CH_CONTROL_ENABLE,
+                (_, true) => CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST,
+            },
             CH_STATUS => self.status(),
             CH_RING_BASE => self.ring_base as u32,
             CH_RING_BASE_HIGH => (self.ring_base >> 32) as u32,
@@ -61,6 +86,7 @@ impl Channel {
             CH_ERROR_ADDRESS_HIGH => (self.error().address >> 32) as u32,
             CH_DOORBELL => self.tail,
             CH_HEAD => self.head,
+            CH_GROUP_PAGES => self.group_pages,
             _ => 0,
         }
     }
@@ -68,7 +94,7 @@ impl Channel {
     /// Writes the 32 bits at offset `register`; true when the channel raises its interrupt.
     pub fn write(&mut self, register: u32, value: u32) -> bool {
         match (register, self.state) {
-            (CH_CONTROL, state) => return self.control(state, value & CH_CONTROL_ENABLE != 0),
+            (CH_CONTROL, state) => return self.control(state, value),
             (CH_DOORBELL, State::Running) => return self.ring_doorbell(value),
             (CH_RING_BASE, State::Disabled) => self.ring_base = with_low(self.ring_base, value),
             (CH_RING_BASE_HIGH, State::Disabled) => {
@@ -77,6 +103,7 @@ impl Channel {
             (CH_RING_SIZE, State::Disabled) => self.ring_size = value,
             (CH_VECTOR, State::Disabled) => self.vector = value,
             (CH_PASID, State::Disabled) => self.pasid = value & (CH_PASID_VALID | PASID_MASK),
+            (CH_GROUP_PAGES, State::Disabled) => self.group_pages = value,
             _ => {}
         }
         false
@@ -97,32 +124,109 @@ impl Channel {
         (self.pasid & CH_PASID_VALID != 0).then_some(Pasid(self.pasid & PASID_MASK))
     }
 
-    /// Hands out what is to be done next; [`finish`](Self::finish) brings it back.
-    pub fn next_task(&mut self) -> Option<Task> {
+    /// Whether the driver wants page requests for the channel's faults.
+    pub fn wants_page_requests(&self) -> bool {
+        self.page_requests
+    }
+
+    /// Enabled, and without error.
+    pub fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    /// Whether there is anything left to do.
+    pub fn is_busy(&self) -> bool {
+        self.is_running() && (self.head != self.tail || !matches!(self.step, Step::Start))
+    }
+
+    /// The pages that the channel misses, if it waits until it can ask for them.
+    pub fn wish(&self) -> Option<Wish> {
+        let most = if self.page_by_page { 1 } else { self.group_pages };
+        match &self.step {
+            Step::Stalled(stall) => Some(stall.wish(most)),
+            _ => None,
+        }
+    }
+
+    /// Hands out what is to be done next; [`finish`](Self::finish) brings it back. A channel that
+    /// waits until it can ask for pages tries again with `may_ask`.
+    pub fn next_task(&mut self, may_ask: bool) -> Option<Task> {
         if !self.is_busy() {
             return None;
         }
-        Some(match self.job.take() {
-            Some(job) => Task::Run(job),
-            None => Task::Fetch(self.head_address()),
-        })
+        match take(&mut self.step) {
+            Step::Start => Some(Task::Do(Work::Fetch(self.head_address()))),
+            Step::Next(task) => Some(task),
+            Step::Stalled(stall) if may_ask => Some(stall.retry()),
+            waiting => {
+                self.step = waiting;
+                None
+            }
+        }
     }
 
     /// Takes back a task with what became of it; true when the channel raises its interrupt.
     pub fn finish(&mut self, outcome: Outcome) -> bool {
-        if self.state != State::Running {
+        if !self.is_running() {
             return false;
         }
         match outcome {
-            Outcome::More(job) => {
-                self.job = Some(job);
-                false
-            }
+            Outcome::More(work) => self.step = Step::Next(Task::Do(work)),
+            Outcome::Stalled(stall) => self.step = Step::Stalled(stall),
             Outcome::Complete { interrupt } => {
                 self.head = (self.head + 1) & (self.ring_size - 1);
-                interrupt
+                self.page_by_page = false;
+                return interrupt;
             }
-            Outcome::Failed(error) => self.fail(error),
+            Outcome::Failed(error) => return self.fail(error),
+        }
+        false
+    }
+
+    /// A stalled channel waits for the answer to `cookie`, a group of `pages`.
+    pub fn ask(&mut self, cookie: Cookie, pages: u32) {
+        self.step = match take(&mut self.step) {
+            Step::Stalled(stall) => Step::Asked(cookie, pages, stall),
+            step => step,
+        };
+    }
+
+    /// What was asked for with `cookie` was not asked after all.
+    pub fn take_back(&mut self, cookie: Cookie) {
+        if let Some((_, stall)) = self.take_asked(cookie) {
+            self.step = Step::Stalled(stall);
+        }
+    }
+
+    /// The answer to `cookie`; ignored unless the channel waits for it. A group that is refused
+    /// does not tell which of its pages cannot be had: only a single page is given up.
+    pub fn answer(&mut self, cookie: Cookie, success: bool) {
+        let Some((pages, stall)) = self.take_asked(cookie) else { return };
+        self.page_by_page |= !success;
+        self.step = Step::Next(if success || pages > 1 { stall.retry() } else { stall.give_up() });
+    }
+
+    /// No answer will come: tries again.
+    pub fn forget(&mut self) {
+        if let Step::Asked(cookie, ..) = self.step {
+            self.answer(cookie, true);
+        }
+    }
+
+    /// Stops the channel; true when it raises its interrupt.
+    pub fn fail(&mut self, error: ChannelError) -> bool {
+        self.state = State::Error(error);
+        self.step = Step::Start;
+        true
+    }
+
+    fn take_asked(&mut self, cookie: Cookie) -> Option<(u32, Stall)> {
+        match take(&mut self.step) {
+            Step::Asked(asked, pages, stall) if asked == cookie => Some((pages, stall)),
+            step => {
+                self.step = step;
+                None
+            }
         }
     }
 
@@ -142,20 +246,17 @@ impl Channel {
         }
     }
 
-    fn is_busy(&self) -> bool {
-        self.state == State::Running && self.head != self.tail
-    }
-
-    fn control(&mut self, state: State, enable: bool) -> bool {
-        match (state, enable) {
-            (State::Disabled, true) => self.enable(),
+    fn control(&mut self, state: State, value: u32) -> bool {
+        match (state, value & CH_CONTROL_ENABLE != 0) {
+            (State::Disabled, true) => self.enable(value & CH_CONTROL_PAGE_REQUEST != 0),
             (_, false) => self.disable(),
             (_, true) => false,
         }
     }
 
-    fn enable(&mut self) -> bool {
+    fn enable(&mut self, page_requests: bool) -> bool {
         (self.head, self.tail) = (0, 0);
+        (self.page_requests, self.page_by_page) = (page_requests, false);
         if !self.is_configured() {
             return self.fail(ChannelError::plain(ERROR_CONFIG));
         }
@@ -165,7 +266,7 @@ impl Channel {
 
     fn disable(&mut self) -> bool {
         self.state = State::Disabled;
-        self.job = None;
+        self.step = Step::Start;
         false
     }
 
@@ -175,12 +276,6 @@ impl Channel {
         }
         self.tail = tail;
         false
-    }
-
-    fn fail(&mut self, error: ChannelError) -> bool {
-        self.state = State::Error(error);
-        self.job = None;
-        true
     }
 
     fn is_configured(&self) -> bool {
@@ -230,7 +325,7 @@ mod tests {
     }
 
     fn complete(channel: &mut Channel) {
-        assert!(channel.next_task().is_some());
+        assert!(channel.next_task(false).is_some());
         channel.finish(Outcome::Complete { interrupt: false });
     }
 
@@ -255,7 +350,7 @@ mod tests {
     #[test]
     fn configuration_is_fixed_while_enabled() {
         let mut channel = running();
-        for register in [CH_RING_BASE, CH_RING_BASE + 4, CH_RING_SIZE, CH_VECTOR] {
+        for register in [CH_RING_BASE, CH_RING_BASE + 4, CH_RING_SIZE, CH_VECTOR, CH_GROUP_PAGES] {
             let before = channel.read(register);
             channel.write(register, 0x80);
             assert_eq!(channel.read(register), before);
@@ -272,6 +367,21 @@ mod tests {
         channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
         channel.write(CH_PASID, 0);
         assert_eq!(channel.pasid(), Some(Pasid(0xf_ffff)));
+    }
+
+    #[test]
+    fn page_requests_are_taken_over_when_enabled() {
+        let mut channel = configured();
+        channel.write(CH_CONTROL, CH_CONTROL_PAGE_REQUEST);
+        assert_eq!(channel.read(CH_CONTROL), 0);
+        assert!(!channel.wants_page_requests());
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        assert_eq!(channel.read(CH_CONTROL), CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
+        assert!(channel.wants_page_requests());
+        channel.write(CH_CONTROL, 0);
+        channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
+        assert!(!channel.wants_page_requests());
     }
 
     #[test]
@@ -314,7 +424,7 @@ mod tests {
             assert_eq!(channel.head_address(), Iova(0x1000 + 64 * entry as u64));
             complete(&mut channel);
         }
-        assert!(channel.next_task().is_none());
+        assert!(channel.next_task(false).is_none());
         channel.write(CH_DOORBELL, 1);
         complete(&mut channel);
         assert_eq!(channel.read(CH_HEAD), 0);
@@ -329,7 +439,7 @@ mod tests {
         assert!(!channel.takes_doorbell(4));
         assert!(channel.write(CH_DOORBELL, 4));
         assert_eq!(channel.read(CH_ERROR), ERROR_INDEX);
-        assert!(channel.next_task().is_none());
+        assert!(channel.next_task(false).is_none());
     }
 
     #[test]
@@ -344,7 +454,7 @@ mod tests {
     fn error_lasts_until_disabled() {
         let mut channel = running();
         channel.write(CH_DOORBELL, 1);
-        channel.next_task();
+        channel.next_task(false);
         let error = ChannelError { code: ERROR_DESCRIPTOR, status: 3, address: 0x1_0000_0002 };
         assert!(channel.finish(Outcome::Failed(error)));
         assert_eq!(channel.read(CH_ERROR), ERROR_DESCRIPTOR | 3 << 16);

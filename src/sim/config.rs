@@ -1,5 +1,6 @@
 //! The PCI configuration space.
 
+use super::pri;
 use super::regs::*;
 
 /// Size of the configuration space, in bytes.
@@ -33,6 +34,8 @@ const DEVICE_CONTROL_RESET: u16 = 0x2810;
 const INITIATE_FLR: u8 = 1 << 7;
 /// Role-based error reporting and function level reset.
 const DEVICE_CAPABILITIES: u32 = 1 << 15 | 1 << 28;
+/// End-end TLP prefixes, at most one: what a PASID travels in.
+const DEVICE_CAPABILITIES_2: u32 = 1 << 21 | 1 << 22;
 /// One lane of 2.5 GT/s, in link capabilities and link status.
 const LINK: u32 = 0x11;
 
@@ -43,17 +46,50 @@ const MSIX_CONTROL_WRITABLE: u16 = 0xc000;
 /// Table and pending bits lie in BAR 1.
 const MSIX_BAR: u32 = 1;
 
-/// The PASID extended capability (7.8.9), 8 bytes; the first one, and so at this offset.
-const PASID: usize = 0x100;
-/// Version 1, no further capability behind it.
-const PASID_HEADER: u32 = 1 << 16 | 0x1b;
+/// The PASID extended capability (7.8.9), 8 bytes; the first one, and so at 0x100.
+const PASID: usize = PASID_CAPABILITY as usize;
+const PASID_HEADER: u32 = extended(0x1b, ATS_CAPABILITY);
 /// PASIDs of this many bits; no execute permission, no privileged mode.
 const PASID_WIDTH: u16 = 20;
 const PASID_CONTROL: usize = PASID + 6;
 const PASID_ENABLE: u8 = 1 << 0;
 
+/// The ATS extended capability (10.5.1), 8 bytes.
+const ATS: usize = ATS_CAPABILITY as usize;
+const ATS_HEADER: u32 = extended(0x0f, PRI_CAPABILITY);
+/// Addresses of requests are page aligned. Nothing is cached, so the depth of the invalidation
+/// queue (0 stands for 32) does not matter.
+const ATS_ALIGNED: u16 = 1 << 5;
+const ATS_CONTROL: usize = ATS + 6;
+/// Enable, and the smallest translation unit.
+const ATS_CONTROL_WRITABLE: u16 = 1 << 15 | 0x1f;
+/// In the second byte of the control register.
+const ATS_ENABLE: u8 = 1 << 7;
+
+/// The page request extended capability (10.5.2), 16 bytes.
+const PRI: usize = PRI_CAPABILITY as usize;
+const PRI_HEADER: u32 = extended(0x13, 0);
+/// What is behind the header is kept by [`pri::Pri`] and only shown here.
+const PRI_REGISTERS: usize = PRI + 4;
+
 const CAPABILITY_EXPRESS: u8 = 0x10;
 const CAPABILITY_MSIX: u8 = 0x11;
+
+/// The header of an extended capability of version 1 (7.6.3); `next` 0 ends the list.
+const fn extended(id: u32, next: u32) -> u32 {
+    next << 20 | 1 << 16 | id
+}
+
+/// What the driver lets the function do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Access memory.
+    pub bus_master: bool,
+    /// Use PASIDs.
+    pub pasids: bool,
+    /// Use address translation services, and so make page requests.
+    pub ats: bool,
+}
 
 /// The configuration space of the function.
 #[derive(Debug)]
@@ -72,6 +108,8 @@ impl Default for ConfigSpace {
         space.fill_express();
         space.fill_msix();
         space.fill_pasid();
+        space.fill_ats();
+        space.set(PRI, &PRI_HEADER.to_le_bytes());
         space
     }
 }
@@ -99,14 +137,25 @@ impl ConfigSpace {
         self.bytes[COMMAND] & COMMAND_MEMORY != 0
     }
 
-    /// Whether the function may access memory.
-    pub fn bus_master(&self) -> bool {
-        self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0
+    /// What the function may do.
+    pub fn allowed(&self) -> Allowed {
+        Allowed {
+            bus_master: self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0,
+            pasids: self.bytes[PASID_CONTROL] & PASID_ENABLE != 0,
+            ats: self.bytes[ATS_CONTROL + 1] & ATS_ENABLE != 0,
+        }
     }
 
-    /// Whether the function may use PASIDs.
-    pub fn pasid_enabled(&self) -> bool {
-        self.bytes[PASID_CONTROL] & PASID_ENABLE != 0
+    /// Shows the registers of the page request interface.
+    pub fn show_pri(&mut self, registers: [u8; pri::REGISTERS]) {
+        self.set(PRI_REGISTERS, &registers);
+    }
+
+    /// Which bytes of these registers a write of `data` at `offset` changes, and to what.
+    pub fn pri_bytes(offset: usize, data: &[u8]) -> impl Iterator<Item = (usize, u8)> {
+        let value =
+            move |byte: usize| data.get((PRI_REGISTERS + byte).checked_sub(offset)?).copied();
+        (0..pri::REGISTERS).filter_map(move |byte| Some((byte, value(byte)?)))
     }
 
     fn fill_header(&mut self) {
@@ -134,6 +183,7 @@ impl ConfigSpace {
         self.allow(DEVICE_CONTROL, &DEVICE_CONTROL_WRITABLE.to_le_bytes());
         self.set(EXPRESS + 0x0c, &LINK.to_le_bytes());
         self.set(EXPRESS + 0x12, &(LINK as u16).to_le_bytes());
+        self.set(EXPRESS + 0x24, &DEVICE_CAPABILITIES_2.to_le_bytes());
     }
 
     fn fill_msix(&mut self) {
@@ -147,6 +197,12 @@ impl ConfigSpace {
         self.set(PASID, &PASID_HEADER.to_le_bytes());
         self.set(PASID + 4, &(PASID_WIDTH << 8).to_le_bytes());
         self.allow(PASID_CONTROL, &[PASID_ENABLE]);
+    }
+
+    fn fill_ats(&mut self) {
+        self.set(ATS, &ATS_HEADER.to_le_bytes());
+        self.set(ATS + 4, &ATS_ALIGNED.to_le_bytes());
+        self.allow(ATS_CONTROL, &ATS_CONTROL_WRITABLE.to_le_bytes());
     }
 
     fn set(&mut self, offset: usize, value: &[u8]) {
@@ -208,23 +264,66 @@ mod tests {
     }
 
     #[test]
-    fn pasids_are_an_extended_capability_that_starts_disabled() {
+    fn extended_capabilities_are_pasid_ats_and_page_requests() {
+        let space = ConfigSpace::default();
+        let mut found = Vec::new();
+        let mut at = 0x100;
+        while at != 0 {
+            let header = read32(&space, at);
+            assert_eq!(header >> 16 & 0xf, 1, "version");
+            found.push((header & 0xffff, at));
+            at = header as usize >> 20;
+        }
+        assert_eq!(found, [(0x1b, 0x100), (0x0f, 0x110), (0x13, 0x120)]);
+        assert_ne!(read32(&space, EXPRESS + 0x24) & 1 << 21, 0, "what Linux wants for PASIDs");
+    }
+
+    #[test]
+    fn pasids_start_disabled() {
         let mut space = ConfigSpace::default();
-        assert_eq!(read32(&space, PASID), 0x0001_001b, "PASID, version 1, the only one");
         assert_eq!(read32(&space, PASID + 4), 20 << 8);
-        assert!(!space.pasid_enabled());
+        assert!(!space.allowed().pasids);
         space.write(PASID + 4, &[0xff; 4]);
         assert_eq!(read32(&space, PASID + 4), 1 << 16 | 20 << 8);
-        assert!(space.pasid_enabled());
+        assert!(space.allowed().pasids);
+    }
+
+    #[test]
+    fn ats_starts_disabled_and_keeps_its_translation_unit() {
+        let mut space = ConfigSpace::default();
+        assert_eq!(read32(&space, ATS + 4), 1 << 5);
+        space.write(ATS + 6, &[0x1f, 0]);
+        assert!(!space.allowed().ats);
+        space.write(ATS + 4, &[0xff; 4]);
+        assert_eq!(read32(&space, ATS + 4), 0x801f << 16 | 1 << 5);
+        assert!(space.allowed().ats);
+        space.write(ATS + 6, &[0, 0]);
+        assert!(!space.allowed().ats);
+    }
+
+    #[test]
+    fn page_request_registers_are_shown_but_kept_elsewhere() {
+        let mut space = ConfigSpace::default();
+        let registers = std::array::from_fn(|byte| byte as u8 + 1);
+        space.show_pri(registers);
+        space.write(PRI, &[0xff; 16]);
+        assert_eq!(read32(&space, PRI), 0x0001_0013);
+        assert_eq!(read32(&space, PRI + 12), 0x0c0b_0a09);
+        let bytes = |offset, data: &[u8]| ConfigSpace::pri_bytes(offset, data).collect::<Vec<_>>();
+        assert_eq!(bytes(PRI + 4, &[7, 8]), [(0, 7), (1, 8)]);
+        assert_eq!(bytes(PRI + 2, &[5, 6, 7, 8]), [(0, 7), (1, 8)]);
+        assert_eq!(bytes(PRI + 14, &[1, 2, 3, 4]), [(10, 1), (11, 2)]);
+        assert!(bytes(PRI, &[1; 4]).is_empty() && bytes(0, &[1; 0x100]).is_empty());
+        assert!(bytes(usize::MAX, &[1; 4]).is_empty());
     }
 
     #[test]
     fn command_starts_off_and_takes_only_its_bits() {
         let mut space = ConfigSpace::default();
-        assert!(!space.memory_enabled() && !space.bus_master());
+        assert!(!space.memory_enabled() && !space.allowed().bus_master);
         space.write(COMMAND, &[0xff; 4]);
         assert_eq!(read32(&space, COMMAND), 0x0010_0546);
-        assert!(space.memory_enabled() && space.bus_master());
+        assert!(space.memory_enabled() && space.allowed().bus_master);
     }
 
     #[test]
@@ -232,7 +331,7 @@ mod tests {
         let mut space = ConfigSpace::default();
         space.write(0, &[0xff; CONFIG_SIZE]);
         assert_eq!(read32(&space, 0), 0x10f0_1af4);
-        assert_eq!(read32(&space, MSIX), 0xc007_0011);
+        assert_eq!(read32(&space, MSIX), 0xc01f_0011);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The PCI function as its vfio-user client sees it.
 
+use super::FaultReporter;
 use super::config::{CONFIG_SIZE, ConfigSpace};
 use super::engine::Engine;
 use super::memory::Regions;
@@ -65,15 +66,16 @@ fn irq_count(index: u32) -> u32 {
 /// The function, on the thread that serves its client.
 pub struct Device {
     engine: Arc<Engine>,
+    faults: Arc<dyn FaultReporter>,
     memory: Regions,
     config: ConfigSpace,
     table: Table,
 }
 
 impl Device {
-    /// The function after reset, without client.
-    pub fn new(engine: Arc<Engine>, memory: Regions) -> Self {
-        Self { engine, memory, config: ConfigSpace::default(), table: Table::default() }
+    /// The function after reset, without client. `faults` hears when it forgets its page requests.
+    pub fn new(engine: Arc<Engine>, faults: Arc<dyn FaultReporter>, memory: Regions) -> Self {
+        Self { engine, faults, memory, config: ConfigSpace::default(), table: Table::default() }
     }
 
     /// The client has gone: resets the function and forgets the client's memory and interrupts.
@@ -85,15 +87,26 @@ impl Device {
 
     fn reset_function(&mut self) {
         self.engine.reset();
+        self.faults.withdraw();
         self.config = ConfigSpace::default();
         self.table = Table::default();
     }
 
+    fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        self.config.show_pri(self.engine.read_pri());
+        self.config.read(offset, data);
+    }
+
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         if self.config.write(offset, data) {
-            self.reset_function();
+            return self.reset_function();
         }
-        self.engine.allow(self.config.bus_master(), self.config.pasid_enabled());
+        self.engine.allow(self.config.allowed());
+        for (byte, value) in ConfigSpace::pri_bytes(offset, data) {
+            if self.engine.write_pri(byte, value) {
+                self.faults.withdraw();
+            }
+        }
     }
 
     fn read_registers(&self, offset: usize, data: &mut [u8]) {
@@ -168,7 +181,7 @@ impl ServerBackend for Device {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let offset = within(region, offset, data.len())?;
         match region {
-            CONFIG => self.config.read(offset, data),
+            CONFIG => self.read_config(offset, data),
             _ if !self.config.memory_enabled() => data.fill(u8::MAX),
             BAR0 => self.read_registers(offset, data),
             BAR1 => self.table.read(offset, data),

@@ -4,26 +4,32 @@
 //! back. Whoever must not meet an access under way waits for the end of that one turn
 //! ([`Engine::pause`]); plain register accesses never wait.
 
+use super::config::Allowed;
 use super::exec::Executor;
 use super::function::{Function, Turn};
 use super::msix::Vectors;
+use super::pri;
+use crate::address::Pasid;
+use crate::iopf::{Cookie, Response, Source};
+use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
 struct State {
     function: Function,
-    bus_master: bool,
-    /// The worker has a turn.
+    /// The worker has a turn, or makes the page requests that it ended with.
     working: bool,
     /// Threads that wait for the end of the turn; the worker takes none before they are served.
     waiting: usize,
+    /// The worker sleeps, and nobody has woken it yet.
+    idle: bool,
     stopping: bool,
 }
 
 impl State {
     fn next_turn(&mut self) -> Option<Turn> {
-        if !self.bus_master || self.waiting > 0 {
+        if self.waiting > 0 {
             return None;
         }
         let turn = self.function.next_turn()?;
@@ -51,33 +57,38 @@ impl Engine {
         let mut state = self.lock();
         if state.function.is_light(offset, value) {
             state.function.write(offset, value);
-            self.changed.notify_all();
+            self.wake(state);
         } else {
             drop(state);
             self.paused(|state| state.function.write(offset, value));
         }
     }
 
-    /// What the configuration space allows: with `bus_master` channels work, else they pause
-    /// where they stand; with `pasids` they may use their PASID, else those that have one fail.
-    pub fn allow(&self, bus_master: bool, pasids: bool) {
-        let state = self.lock();
-        if state.bus_master != bus_master || state.function.pasids_allowed() != pasids {
-            drop(state);
-            self.paused(|state| {
-                state.bus_master = bus_master;
-                state.function.allow_pasids(pasids);
-            });
+    /// What the configuration space allows: with bus master channels work, else they pause where
+    /// they stand; with PASIDs they may use theirs, else those that have one fail; with ATS and
+    /// the page request interface they ask for pages, else faults are final.
+    pub fn allow(&self, allowed: Allowed) {
+        let is_new = self.lock().function.allowed != allowed;
+        if is_new {
+            self.paused(|state| state.function.allowed = allowed);
         }
     }
 
-    /// Brings the registers to their state after reset; bus master and PASIDs are off.
+    /// The registers of the page request interface.
+    pub fn read_pri(&self) -> [u8; pri::REGISTERS] {
+        self.lock().function.read_pri()
+    }
+
+    /// Writes a byte of the registers of the page request interface; true when all page requests
+    /// are forgotten, and the fault path has to hear of that.
+    pub fn write_pri(&self, byte: usize, value: u8) -> bool {
+        self.paused(|state| state.function.write_pri(byte, value))
+    }
+
+    /// Brings the function to its state after reset: nothing is allowed, all page requests are
+    /// forgotten. The fault path has to hear of that before anything is allowed again.
     pub fn reset(&self) {
-        self.paused(|state| {
-            state.bus_master = false;
-            state.function.allow_pasids(false);
-            state.function.reset();
-        });
+        self.paused(|state| state.function.reset_all());
     }
 
     /// Gives access to the interrupt vectors.
@@ -97,16 +108,17 @@ impl Engine {
 
     /// Works for all channels until [`stop`](Self::stop).
     pub fn run(&self, mut executor: Executor) {
-        while let Some(Turn { channel, pasid, task }) = self.take() {
-            let turn = AssertUnwindSafe(|| executor.turn(pasid, task));
-            let outcome = catch_unwind(turn).ok();
-            if outcome.is_none() {
-                log::error!("channel {channel} stopped: internal error");
-            }
+        while let Some(Turn { channel, requester, task }) = self.take() {
+            let outcome = caught(channel, || executor.turn(requester, task));
             let mut state = self.lock();
+            if let Some(group) = state.function.finish(channel, outcome) {
+                drop(state);
+                let asked = caught(channel, || executor.ask(&group));
+                state = self.lock();
+                state.function.asked(&group, asked);
+            }
             state.working = false;
-            state.function.finish(channel, outcome);
-            self.changed.notify_all();
+            self.wake(state);
         }
     }
 
@@ -116,7 +128,9 @@ impl Engine {
             if let Some(turn) = state.next_turn() {
                 return Some(turn);
             }
+            state.idle = true;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle = false;
         }
         None
     }
@@ -128,8 +142,18 @@ impl Engine {
         state = idle.unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
         let result = f(&mut state);
-        self.changed.notify_all();
+        self.wake(state);
         result
+    }
+
+    /// Wakes who waits for what has changed. That is a system call, so only if somebody does: a
+    /// worker that is at work looks by itself what to do next.
+    fn wake(&self, mut state: MutexGuard<State>) {
+        let is_due = take(&mut state.idle) || state.waiting > 0;
+        drop(state);
+        if is_due {
+            self.changed.notify_all();
+        }
     }
 
     /// A panic with the lock held would be a bug, but no reason to give up the registers: each
@@ -137,4 +161,28 @@ impl Engine {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Takes the lock and nothing else: the registers' lock is never held while something is awaited
+/// or the fault path is called.
+impl Source for Engine {
+    fn respond(&self, pasid: Option<Pasid>, cookie: Cookie, response: Response) {
+        let mut state = self.lock();
+        state.function.answer(pasid, cookie, response);
+        self.wake(state);
+    }
+
+    fn resume(&self) {
+        let mut state = self.lock();
+        state.function.resume();
+        self.wake(state);
+    }
+}
+
+fn caught<R>(channel: usize, f: impl FnOnce() -> R) -> Option<R> {
+    let result = catch_unwind(AssertUnwindSafe(f)).ok();
+    if result.is_none() {
+        log::error!("channel {channel} stopped: internal error");
+    }
+    result
 }

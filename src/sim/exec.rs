@@ -2,10 +2,12 @@
 
 use super::FaultReporter;
 use super::channel::ChannelError;
+use super::pri::{Group, Wish};
 use super::regs::*;
 use crate::address::{Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause, DmaError};
+use crate::iopf::Full;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -13,20 +15,42 @@ use std::sync::atomic::{Ordering, fence};
 /// channel for the end of it.
 pub const TURN_BYTES: usize = 64 << 10;
 
-/// What a channel has to do next.
-#[derive(Debug)]
-pub enum Task {
+/// On whose behalf a turn makes its accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requester {
+    /// The PASID of the accesses.
+    pub pasid: Option<Pasid>,
+    /// A fault does not end the work but makes it wait for pages.
+    pub page_requests: bool,
+}
+
+/// A piece of work that makes accesses.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Work {
     /// Read the descriptor at the address and begin with it.
     Fetch(Iova),
     /// Go on with a descriptor.
     Run(Job),
+    /// Tell the driver how a descriptor has ended.
+    Tell(Ending),
+}
+
+/// What a channel has to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Work from where it stands.
+    Do(Work),
+    /// End work whose page requests were refused.
+    GiveUp(Stall),
 }
 
 /// What became of a task.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// There is more to do for the descriptor.
-    More(Job),
+    More(Work),
+    /// A fault stopped the work: it needs pages to go on.
+    Stalled(Stall),
     /// The descriptor is complete, its record is written.
     Complete {
         /// The descriptor asks for an interrupt.
@@ -34,6 +58,35 @@ pub enum Outcome {
     },
     /// The channel cannot go on.
     Failed(ChannelError),
+}
+
+/// Work that cannot go on before a page is there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stall {
+    work: Work,
+    fault: Fault,
+}
+
+impl Stall {
+    /// The pages to ask for: the missing one, and those behind it that the rest of the buffer
+    /// touches; at most `most` (0 counts as 1) and [`MAX_GROUP_PAGES`] of them.
+    pub fn wish(&self, most: u32) -> Wish {
+        let Fault { address, last, access, .. } = self.fault;
+        let page = |address: Iova| address.0 / REQUEST_PAGE_SIZE;
+        let more = (page(last) - page(address)).min(most.clamp(1, MAX_GROUP_PAGES) as u64 - 1);
+        let first = Iova(page(address) * REQUEST_PAGE_SIZE);
+        Wish { access, first, pages: more as u32 + 1 }
+    }
+
+    /// Tries again from where the work stands.
+    pub fn retry(self) -> Task {
+        Task::Do(self.work)
+    }
+
+    /// Ends the work with its fault.
+    pub fn give_up(self) -> Task {
+        Task::GiveUp(self)
+    }
 }
 
 /// A descriptor under way.
@@ -64,14 +117,57 @@ impl Job {
         left.min(TURN_BYTES as u64) as usize
     }
 
-    // Neither sum overflows: `check` has looked at the last byte of both buffers.
-
-    fn source(&self) -> Iova {
-        Iova(self.descriptor.source + self.done)
+    fn source(&self) -> Buffer {
+        self.rest_of(self.descriptor.source)
     }
 
-    fn destination(&self) -> Iova {
-        Iova(self.descriptor.destination + self.done)
+    fn destination(&self) -> Buffer {
+        self.rest_of(self.descriptor.destination)
+    }
+
+    /// No sum overflows: `check` has looked at the last byte of both buffers.
+    fn rest_of(&self, first: u64) -> Buffer {
+        let last = first + (self.descriptor.length - 1);
+        Buffer { next: Iova(first + self.done), last: Iova(last) }
+    }
+
+    fn ends(&self, status: u8) -> Ending {
+        let record = Completion {
+            status,
+            tag: self.descriptor.tag,
+            bytes_done: self.done,
+            result: self.result,
+            ..Default::default()
+        };
+        Ending { descriptor: self.descriptor, record }
+    }
+
+    fn ends_by(&self, fault: &Fault) -> Ending {
+        let mut ending = self.ends(fault.status());
+        ending.record.fault_flags = fault.flags();
+        ending.record.fault_address = fault.address.0;
+        ending
+    }
+}
+
+/// A descriptor that has ended, and how.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ending {
+    descriptor: Descriptor,
+    record: Completion,
+}
+
+/// What is left of a buffer; both ends belong to it.
+#[derive(Clone, Copy)]
+struct Buffer {
+    next: Iova,
+    last: Iova,
+}
+
+impl Buffer {
+    /// `len` bytes (not 0) from `next`, which do not reach beyond 2^64 - 1.
+    fn at(next: Iova, len: usize) -> Self {
+        Self { next, last: Iova(next.0 + (len as u64 - 1)) }
     }
 }
 
@@ -101,25 +197,37 @@ fn check(d: &Descriptor) -> Result<(), u8> {
 }
 
 /// An access that stopped before its end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fault {
     address: Iova,
+    /// The last address of the buffer.
+    last: Iova,
     access: Access,
     cause: DmaCause,
+    /// The page was asked for in vain.
+    refused: bool,
 }
 
 impl Fault {
-    fn status(&self) -> u8 {
-        match self.cause {
-            DmaCause::NotMemory => STATUS_BUS_ERROR,
-            DmaCause::NoDomain | DmaCause::NotMapped => STATUS_FAULT,
-        }
+    /// Whether a page request can help.
+    fn is_recoverable(&self) -> bool {
+        self.cause != DmaCause::NotMemory
     }
 
-    /// The channel's error where `fault` and `bus` are its codes for the two kinds.
-    fn stops_channel(&self, fault: u32, bus: u32) -> ChannelError {
-        let code = if self.status() == STATUS_FAULT { fault } else { bus };
-        ChannelError { code, status: 0, address: self.address.0 }
+    fn status(&self) -> u8 {
+        if self.is_recoverable() { STATUS_FAULT } else { STATUS_BUS_ERROR }
+    }
+
+    fn flags(&self) -> u8 {
+        let write = if self.access == Access::WRITE { FAULT_WRITE } else { 0 };
+        let refused = if self.refused { FAULT_PAGE_REQUEST } else { 0 };
+        write | refused
+    }
+
+    /// The channel stops, where `fault` and `bus` are the codes for the two kinds.
+    fn stops_channel(&self, fault: u32, bus: u32) -> Outcome {
+        let code = if self.is_recoverable() { fault } else { bus };
+        Outcome::Failed(ChannelError { code, status: 0, address: self.address.0 })
     }
 }
 
@@ -135,72 +243,94 @@ type Progress = (usize, Option<Stop>);
 /// How far an access came: bytes done, and what stopped it there.
 type Accessed = (usize, Option<Fault>);
 
-/// The way to memory, with the PASID of the channel whose turn it is.
+/// The way to memory for one turn.
 struct Bus<'a> {
     dma: &'a dyn Dma,
     faults: &'a dyn FaultReporter,
-    pasid: Option<Pasid>,
+    requester: Requester,
 }
 
 impl Bus<'_> {
-    fn read(&self, address: Iova, buf: &mut [u8]) -> Accessed {
-        let result = self.dma.read(self.pasid, address, buf);
-        self.accessed(Access::READ, buf.len(), result)
+    fn read(&self, from: Buffer, buf: &mut [u8]) -> Accessed {
+        let result = self.dma.read(self.requester.pasid, from.next, buf);
+        accessed(Access::READ, from.last, buf.len(), result)
     }
 
-    fn write(&self, address: Iova, buf: &[u8]) -> Accessed {
-        let result = self.dma.write(self.pasid, address, buf);
-        self.accessed(Access::WRITE, buf.len(), result)
+    fn write(&self, to: Buffer, buf: &[u8]) -> Accessed {
+        let result = self.dma.write(self.requester.pasid, to.next, buf);
+        accessed(Access::WRITE, to.last, buf.len(), result)
     }
 
-    fn accessed(&self, access: Access, len: usize, result: Result<(), DmaError>) -> Accessed {
-        match result {
-            Ok(()) => (len, None),
-            Err(DmaError { address, done, cause }) => {
-                (done.min(len), Some(Fault { address, access, cause }))
+    /// What becomes of `work` that `fault` has stopped. Several accesses of one piece can fail;
+    /// only the one that counts for the driver is asked for or reported.
+    fn stopped(&self, work: Work, fault: Fault) -> Outcome {
+        if fault.is_recoverable() {
+            if self.requester.page_requests {
+                return Outcome::Stalled(Stall { work, fault });
             }
+            self.faults.report(self.requester.pasid, fault.address, fault.access, fault.cause);
+        }
+        self.ended(work, fault)
+    }
+
+    /// Ends `work` with `fault`.
+    fn ended(&self, work: Work, fault: Fault) -> Outcome {
+        match work {
+            Work::Fetch(_) => fault.stops_channel(ERROR_RING_FAULT, ERROR_RING_BUS),
+            Work::Run(job) => self.tell(job.ends_by(&fault)),
+            Work::Tell(_) => fault.stops_channel(ERROR_COMPLETION_FAULT, ERROR_COMPLETION_BUS),
         }
     }
 
-    /// Tells the fault path what stopped the work. Several accesses of one piece can fail;
-    /// only the one that the driver is told of is reported.
-    fn report(&self, fault: &Fault) {
-        if fault.cause != DmaCause::NotMemory {
-            self.faults.report(self.pasid, fault.address, fault.access, fault.cause);
+    /// Tells the driver how a descriptor has ended: in the record, else in the channel's
+    /// registers.
+    fn tell(&self, ending: Ending) -> Outcome {
+        let Ending { descriptor, record } = &ending;
+        let interrupt = descriptor.flags & FLAG_INTERRUPT != 0;
+        if descriptor.flags & FLAG_COMPLETION == 0 {
+            return without_record(record, interrupt);
         }
-    }
-
-    fn fetch(&self, address: Iova) -> Result<Descriptor, ChannelError> {
-        let mut bytes = [0; DESCRIPTOR_SIZE];
-        let (_, fault) = self.read(address, &mut bytes);
-        self.channel_fault(fault, ERROR_RING_FAULT, ERROR_RING_BUS)?;
-        Ok(Descriptor::from_bytes(&bytes))
+        let address = descriptor.completion;
+        if !address.is_multiple_of(COMPLETION_SIZE as u64) {
+            let code = ERROR_COMPLETION_ALIGN;
+            return Outcome::Failed(ChannelError { code, status: 0, address });
+        }
+        match self.write_record(address, record) {
+            Ok(()) => Outcome::Complete { interrupt },
+            Err(fault) => self.stopped(Work::Tell(ending), fault),
+        }
     }
 
     /// The first 8 bytes go last, and in one piece: they tell a poller that the rest is there.
-    fn write_record(&self, address: u64, record: &Completion) -> Result<(), ChannelError> {
-        if !address.is_multiple_of(COMPLETION_SIZE as u64) {
-            return Err(ChannelError { code: ERROR_COMPLETION_ALIGN, status: 0, address });
-        }
+    fn write_record(&self, address: u64, record: &Completion) -> Result<(), Fault> {
         let bytes = record.to_bytes();
         let (first, rest) = bytes.split_at(8);
         for (at, part) in [(address + 8, rest), (address, first)] {
             fence(Ordering::Release);
-            let (_, fault) = self.write(Iova(at), part);
-            self.channel_fault(fault, ERROR_COMPLETION_FAULT, ERROR_COMPLETION_BUS)?;
+            if let (_, Some(fault)) = self.write(Buffer::at(Iova(at), part.len()), part) {
+                return Err(fault);
+            }
         }
         Ok(())
     }
+}
 
-    fn channel_fault(
-        &self,
-        stopped: Option<Fault>,
-        fault: u32,
-        bus: u32,
-    ) -> Result<(), ChannelError> {
-        let Some(stopped) = stopped else { return Ok(()) };
-        self.report(&stopped);
-        Err(stopped.stops_channel(fault, bus))
+fn accessed(access: Access, last: Iova, len: usize, result: Result<(), DmaError>) -> Accessed {
+    match result {
+        Ok(()) => (len, None),
+        Err(DmaError { address, done, cause }) => {
+            (done.min(len), Some(Fault { address, last, access, cause, refused: false }))
+        }
+    }
+}
+
+fn without_record(record: &Completion, interrupt: bool) -> Outcome {
+    match record.status {
+        STATUS_SUCCESS => Outcome::Complete { interrupt },
+        status => {
+            let address = record.fault_address;
+            Outcome::Failed(ChannelError { code: ERROR_DESCRIPTOR, status, address })
+        }
     }
 }
 
@@ -208,47 +338,72 @@ impl Bus<'_> {
 pub struct Executor {
     dma: Arc<dyn Dma>,
     faults: Arc<dyn FaultReporter>,
-    first: Box<[u8]>,
-    second: Box<[u8]>,
+    buffers: Buffers,
 }
+
+/// Room for a piece of both buffers of a descriptor.
+type Buffers = [Box<[u8]>; 2];
 
 impl Executor {
     /// An executor whose accesses go through `dma`.
     pub fn new(dma: Arc<dyn Dma>, faults: Arc<dyn FaultReporter>) -> Self {
-        let buffer = || vec![0; TURN_BYTES].into_boxed_slice();
-        Self { dma, faults, first: buffer(), second: buffer() }
+        let buffers = [(); 2].map(|()| vec![0; TURN_BYTES].into_boxed_slice());
+        Self { dma, faults, buffers }
     }
 
     /// One turn: reads a descriptor if need be, works on at most [`TURN_BYTES`] bytes of data
     /// and writes the completion record after the last of them.
-    pub fn turn(&mut self, pasid: Option<Pasid>, task: Task) -> Outcome {
-        let bus = Bus { dma: &*self.dma, faults: &*self.faults, pasid };
+    pub fn turn(&mut self, requester: Requester, task: Task) -> Outcome {
+        let bus = Bus { dma: &*self.dma, faults: &*self.faults, requester };
         match task {
-            Task::Run(job) => step(&bus, job, &mut self.first, &mut self.second),
-            Task::Fetch(address) => match bus.fetch(address) {
-                Err(error) => Outcome::Failed(error),
-                Ok(descriptor) => match Job::new(descriptor) {
-                    Ok(job) => step(&bus, job, &mut self.first, &mut self.second),
-                    Err(status) => refuse(&bus, &descriptor, status),
-                },
-            },
+            Task::Do(Work::Fetch(address)) => fetch(&bus, address, &mut self.buffers),
+            Task::Do(Work::Run(job)) => step(&bus, job, &mut self.buffers),
+            Task::Do(Work::Tell(ending)) => bus.tell(ending),
+            Task::GiveUp(Stall { work, fault }) => {
+                bus.ended(work, Fault { refused: true, ..fault })
+            }
+        }
+    }
+
+    /// Makes the requests of `group`.
+    ///
+    /// # Errors
+    /// If there is no room for them; then none is made.
+    pub fn ask(&self, group: &Group) -> Result<(), Full> {
+        group.requests().try_for_each(|request| self.faults.request(request))
+    }
+}
+
+/// Reads a descriptor and begins with it.
+fn fetch(bus: &Bus, address: Iova, buffers: &mut Buffers) -> Outcome {
+    let mut bytes = [0; DESCRIPTOR_SIZE];
+    if let (_, Some(fault)) = bus.read(Buffer::at(address, DESCRIPTOR_SIZE), &mut bytes) {
+        return bus.stopped(Work::Fetch(address), fault);
+    }
+    let descriptor = Descriptor::from_bytes(&bytes);
+    match Job::new(descriptor) {
+        Ok(job) => step(bus, job, buffers),
+        Err(status) => {
+            let record = Completion { status, tag: descriptor.tag, ..Default::default() };
+            bus.tell(Ending { descriptor, record })
         }
     }
 }
 
 /// Works on the next piece of `job`, and completes the descriptor after the last one.
-fn step(bus: &Bus, mut job: Job, first: &mut [u8], second: &mut [u8]) -> Outcome {
+fn step(bus: &Bus, mut job: Job, buffers: &mut Buffers) -> Outcome {
     let piece = job.piece();
+    let [first, second] = buffers;
     let (done, stop) = work(bus, &mut job, &mut first[..piece], &mut second[..piece]);
     job.done += done as u64;
     match stop {
-        None if job.piece() > 0 => Outcome::More(job),
-        None => finish(bus, &job, STATUS_SUCCESS, None),
+        None if job.piece() > 0 => Outcome::More(Work::Run(job)),
+        None => bus.tell(job.ends(STATUS_SUCCESS)),
         Some(Stop::Mismatch) => {
             job.result = job.done;
-            finish(bus, &job, STATUS_MISMATCH, None)
+            bus.tell(job.ends(STATUS_MISMATCH))
         }
-        Some(Stop::Fault(fault)) => finish(bus, &job, fault.status(), Some(fault)),
+        Some(Stop::Fault(fault)) => bus.stopped(Work::Run(job), fault),
     }
 }
 
@@ -270,9 +425,10 @@ fn copy(bus: &Bus, job: &Job, buf: &mut [u8]) -> Progress {
     (written, fault.or(source_fault).map(Stop::Fault))
 }
 
-/// Each piece starts a multiple of 8 bytes after the first one.
+/// A fault can make a piece start at any byte of the pattern.
 fn fill(bus: &Bus, job: &Job, buf: &mut [u8]) -> Progress {
-    let pattern = job.descriptor.operand.to_le_bytes();
+    let mut pattern = job.descriptor.operand.to_le_bytes();
+    pattern.rotate_left((job.done % 8) as usize);
     for chunk in buf.chunks_mut(pattern.len()) {
         chunk.copy_from_slice(&pattern[..chunk.len()]);
     }
@@ -296,46 +452,31 @@ fn crc32c(bus: &Bus, job: &mut Job, buf: &mut [u8]) -> Progress {
     (read, fault.map(Stop::Fault))
 }
 
-fn finish(bus: &Bus, job: &Job, status: u8, fault: Option<Fault>) -> Outcome {
-    if let Some(fault) = &fault {
-        bus.report(fault);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(address: u64, last: u64, most: u32) -> (u64, u32) {
+        let (address, last) = (Iova(address), Iova(last));
+        let (access, cause) = (Access::READ, DmaCause::NotMapped);
+        let fault = Fault { address, last, access, cause, refused: false };
+        let wish = Stall { work: Work::Fetch(address), fault }.wish(most);
+        (wish.first.0, wish.pages)
     }
-    let wrote = fault.is_some_and(|fault| fault.access == Access::WRITE);
-    let record = Completion {
-        status,
-        fault_flags: wrote as u8 * FAULT_WRITE,
-        tag: job.descriptor.tag,
-        bytes_done: job.done,
-        fault_address: fault.map_or(0, |fault| fault.address.0),
-        result: job.result,
-        ..Default::default()
-    };
-    complete(bus, &job.descriptor, &record)
-}
 
-fn refuse(bus: &Bus, descriptor: &Descriptor, status: u8) -> Outcome {
-    let record = Completion { status, tag: descriptor.tag, ..Default::default() };
-    complete(bus, descriptor, &record)
-}
-
-/// Tells the driver how the descriptor ended: in the record, else in the channel's registers.
-fn complete(bus: &Bus, descriptor: &Descriptor, record: &Completion) -> Outcome {
-    let told = if descriptor.flags & FLAG_COMPLETION != 0 {
-        bus.write_record(descriptor.completion, record)
-    } else {
-        without_record(record)
-    };
-    match told {
-        Ok(()) => Outcome::Complete { interrupt: descriptor.flags & FLAG_INTERRUPT != 0 },
-        Err(error) => Outcome::Failed(error),
+    #[test]
+    fn pages_are_asked_for_from_the_fault_to_the_end_of_the_buffer() {
+        assert_eq!(wish(0x1fff, 0x1fff, 8), (0x1000, 1));
+        assert_eq!(wish(0x1fff, 0x2000, 8), (0x1000, 2));
+        assert_eq!(wish(0x1000, 0x8fff, 8), (0x1000, 8));
+        assert_eq!(wish(0x1000, 0x9000, 8), (0x1000, 8));
+        assert_eq!(wish(0x1000, 0x9000, 0), (0x1000, 1));
+        assert_eq!(wish(0, u64::MAX, u32::MAX), (0, MAX_GROUP_PAGES));
     }
-}
 
-fn without_record(record: &Completion) -> Result<(), ChannelError> {
-    match record.status {
-        STATUS_SUCCESS => Ok(()),
-        status => {
-            Err(ChannelError { code: ERROR_DESCRIPTOR, status, address: record.fault_address })
-        }
+    #[test]
+    fn the_last_page_there_is_can_be_asked_for() {
+        assert_eq!(wish(u64::MAX, u64::MAX, 8), (u64::MAX - 0xfff, 1));
+        assert_eq!(wish(u64::MAX - 0x1000, u64::MAX, 8), (u64::MAX - 0x1fff, 2));
     }
 }

@@ -5,9 +5,11 @@ use crate::address::{Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause, DmaError};
 use crate::host::software::EndpointMemory;
+use crate::iopf::{Full, PageRequest, Response, Source};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 pub const PAGE: u64 = 4096;
@@ -168,18 +170,68 @@ impl Dma for IdentityDma {
     }
 }
 
-/// Keeps what is reported.
+type OnRequest = Box<dyn Fn(&dyn Source, PageRequest) -> Result<(), Full> + Send + Sync>;
+
+/// The fault path: keeps what is reported and asked for, and answers when told to.
 #[derive(Default)]
-pub struct FakeFaults(Mutex<Vec<(u64, Access, DmaCause)>>);
+pub struct FakeFaults {
+    reports: Mutex<Vec<(u64, Access, DmaCause)>>,
+    requests: Mutex<Vec<PageRequest>>,
+    withdrawn: AtomicUsize,
+    source: OnceLock<Arc<dyn Source>>,
+    on_request: Option<OnRequest>,
+}
 
 impl FakeFaults {
+    /// Calls `on_request` for each request; those that it takes are kept.
+    pub fn with_hook(
+        on_request: impl Fn(&dyn Source, PageRequest) -> Result<(), Full> + Send + Sync + 'static,
+    ) -> Self {
+        Self { on_request: Some(Box::new(on_request)), ..Self::default() }
+    }
+
     pub fn take(&self) -> Vec<(u64, Access, DmaCause)> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.reports.lock().unwrap())
+    }
+
+    /// The requests since the last call.
+    pub fn take_requests(&self) -> Vec<PageRequest> {
+        std::mem::take(&mut self.requests.lock().unwrap())
+    }
+
+    /// How often all requests were withdrawn.
+    pub fn withdrawn(&self) -> usize {
+        self.withdrawn.load(Ordering::SeqCst)
+    }
+
+    /// Where answers go.
+    pub fn source(&self) -> &dyn Source {
+        &**self.source.get().expect("connected")
+    }
+
+    pub fn answer(&self, request: &PageRequest, response: Response) {
+        self.source().respond(request.pasid, request.cookie, response);
     }
 }
 
 impl FaultReporter for FakeFaults {
+    fn connect(&self, source: Arc<dyn Source>) {
+        assert!(self.source.set(source).is_ok(), "connected twice");
+    }
+
+    fn request(&self, request: PageRequest) -> Result<(), Full> {
+        if let Some(hook) = &self.on_request {
+            hook(self.source(), request)?;
+        }
+        self.requests.lock().unwrap().push(request);
+        Ok(())
+    }
+
+    fn withdraw(&self) {
+        self.withdrawn.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn report(&self, _: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
-        self.0.lock().unwrap().push((address.0, access, cause));
+        self.reports.lock().unwrap().push((address.0, access, cause));
     }
 }

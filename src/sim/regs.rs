@@ -14,7 +14,7 @@ pub const DEVICE_ID: u16 = 0x10f0;
 pub const CLASS_CODE: [u8; 3] = [0x12, 0x00, 0x00];
 
 /// Size of BAR 0 (the registers), in bytes.
-pub const BAR0_SIZE: u32 = 0x1_0000;
+pub const BAR0_SIZE: u32 = 0x4_0000;
 /// Size of BAR 1 (the MSI-X table and pending bits), in bytes.
 pub const BAR1_SIZE: u32 = 0x1000;
 /// Where the MSI-X table starts in BAR 1, in bytes.
@@ -22,8 +22,18 @@ pub const MSIX_TABLE_OFFSET: u32 = 0;
 /// Where the MSI-X pending bits start in BAR 1, in bytes.
 pub const MSIX_PBA_OFFSET: u32 = 0x800;
 
+/// Where the PASID extended capability (PCI Express base specification, 7.8.9) lies in the
+/// configuration space, in bytes.
+pub const PASID_CAPABILITY: u32 = 0x100;
+/// Where the ATS extended capability (10.5.1) lies in the configuration space, in bytes.
+pub const ATS_CAPABILITY: u32 = 0x110;
+/// Where the page request extended capability (10.5.2) lies in the configuration space, in bytes.
+pub const PRI_CAPABILITY: u32 = 0x120;
+/// Most page requests (pages, not groups) that the function can have outstanding.
+pub const PRI_CAPACITY: u32 = 64;
+
 /// Number of channels.
-pub const CHANNELS: usize = 8;
+pub const CHANNELS: usize = 32;
 /// Number of MSI-X vectors: one for each channel.
 pub const VECTORS: usize = CHANNELS;
 /// Fewest entries of a descriptor ring.
@@ -88,6 +98,9 @@ pub const CH_ERROR_ADDRESS: u32 = 0x20;
 pub const CH_DOORBELL: u32 = 0x28;
 /// `u32`, read-only: index of the first entry that is not complete.
 pub const CH_HEAD: u32 = 0x2c;
+/// `u32`: most pages of one page request group, 1 to [`MAX_GROUP_PAGES`]; 0 counts as 1, more as
+/// that. Fixed while enabled.
+pub const CH_GROUP_PAGES: u32 = 0x30;
 
 /// Offset of the first channel's page in BAR 0, in bytes.
 pub const CHANNEL_BASE: u32 = 0x1000;
@@ -101,6 +114,9 @@ pub const fn channel_register(channel: u32, register: u32) -> u32 {
 
 /// [`CH_CONTROL`]: the channel works through its ring.
 pub const CH_CONTROL_ENABLE: u32 = 1 << 0;
+/// [`CH_CONTROL`]: faults of the channel's accesses (ring, data, completion records) become page
+/// requests. Taken over when the channel is enabled.
+pub const CH_CONTROL_PAGE_REQUEST: u32 = 1 << 1;
 /// [`CH_STATUS`]: the bits of the state.
 pub const CH_STATUS_STATE: u32 = 0xff;
 /// [`CH_STATUS`]: enabled, and entries before the tail are not complete.
@@ -135,6 +151,9 @@ pub const ERROR_COMPLETION_ALIGN: u32 = 7;
 pub const ERROR_DESCRIPTOR: u32 = 8;
 /// The accelerator itself failed.
 pub const ERROR_INTERNAL: u32 = 9;
+/// A page request was answered with FAILURE: no channel works until the page request interface is
+/// disabled or reset, or the function is.
+pub const ERROR_PAGE_RESPONSE: u32 = 10;
 
 /// Does nothing and succeeds.
 pub const OP_NOOP: u8 = 0;
@@ -151,8 +170,6 @@ pub const OP_CRC32C: u8 = 4;
 pub const FLAG_COMPLETION: u8 = 1 << 0;
 /// Raise the channel's interrupt once complete.
 pub const FLAG_INTERRUPT: u8 = 1 << 1;
-/// Reserved for page requests: faults of this descriptor are recoverable.
-pub const FLAG_PAGE_REQUEST: u8 = 1 << 2;
 
 /// The record has not been written: what a driver puts there before the doorbell.
 pub const STATUS_PENDING: u8 = 0;
@@ -175,6 +192,13 @@ pub const STATUS_BAD_ADDRESS: u8 = 8;
 
 /// `fault_flags`: the access was a write.
 pub const FAULT_WRITE: u8 = 1 << 0;
+/// `fault_flags`: the access was given up because a page request was answered with INVALID.
+pub const FAULT_PAGE_REQUEST: u8 = 1 << 1;
+
+/// Most pages that one page request group can ask for.
+pub const MAX_GROUP_PAGES: u32 = 32;
+/// Size of the pages that page requests ask for, in bytes.
+pub const REQUEST_PAGE_SIZE: u64 = 4096;
 
 /// Size and alignment of a descriptor, in bytes.
 pub const DESCRIPTOR_SIZE: usize = 64;

@@ -84,7 +84,7 @@ impl Sim {
     ///
     /// The client's RAM is put into `memory`, which must be empty and is changed by nobody
     /// else. All accesses of the accelerator go through `dma`; those that a translation stops
-    /// are told to `faults`.
+    /// are told to `faults`, or it is asked for the pages.
     ///
     /// # Errors
     /// If the system refuses a thread or a descriptor.
@@ -96,8 +96,9 @@ impl Sim {
         faults: Arc<dyn FaultReporter>,
     ) -> io::Result<Sim> {
         let engine = Arc::new(Engine::default());
+        faults.connect(engine.clone());
         let control = Arc::new(Control::new()?);
-        let device = Device::new(engine.clone(), Regions::new(memory));
+        let device = Device::new(engine.clone(), faults.clone(), Regions::new(memory));
         let serving = Serving::new(endpoint, &socket, control.clone(), device)?;
         // Dropping it stops the one thread if the other cannot be started.
         let mut sim =

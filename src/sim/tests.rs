@@ -1,13 +1,17 @@
 //! The accelerator as a whole: registers, worker and memory, first without a client, then over
 //! a socket.
 
-use super::Sim;
+mod interleavings;
+mod page_requests;
+
+use super::config::Allowed;
 use super::device::Device;
 use super::engine::Engine;
 use super::exec::{Executor, TURN_BYTES};
 use super::fake::{FakeDma, FakeFaults, IdentityDma, PAGE, SINK};
 use super::memory::Regions;
 use super::regs::*;
+use super::{FaultReporter, Sim};
 use crate::address::{EndpointId, Iova};
 use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause};
@@ -28,11 +32,13 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RING: u64 = 0x1_0000;
-const RECORDS: u64 = 0x2_0000;
-const SOURCE: u64 = 0x3_0000;
-const TARGET: u64 = 0x5_0000;
-const END: u64 = 0x6_ffff;
+const RECORDS: u64 = 0x3_0000;
+const SOURCE: u64 = 0x4_0000;
+const TARGET: u64 = 0x6_0000;
+const END: u64 = 0x7_ffff;
 const ENTRIES: u32 = 16;
+
+const BUS_MASTER: Allowed = Allowed { bus_master: true, pasids: false, ats: false };
 
 /// Polls for what a thread is about to do. The limit only ends a test that fails.
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -77,14 +83,23 @@ impl Bench {
     }
 
     fn over(dma: FakeDma) -> Self {
+        Self::between(dma, FakeFaults::default())
+    }
+
+    fn between(dma: FakeDma, faults: FakeFaults) -> Self {
+        Self::with_parts(Arc::new(dma), faults)
+    }
+
+    fn with_parts(dma: Arc<FakeDma>, faults: FakeFaults) -> Self {
         let engine = Arc::new(Engine::default());
-        let (dma, faults) = (Arc::new(dma), Arc::new(FakeFaults::default()));
+        let faults = Arc::new(faults);
+        faults.connect(engine.clone());
         let executor = Executor::new(dma.clone(), faults.clone());
         let worker = {
             let engine = engine.clone();
             thread::spawn(move || engine.run(executor))
         };
-        engine.allow(true, false);
+        engine.allow(BUS_MASTER);
         Self { engine, dma, faults, worker: Some(worker) }
     }
 
@@ -103,20 +118,28 @@ impl Bench {
 
     /// Enables a channel whose ring is at `base`.
     fn enable_at(&self, channel: u32, base: u64) {
+        self.enable_at_with(channel, base, CH_CONTROL_ENABLE);
+        assert_eq!(self.reg(channel, CH_STATUS), STATE_RUNNING);
+    }
+
+    fn enable_at_with(&self, channel: u32, base: u64, control: u32) {
         self.set_reg(channel, CH_RING_BASE, base as u32);
         self.set_reg(channel, CH_RING_BASE + 4, (base >> 32) as u32);
         self.set_reg(channel, CH_RING_SIZE, ENTRIES);
-        self.set_reg(channel, CH_CONTROL, CH_CONTROL_ENABLE);
-        assert_eq!(self.reg(channel, CH_STATUS), STATE_RUNNING);
+        self.set_reg(channel, CH_CONTROL, control);
     }
 
     /// Enables a channel and gives it `work`.
     fn start(&self, channel: u32, work: &[Descriptor]) {
+        self.start_with(channel, CH_CONTROL_ENABLE, work);
+    }
+
+    fn start_with(&self, channel: u32, control: u32, work: &[Descriptor]) {
         let base = RING + channel as u64 * PAGE;
         for (entry, descriptor) in (0..).zip(work) {
             self.dma.put(base + entry * DESCRIPTOR_SIZE as u64, &descriptor.to_bytes());
         }
-        self.enable_at(channel, base);
+        self.enable_at_with(channel, base, control);
         self.set_reg(channel, CH_DOORBELL, work.len() as u32);
     }
 
@@ -266,7 +289,7 @@ fn bad_descriptors_are_refused_each_with_its_status() {
     let bad = [
         (Descriptor { opcode: 5, ..copy }, STATUS_BAD_OPCODE),
         (Descriptor { opcode: 0xff, ..copy }, STATUS_BAD_OPCODE),
-        (Descriptor { flags: copy.flags | FLAG_PAGE_REQUEST, ..copy }, STATUS_BAD_FLAGS),
+        (Descriptor { flags: copy.flags | 0x04, ..copy }, STATUS_BAD_FLAGS),
         (Descriptor { flags: copy.flags | 0x80, ..copy }, STATUS_BAD_FLAGS),
         (Descriptor { reserved0: 1, ..copy }, STATUS_BAD_FLAGS),
         (Descriptor { reserved1: [0, 1], ..copy }, STATUS_BAD_FLAGS),
@@ -521,11 +544,11 @@ fn long_descriptor_delays_others_by_one_turn_each() {
         }
     });
     let bench = Bench::over(dma);
-    bench.engine.allow(false, false);
+    bench.engine.allow(Allowed::default());
     bench.start(0, &[endless(OP_FILL)]);
     let short: Vec<_> = (0..8).map(|slot| descriptor(OP_FILL, 64, slot)).collect();
     bench.start(1, &short);
-    bench.engine.allow(true, false);
+    bench.engine.allow(BUS_MASTER);
     bench.wait(1);
     assert!(bench.is_busy(0));
     assert!(between.load(SeqCst) <= 1, "turns between two accesses of the other channel");
@@ -595,11 +618,11 @@ fn assert_quiet(accesses: &AtomicUsize) {
 #[test]
 fn bus_master_off_pauses_work_where_it_stands() {
     let (bench, accesses) = busy_bench();
-    bench.engine.allow(false, false);
+    bench.engine.allow(Allowed::default());
     assert_quiet(&accesses);
     assert!(bench.is_busy(0));
     let before = accesses.load(SeqCst);
-    bench.engine.allow(true, false);
+    bench.engine.allow(BUS_MASTER);
     eventually("work goes on", || accesses.load(SeqCst) > before + 10);
     assert_eq!(bench.reg(0, CH_STATUS), STATE_RUNNING | CH_STATUS_BUSY);
 }
@@ -607,10 +630,10 @@ fn bus_master_off_pauses_work_where_it_stands() {
 #[test]
 fn paused_work_is_completed_later() {
     let bench = Bench::new();
-    bench.engine.allow(false, false);
+    bench.engine.allow(Allowed::default());
     bench.start(0, &[descriptor(OP_FILL, 8, 0)]);
     assert!(bench.is_busy(0));
-    bench.engine.allow(true, false);
+    bench.engine.allow(BUS_MASTER);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 8));
 }
@@ -639,7 +662,7 @@ fn both_resets_stop_all_work() {
         for channel in 0..CHANNELS as u32 {
             assert_eq!(bench.reg(channel, CH_STATUS), STATE_DISABLED);
         }
-        bench.engine.allow(true, false);
+        bench.engine.allow(BUS_MASTER);
         assert_eq!(bench.result(descriptor(OP_FILL, 8, 0)), success(0, 8));
     }
 }
@@ -676,7 +699,7 @@ fn pause_waits_for_the_access_under_way() {
 fn device() -> (Device, Arc<Engine>) {
     let engine = Arc::new(Engine::default());
     let memory = EndpointMemory::new(GuestMemoryMmap::new());
-    (Device::new(engine.clone(), Regions::new(memory)), engine)
+    (Device::new(engine.clone(), Arc::new(FakeFaults::default()), Regions::new(memory)), engine)
 }
 
 fn read(device: &mut Device, region: u32, offset: u64, len: usize) -> Vec<u8> {
@@ -761,7 +784,8 @@ fn all_kinds_of_reset_bring_back_the_defaults() {
 fn unmap_all_takes_everything_and_dirty_pages_are_not_known() {
     let engine = Arc::new(Engine::default());
     let memory = EndpointMemory::new(GuestMemoryMmap::new());
-    let mut device = Device::new(engine, Regions::new(memory.clone()));
+    let mut device =
+        Device::new(engine, Arc::new(FakeFaults::default()), Regions::new(memory.clone()));
     for address in [0, 0x1000] {
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x1000).unwrap();
@@ -782,9 +806,9 @@ fn impossible_interrupt_requests_are_refused() {
     let mask = VFIO_IRQ_SET_ACTION_MASK | VFIO_IRQ_SET_DATA_NONE;
     let msix = VFIO_PCI_MSIX_IRQ_INDEX;
     let refused = [
-        (msix, none, 0, 9),
+        (msix, none, 0, 33),
         (msix, none, u32::MAX, 2),
-        (msix, events, 8, 1),
+        (msix, events, 32, 1),
         (msix, mask, 0, 1),
         (msix, 0, 0, 1),
         (VFIO_PCI_INTX_IRQ_INDEX, events, 0, 1),
@@ -796,8 +820,8 @@ fn impossible_interrupt_requests_are_refused() {
     }
     let accepted = [
         (msix, none, 0, 0),
-        (msix, none, 0, 8),
-        (msix, events, 7, 1),
+        (msix, none, 0, 32),
+        (msix, events, 31, 1),
         (VFIO_PCI_INTX_IRQ_INDEX, none, 0, 0),
         (VFIO_PCI_ERR_IRQ_INDEX, events, 0, 1),
     ];
@@ -906,7 +930,7 @@ fn client_sees_a_pci_function() {
     let sizes = [0, 1, 2, 6, 7, 8].map(|index| client.region(index).unwrap().size);
     assert_eq!(sizes, [BAR0_SIZE as u64, BAR1_SIZE as u64, 0, 0, 4096, 0]);
     let counts = [0, 1, 2, 3, 4].map(|index| client.get_irq_info(index).unwrap().count);
-    assert_eq!(counts, [0, 0, 8, 1, 0]);
+    assert_eq!(counts, [0, 0, 32, 1, 0]);
 }
 
 #[test]
@@ -922,9 +946,9 @@ fn client_that_leaves_takes_its_memory_and_work_along() {
 fn unmapped_memory_is_out_of_reach() {
     let served = Served::new();
     let mut client = served.client();
-    let ram = guest_ram(&mut client, 0, 0x4_0000);
-    guest_ram(&mut client, 0x4_0000, 0x4_0000);
-    client.dma_unmap(0x4_0000, 0x4_0000).unwrap();
+    let ram = guest_ram(&mut client, 0, TARGET);
+    guest_ram(&mut client, TARGET, 0x4_0000);
+    client.dma_unmap(TARGET, 0x4_0000).unwrap();
     assert_eq!(served.regions(), 1);
     submit(&mut client, &ram, &descriptor(OP_COPY, 8, 0));
     let mut bytes = [0; COMPLETION_SIZE];

@@ -1,83 +1,138 @@
-//! The event queue: takes faults from the fault path, puts events into the driver's buffers.
+//! The event queue: takes events from the fault path, puts them into the driver's buffers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::chain::gather;
+use super::gate::Gate;
 use super::notify::signal_driver;
 use super::request_queue::next_chain;
-use super::ring::{Memory, Ring};
-use crate::iopf::{Fault, Iopf};
-use crate::viommu::event;
-use crate::viommu::wire::size;
+use super::ring::{Memory, Ring, Start};
+use super::timer::Timer;
+use crate::iopf::{Delivered, Event, Iopf};
+use crate::viommu::Features;
+use crate::viommu::event::{self, Encoded};
 
-/// The server of the event queue; one thread uses it.
+/// What a thread that has something else to do delivers, in turns of each endpoint.
+const TURNS: usize = 4;
+
+/// The server of the event queue.
 pub struct EventQueue {
     faults: Arc<Iopf>,
     memory: Memory,
+    /// What the driver has accepted: it decides the format of events.
+    features: AtomicU64,
+    gate: Arc<Gate>,
+    /// Runs while the guest owes an answer.
+    timer: Timer,
 }
 
 impl EventQueue {
-    /// Tells the driver of what comes out of `faults`.
-    pub fn new(faults: Arc<Iopf>, memory: Memory) -> Self {
-        Self { faults, memory }
+    /// Tells the driver of what comes out of `faults`, which `timer` keeps the time of.
+    pub fn new(faults: Arc<Iopf>, memory: Memory, gate: Arc<Gate>, timer: Timer) -> Self {
+        Self { faults, memory, features: AtomicU64::new(0), gate, timer }
     }
 
-    /// Delivers all faults that wait. A fault that finds no buffer is dropped and counted: the
-    /// driver can do nothing about it but log, and its buffers say how much it wants to log
-    /// (virtio 1.4, 5.13.6.8.2).
-    ///
-    /// Buffers are looked for when there is a fault, not when the driver kicks: Linux fills this
-    /// queue without kicking.
-    pub fn serve(&self, ring: &Ring) {
-        let mut vring = ring.get_mut();
-        let memory = self.memory.memory();
-        let used = vring.get_queue().next_used();
-        while let Some(fault) = self.faults.next() {
-            if ring.is_running(&vring) && self.deliver(ring, &mut vring, &memory, &fault) {
-                self.faults.delivered(&fault);
-            } else {
-                self.faults.dropped(&fault);
-            }
+    /// The driver has accepted `features`.
+    pub fn accept(&self, features: u64) {
+        self.features.store(features, Ordering::Relaxed);
+    }
+
+    /// Time has passed. A guest that does not run cannot answer, so that time does not count.
+    pub fn tick(&self, ring: &Ring) {
+        let running = ring.is_running(&ring.get_ref());
+        if self.timer.take() && running {
+            self.faults.tick(self.timer.period());
         }
+    }
+
+    /// Delivers all that waits, or all that the driver has buffers for. A fault that finds none
+    /// is dropped and counted: the driver can do nothing about it but log, and its buffers say
+    /// how much it wants to log (virtio 1.4, 5.13.6.8.2). A page request waits for one.
+    pub fn serve(&self, ring: &Ring) {
+        while !self.serve_a_little(ring) {}
+    }
+
+    /// Does what [`serve`](Self::serve) does, but for a few turns at most; `true` when it is done.
+    pub fn serve_a_little(&self, ring: &Ring) -> bool {
+        let all_done = (0..TURNS).any(|_| !self.deliver_some(ring));
+        if self.faults.is_waiting() {
+            self.timer.start();
+        }
+        all_done
+    }
+
+    /// One turn of each endpoint; `true` when there may be more to do.
+    ///
+    /// Buffers are looked for when there is an event, not when the driver kicks: Linux fills this
+    /// queue without kicking. Only when page requests wait for buffers are kicks asked for.
+    fn deliver_some(&self, ring: &Ring) -> bool {
+        let mut vring = ring.lock_as_worker();
+        let memory = self.memory.memory();
+        if ring.is_running(&vring)
+            && ring.take_start(vring.get_queue(), &memory) == Some(Start::Fresh)
+        {
+            self.gate.close();
+        }
+        if self.gate.is_closed() {
+            return false;
+        }
+        let used = vring.get_queue().next_used();
+        let features = Features(self.features.load(Ordering::Relaxed));
+        let delivered = self.faults.deliver(&mut |event: Event| {
+            ring.is_running(&vring)
+                && put(ring, &mut vring, &memory, &event::encode(&event, features))
+        });
         if vring.get_queue().next_used() != used {
             signal_driver(ring, &mut vring, &memory);
         }
+        match delivered {
+            Delivered::All => false,
+            Delivered::Some => true,
+            Delivered::Starved if !ring.is_running(&vring) => false,
+            Delivered::Starved => enable_kicks(ring, &mut vring, &memory),
+        }
     }
+}
 
-    fn deliver(
-        &self,
-        ring: &Ring,
-        vring: &mut VringState<Memory>,
-        memory: &GuestMemoryMmap,
-        fault: &Fault,
-    ) -> bool {
-        let event = event::encode(fault);
-        put(vring.get_queue_mut(), memory, &event).unwrap_or_else(|error| {
-            ring.set_broken(format_args!("event queue: {error}"));
-            false
-        })
-    }
+/// Asks for a kick when there are buffers; `true`: there are some already.
+fn enable_kicks(ring: &Ring, vring: &mut VringState<Memory>, memory: &GuestMemoryMmap) -> bool {
+    vring.get_queue_mut().enable_notification(memory).unwrap_or_else(|error| {
+        ring.set_broken(format_args!("event queue: {error}"));
+        false
+    })
+}
+
+fn put(
+    ring: &Ring,
+    vring: &mut VringState<Memory>,
+    memory: &GuestMemoryMmap,
+    event: &Encoded,
+) -> bool {
+    put_into(vring.get_queue_mut(), memory, event).unwrap_or_else(|error| {
+        ring.set_broken(format_args!("event queue: {error}"));
+        false
+    })
 }
 
 /// Puts an event into the next buffer that is large enough; smaller ones go back empty, because
 /// an event is never spread over several. `false`: there is none.
-fn put(
+fn put_into(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
-    event: &[u8; size::FAULT],
+    event: &Encoded,
 ) -> Result<bool, virtio_queue::Error> {
     while let Some(chain) = next_chain(queue, memory)? {
         let head = chain.head_index();
         let gathered = gather(chain.clone(), memory, &mut []);
-        let fits = gathered.room >= event.len();
-        let bytes: &[u8] = if fits { event } else { &[] };
+        let bytes = event.within(gathered.room).unwrap_or_default();
         let written = gathered.scatter(chain, memory, bytes);
         queue.add_used(memory, head, written as u32)?;
-        if written == event.len() {
+        if written > 0 && written == bytes.len() {
             return Ok(true);
         }
     }

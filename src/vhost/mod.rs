@@ -4,15 +4,19 @@
 //! Faults come out of the fault path and go into `event_queue`. No domain and no mapping is
 //! known here. Each queue has a thread of its own, so that polling one never delays the other.
 
+mod bell;
 mod chain;
+mod doorbell;
 mod event_queue;
 mod exits;
+mod gate;
 mod notify;
 mod poll;
 mod request_queue;
 mod ring;
 mod sched;
 mod server;
+mod timer;
 
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
@@ -27,12 +31,14 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use crate::viommu::{Features, Viommu};
+use bell::Bell;
+pub use doorbell::FaultDoorbell;
 use event_queue::EventQueue;
 use exits::Exits;
 use request_queue::RequestQueue;
 use ring::{Memory, Ring};
 pub use sched::{Scheduling, check_realtime};
-pub use server::{FaultDoorbell, Server, Stop};
+pub use server::{Server, Stop};
 
 /// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
 const QUEUES: usize = 2;
@@ -42,6 +48,10 @@ const REQUEST_THREAD: usize = 0;
 const EVENT_THREAD: usize = 1;
 /// What the event loop calls the fault path's doorbell: past the queues and their exit event.
 const DOORBELL: u16 = QUEUES as u16 + 1;
+/// What it calls the fault path's clock.
+const CLOCK: u16 = DOORBELL + 1;
+/// What it calls the event queue's wish that the request queue be looked at.
+const LOOK: u16 = CLOCK + 1;
 
 /// What the transport is made with.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +62,8 @@ pub struct Options {
     pub max_poll: Duration,
     /// How the thread that serves requests is scheduled.
     pub scheduling: Scheduling,
+    /// How often it is looked whether the guest has taken too long to answer page requests.
+    pub clock_period: Duration,
 }
 
 /// What serves one connection.
@@ -59,8 +71,9 @@ struct Backend {
     options: Options,
     viommu: Arc<Mutex<Viommu>>,
     requests: Mutex<RequestQueue>,
-    events: EventQueue,
+    events: Arc<EventQueue>,
     doorbell: FaultDoorbell,
+    look: Bell,
     /// Done when the request thread has told the scheduler what it needs.
     scheduled: Once,
     exits: Exits,
@@ -101,6 +114,7 @@ impl VhostUserBackend for Backend {
 
     fn acked_features(&self, features: u64) {
         self.viommu().accept(features);
+        self.events.accept(features);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -150,11 +164,17 @@ impl VhostUserBackend for Backend {
     ) -> std::io::Result<()> {
         let Some(ring) = rings.first() else { return Ok(()) };
         if thread == REQUEST_THREAD {
+            if event == LOOK {
+                self.look.quiet();
+            }
             self.scheduled.call_once(|| sched::apply(self.options.scheduling));
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(ring);
         } else {
-            if event == DOORBELL {
-                self.doorbell.quiet();
+            self.doorbell.connect(&self.events, ring);
+            match event {
+                DOORBELL => self.doorbell.bell().quiet(),
+                CLOCK => self.events.tick(ring),
+                _ => {}
             }
             self.events.serve(ring);
         }

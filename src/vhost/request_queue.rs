@@ -10,6 +10,7 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::chain::gather;
+use super::gate::Gate;
 use super::notify::signal_driver;
 use super::poll::Poller;
 use super::ring::{Memory, Ring, Start};
@@ -26,6 +27,7 @@ const LOOKS: usize = 64;
 pub struct RequestQueue {
     viommu: Arc<Mutex<Viommu>>,
     memory: Memory,
+    gate: Arc<Gate>,
     poller: Poller,
     /// The answer to a request is put together here.
     answer: Vec<u8>,
@@ -44,12 +46,17 @@ enum Look {
 
 impl RequestQueue {
     /// Serves requests to `viommu` and polls for at most `max_poll` after each.
-    pub fn new(viommu: Arc<Mutex<Viommu>>, memory: Memory, max_poll: Duration) -> Self {
+    pub fn new(
+        viommu: Arc<Mutex<Viommu>>,
+        memory: Memory,
+        gate: Arc<Gate>,
+        max_poll: Duration,
+    ) -> Self {
         // Where there is one core, whoever is polled for cannot run.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let max_poll = if cores > 1 { max_poll } else { Duration::ZERO };
         let poller = Poller::new(max_poll, Instant::now());
-        Self { viommu, memory, poller, answer: Vec::new() }
+        Self { viommu, memory, gate, poller, answer: Vec::new() }
     }
 
     /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
@@ -74,11 +81,13 @@ impl RequestQueue {
     fn look(&mut self, ring: &Ring) -> Look {
         let mut vring = ring.lock_as_worker();
         if !ring.is_running(&vring) {
+            self.gate.open();
             return Look::NotRunning;
         }
         let memory = self.memory.memory();
         let queue = vring.get_queue_mut();
         self.note_start(ring, queue, &memory);
+        self.gate.open();
         match self.answer_batch(queue, &memory) {
             Ok(0) => Look::Empty,
             Ok(_) => {

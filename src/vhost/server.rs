@@ -12,40 +12,16 @@ use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use super::bell::Bell;
+use super::doorbell::FaultDoorbell;
 use super::event_queue::EventQueue;
 use super::exits::Exits;
+use super::gate::Gate;
 use super::request_queue::RequestQueue;
-use super::{Backend, DOORBELL, EVENT_THREAD, Options};
-use crate::iopf::{Doorbell, Iopf};
+use super::timer::Timer;
+use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
+use crate::iopf::Iopf;
 use crate::viommu::Viommu;
-
-/// Wakes the thread that serves the event queue.
-#[derive(Clone)]
-pub struct FaultDoorbell(Arc<OwnedFd>);
-
-impl FaultDoorbell {
-    /// A doorbell that nobody has rung.
-    ///
-    /// # Errors
-    /// When the process has no file descriptor left.
-    pub fn new() -> io::Result<Self> {
-        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        Ok(Self(Arc::new(eventfd(0, flags)?)))
-    }
-
-    /// Forgets that it was rung.
-    pub(super) fn quiet(&self) {
-        // Nothing to read means that it was forgotten already.
-        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
-    }
-}
-
-impl Doorbell for FaultDoorbell {
-    fn ring(&self) {
-        // Fails only when the counter is full, and then it has been rung.
-        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
-    }
-}
 
 /// Ends a [`Server`] from another thread.
 #[derive(Clone)]
@@ -130,6 +106,7 @@ impl Server {
                 std::thread::sleep(Duration::from_millis(100));
             }
             self.stop.set_connection(None);
+            self.doorbell.disconnect();
             self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
         }
     }
@@ -146,16 +123,22 @@ impl Server {
 
     fn serve_one(&mut self) -> Result<(), ServeError> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let timer = Timer::new(self.options.clock_period)?;
+        let clock = timer.as_raw_fd();
+        let look = Bell::new()?;
+        let gate = Arc::new(Gate::new(look.clone(), self.doorbell.bell().clone()));
         let backend = Arc::new(Backend {
             options: self.options,
             viommu: self.viommu.clone(),
             requests: Mutex::new(RequestQueue::new(
                 self.viommu.clone(),
                 memory.clone(),
+                gate.clone(),
                 self.options.max_poll,
             )),
-            events: EventQueue::new(self.faults.clone(), memory.clone()),
+            events: Arc::new(EventQueue::new(self.faults.clone(), memory.clone(), gate, timer)),
             doorbell: self.doorbell.clone(),
+            look: look.clone(),
             scheduled: Once::new(),
             exits: Exits::new()?,
         });
@@ -164,11 +147,14 @@ impl Server {
         daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
         log::info!("front end connected");
         self.stop.set_connection(daemon.shutdown_handle());
-        daemon.get_epoll_handlers()[EVENT_THREAD].register_listener(
-            self.doorbell.0.as_raw_fd(),
-            EventSet::IN,
-            DOORBELL.into(),
-        )?;
+        for (thread, fd, event) in [
+            (EVENT_THREAD, self.doorbell.as_raw_fd(), DOORBELL),
+            (EVENT_THREAD, clock, CLOCK),
+            (REQUEST_THREAD, look.as_raw_fd(), LOOK),
+        ] {
+            let events = &daemon.get_epoll_handlers()[thread];
+            events.register_listener(fd, EventSet::IN, event.into())?;
+        }
         match daemon.wait() {
             Ok(()) | Err(Error::HandleRequest(VhostUserError::Disconnected)) => {
                 log::info!("front end gone");

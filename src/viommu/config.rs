@@ -31,11 +31,13 @@ pub struct Limits {
     pub mappings: usize,
     /// Endpoints attached to one domain.
     pub endpoints_per_domain: usize,
+    /// Unanswered groups of page requests of one endpoint.
+    pub page_groups: u16,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { domains: 4096, mappings: 4 << 20, endpoints_per_domain: 256 }
+        Self { domains: 4096, mappings: 4 << 20, endpoints_per_domain: 256, page_groups: 64 }
     }
 }
 
@@ -51,7 +53,8 @@ impl Features {
             | 1 << feature::MAP_UNMAP
             | 1 << feature::PROBE
             | 1 << feature::BYPASS_CONFIG
-            | 1 << feature::PASID,
+            | 1 << feature::PASID
+            | 1 << feature::PAGE_REQUEST,
     );
 
     /// Whether the bit is set.

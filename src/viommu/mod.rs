@@ -16,9 +16,10 @@ use std::sync::Arc;
 
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
 use crate::host::{Access, HostError, HostIommu, Mapping, Translation};
-use crate::iopf::{Handler, Iopf};
+use crate::iopf::{GroupId, Handler, Iopf, Response};
 pub use config::{Features, Limits, Settings};
 use domain::Domain;
+use probe::Abilities;
 use request::Request;
 use status::{Refusal, Status};
 use wire::size;
@@ -114,6 +115,7 @@ impl Viommu {
     /// The driver has accepted `features`; bits that are not the device's own are ignored.
     pub fn accept(&mut self, features: u64) {
         self.features = Features(features & Features::OFFERED.0);
+        self.faults.accept_page_requests(self.features.has(wire::feature::PAGE_REQUEST));
     }
 
     /// The configuration space as the driver reads it.
@@ -131,13 +133,13 @@ impl Viommu {
 
     /// Device reset: nothing is attached or mapped any more; `bypass` stays (5.13.4.2).
     pub fn reset(&mut self) {
+        self.faults.reset();
         let attached: Vec<Attachee> = self.attachments.keys().copied().collect();
         for who in attached {
             if let Err(refusal) = self.leave(who) {
                 log::error!("reset: {who:?} could not be detached: {refusal}");
             }
         }
-        self.faults.reset();
     }
 
     /// System reset, or a new front end: as after start.
@@ -164,6 +166,9 @@ impl Viommu {
                 self.unmap(DomainId(domain), IovaRange::new(virt_start, virt_end))
             }
             Request::Probe { endpoint } => self.probe(EndpointId(endpoint), room),
+            Request::PageResponse { endpoint, pasid, group, response } => {
+                self.page_response(EndpointId(endpoint), pasid, GroupId(group), response)
+            }
         }
     }
 
@@ -233,11 +238,35 @@ impl Viommu {
         if room < self.probe_size() {
             return Err(Refusal::SmallBuffer(self.probe_size()));
         }
-        let pasid_bits = self.host.pasid_bits(endpoint);
-        let shown = self.features.has(wire::feature::PASID) && pasid_bits > 0;
-        let pasid_bits = shown.then_some(pasid_bits);
-        self.properties = probe::properties(&self.settings.reserved, pasid_bits);
+        self.properties = probe::properties(&self.settings.reserved, self.abilities(endpoint));
         Ok(())
+    }
+
+    /// What the driver is told of an endpoint beyond the standard.
+    fn abilities(&self, endpoint: EndpointId) -> Abilities {
+        let pasid_bits = self.host.pasid_bits(endpoint);
+        let pasids = self.features.has(wire::feature::PASID) && pasid_bits > 0;
+        let page_requests = self.host.page_requests(endpoint);
+        let max_groups = self.settings.limits.page_groups;
+        Abilities {
+            pasid_bits: pasids.then_some(pasid_bits),
+            page_requests: page_requests
+                .filter(|_| self.features.has(wire::feature::PAGE_REQUEST))
+                .map(|requests| (requests, max_groups)),
+        }
+    }
+
+    fn page_response(
+        &mut self,
+        endpoint: EndpointId,
+        pasid: Option<u32>,
+        group: GroupId,
+        response: Response,
+    ) -> Result<(), Refusal> {
+        self.check_endpoint(endpoint)?;
+        let requests = self.host.page_requests(endpoint).ok_or(Refusal::NoGroup)?;
+        let needs_pasid = requests.response_needs_pasid;
+        Ok(self.faults.respond(endpoint, group, pasid.map(Pasid), needs_pasid, response)?)
     }
 
     /// Checks what a MAP request says of itself (5.13.6.5.2).
@@ -348,18 +377,31 @@ impl Viommu {
     }
 
     /// Accesses, and their faults, go another way from now on.
+    ///
+    /// Page requests are answered before the host knows of the change: a host that detaches
+    /// answers them by itself, and a later answer could meet another group (iommufd uses the
+    /// lowest cookie again).
     fn route(&self, (endpoint, pasid): Attachee, to: &Translation) -> Result<(), HostError> {
-        self.host.route(endpoint, pasid, to)?;
-        match (to, pasid) {
-            (Translation::Bypass, _) => self.faults.route(endpoint, pasid, Handler::Direct),
-            (Translation::Blocked, Some(pasid)) => self.faults.unroute(endpoint, pasid),
-            _ => self.faults.route(endpoint, pasid, Handler::Work),
+        let before = self.faults.detach(endpoint, pasid);
+        let routed = self.host.route(endpoint, pasid, to);
+        let handler = if routed.is_ok() { handler(to) } else { before };
+        if let Some(handler) = handler {
+            self.faults.attach(endpoint, pasid, handler);
         }
-        Ok(())
+        routed
     }
 
     fn probe_size(&self) -> usize {
         probe::room(&self.settings.reserved).max(MIN_PROBE_SIZE)
+    }
+}
+
+/// Who deals with the faults of what is translated so; `None`: as of what is not attached.
+fn handler(translation: &Translation) -> Option<Handler> {
+    match translation {
+        Translation::Blocked => None,
+        Translation::Bypass => Some(Handler::Direct),
+        Translation::Domain(..) => Some(Handler::Work),
     }
 }
 

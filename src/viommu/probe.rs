@@ -1,21 +1,40 @@
 //! PROBE: the properties of an endpoint, as bytes.
 
 use super::wire::{self, size};
-use crate::host::{ReservedKind, ReservedRegion};
+use crate::host::{PageRequests, ReservedKind, ReservedRegion};
+
+/// What an endpoint can do beyond the standard, for a driver that has accepted the features.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// The width of its PASIDs, if it has any.
+    pub pasid_bits: Option<u8>,
+    /// Its page requests, if it makes any, and how many groups of them the device keeps.
+    pub page_requests: Option<(PageRequests, u16)>,
+}
 
 /// What [`properties`] of an endpoint may need, in bytes.
 pub fn room(reserved: &[ReservedRegion]) -> usize {
-    properties(reserved, Some(0)).len()
+    let all = (PageRequests { response_needs_pasid: false }, 0);
+    properties(reserved, Abilities { pasid_bits: Some(0), page_requests: Some(all) }).len()
 }
 
 /// The properties of an endpoint, ready to be written. Their total is a multiple of 8.
-/// `pasid_bits`: for a driver that has accepted PASIDs, if the endpoint has any.
-pub fn properties(reserved: &[ReservedRegion], pasid_bits: Option<u8>) -> Vec<u8> {
+pub fn properties(reserved: &[ReservedRegion], abilities: Abilities) -> Vec<u8> {
     let regions = reserved.iter().flat_map(reserved_memory);
-    regions.chain(pasid_bits.into_iter().flat_map(pasids)).collect()
+    let pasids = abilities.pasid_bits.into_iter().flat_map(pasids);
+    let page_requests = abilities.page_requests.into_iter().flat_map(page_requests);
+    regions.chain(pasids).chain(page_requests).collect()
 }
 
-/// `docs/pasid.md`, 8 bytes.
+/// `docs/page-requests.md`, 8 bytes.
+fn page_requests((requests, max_groups): (PageRequests, u16)) -> [u8; 8] {
+    let [type_low, type_high] = wire::PROBE_T_PAGE_REQUEST.to_le_bytes();
+    let [max_low, max_high] = max_groups.to_le_bytes();
+    let flags = if requests.response_needs_pasid { wire::PAGE_REQUEST_F_NEEDS_PASID } else { 0 };
+    [type_low, type_high, 4, 0, flags, 0, max_low, max_high]
+}
+
+/// `docs/page-requests.md`, 8 bytes.
 fn pasids(bits: u8) -> [u8; 8] {
     let [type_low, type_high] = wire::PROBE_T_PASID.to_le_bytes();
     [type_low, type_high, 4, 0, bits, 0, 0, 0]

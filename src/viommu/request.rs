@@ -2,7 +2,8 @@
 
 use super::config::Features;
 use super::status::Refusal;
-use super::wire::{self, feature, request, size};
+use super::wire::{self, feature, page_resp, request, size};
+use crate::iopf::Response;
 
 /// A request as the driver made it; nothing is checked but its form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,17 @@ pub enum Request {
         /// The endpoint.
         endpoint: u32,
     },
+    /// Answer a group of page requests.
+    PageResponse {
+        /// The endpoint.
+        endpoint: u32,
+        /// The PASID of the group.
+        pasid: Option<u32>,
+        /// The group.
+        group: u16,
+        /// The answer.
+        response: Response,
+    },
 }
 
 /// Decodes the driver's part of a request, for a driver that has accepted `features`. Bytes
@@ -70,6 +82,9 @@ pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, Refusa
         request::MAP if features.has(feature::MAP_UNMAP) => body(size::MAP).and_then(map),
         request::UNMAP if features.has(feature::MAP_UNMAP) => body(size::UNMAP).map(unmap),
         request::PROBE if features.has(feature::PROBE) => body(size::PROBE).map(probe),
+        request::PAGE_RESP if features.has(feature::PAGE_REQUEST) => {
+            body(size::PAGE_RESP).and_then(page_response)
+        }
         _ => return None,
     };
     Some(request)
@@ -116,6 +131,22 @@ fn probe(fields: Fields) -> Request {
     Request::Probe { endpoint: fields.u32(4) }
 }
 
+fn page_response(fields: Fields) -> Result<Request, Refusal> {
+    let flags = known_flags(fields.u32(8), wire::PAGE_RESP_F_PASID)?;
+    let pasid = (flags & wire::PAGE_RESP_F_PASID != 0).then(|| fields.u32(12));
+    let response = match fields.u16(18) {
+        page_resp::SUCCESS => Response::Success,
+        page_resp::INVALID => Response::Invalid,
+        page_resp::FAILURE => Response::Failure,
+        code => return Err(Refusal::UnknownCode(code)),
+    };
+    let unused_pasid = pasid.is_none() && fields.u32(12) != 0;
+    if unused_pasid || fields.u64(20) != 0 {
+        return Err(Refusal::Reserved);
+    }
+    Ok(Request::PageResponse { endpoint: fields.u32(4), pasid, group: fields.u16(16), response })
+}
+
 fn known_flags(flags: u32, known: u32) -> Result<u32, Refusal> {
     if flags & !known == 0 { Ok(flags) } else { Err(Refusal::UnknownFlags(flags & !known)) }
 }
@@ -124,6 +155,10 @@ fn known_flags(flags: u32, known: u32) -> Result<u32, Refusal> {
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
+    fn u16(&self, offset: usize) -> u16 {
+        u16::from_le_bytes(self.bytes(offset))
+    }
+
     fn u32(&self, offset: usize) -> u32 {
         u32::from_le_bytes(self.bytes(offset))
     }
@@ -171,11 +206,28 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_a_page_response_is_read_from_its_offset() {
+        let mut response = bytes(request::PAGE_RESP, size::PAGE_RESP);
+        for zero in [9..12, 20..28] {
+            response[zero].fill(0);
+        }
+        response[8] = 1;
+        response[18..20].copy_from_slice(&2u16.to_le_bytes());
+        let expected = Request::PageResponse {
+            endpoint: 0x0706_0504,
+            pasid: Some(0x0f0e_0d0c),
+            group: 0x1110,
+            response: Response::Failure,
+        };
+        assert_eq!(decode(&response).unwrap().unwrap(), expected);
+    }
+
+    #[test]
     fn no_head_or_an_unknown_type_is_no_request() {
         for len in 0..size::HEAD {
             assert!(decode(&[request::MAP; size::HEAD][..len]).is_none());
         }
-        for kind in [0, 6, 7, 8, 255] {
+        for kind in [0, 6, 7, 9, 255] {
             assert!(decode(&bytes(kind, size::MAX)).is_none());
         }
     }
@@ -188,6 +240,7 @@ mod tests {
             (request::MAP, size::MAP),
             (request::UNMAP, size::UNMAP),
             (request::PROBE, size::PROBE),
+            (request::PAGE_RESP, size::PAGE_RESP),
         ];
         for (kind, size) in sizes {
             let zeros = |len| [vec![kind], vec![0; len - 1]].concat();
@@ -209,7 +262,7 @@ mod tests {
     #[test]
     fn what_belongs_to_a_feature_that_was_not_accepted_is_unknown() {
         let none = Features::default();
-        for kind in [request::MAP, request::UNMAP, request::PROBE] {
+        for kind in [request::MAP, request::UNMAP, request::PROBE, request::PAGE_RESP] {
             assert!(super::decode(&bytes(kind, size::MAX), none).is_none());
         }
         let mut attach = vec![0; size::ATTACH];

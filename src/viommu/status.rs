@@ -1,6 +1,7 @@
 //! The one table from what went wrong to the status that the guest reads.
 
 use crate::host::{HostError, SpaceError};
+use crate::iopf::NoGroup;
 
 /// How a request ended (VIRTIO_IOMMU_S_*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,15 @@ pub enum Refusal {
     /// DETACH of a PASID that is not attached.
     #[error("PASID {0} is not attached")]
     PasidNotAttached(u32),
+    /// PAGE_RESP with a code that does not exist.
+    #[error("unknown response code {0}")]
+    UnknownCode(u16),
+    /// PAGE_RESP for a group that does not wait for one.
+    #[error("no such group waits for an answer")]
+    NoGroup,
+    /// PAGE_RESP without the PASID of the group, where the endpoint needs it.
+    #[error("the endpoint needs the PASID in the answer")]
+    PasidMissing,
     /// ATTACH of a PASID to a bypass domain.
     #[error("a PASID cannot bypass")]
     PasidBypass,
@@ -96,17 +106,27 @@ pub enum Refusal {
     Host(#[from] HostError),
 }
 
+impl From<NoGroup> for Refusal {
+    fn from(error: NoGroup) -> Self {
+        match error {
+            NoGroup::NotWaiting => Self::NoGroup,
+            NoGroup::PasidMissing => Self::PasidMissing,
+        }
+    }
+}
+
 impl Refusal {
     /// The status that the specification asks for.
     pub fn status(&self) -> Status {
         match self {
             Refusal::TooShort | Refusal::Reserved | Refusal::UnknownFlags(_) => Status::Inval,
             Refusal::NotAttached(_) | Refusal::OtherKind(_) => Status::Inval,
+            Refusal::UnknownCode(_) | Refusal::PasidMissing => Status::Inval,
             Refusal::BypassDomain(_) | Refusal::Backwards => Status::Inval,
             Refusal::ReservedRegion | Refusal::SmallBuffer(_) => Status::Inval,
             Refusal::Space(SpaceError::Overlap) => Status::Inval,
             Refusal::NoEndpoint(_) | Refusal::NoDomain(_) => Status::NoEnt,
-            Refusal::PasidNotAttached(_) => Status::NoEnt,
+            Refusal::PasidNotAttached(_) | Refusal::NoGroup => Status::NoEnt,
             Refusal::Misaligned(_) | Refusal::OutOfRange => Status::Range,
             Refusal::PasidRange(_) => Status::Range,
             Refusal::NoPasids(_) | Refusal::PasidBypass => Status::Unsupp,

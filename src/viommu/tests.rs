@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::*;
 use crate::address::Pasid;
-use crate::host::{AddressSpace, ReservedKind, ReservedRegion};
-use crate::iopf::Doorbell;
+use crate::host::{AddressSpace, PageRequests, ReservedKind, ReservedRegion};
+use crate::iopf::{Cookie, Doorbell, Event, Limits as FaultLimits, PageRequest, Source};
 
 const PAGE: u64 = 4096;
 const ENDPOINTS: [u32; 2] = [8, 16];
@@ -89,6 +90,11 @@ impl HostIommu for FakeHost {
         if endpoint.0 == ENDPOINTS[0] { PASID_BITS } else { 0 }
     }
 
+    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests> {
+        let first = endpoint.0 == ENDPOINTS[0];
+        first.then_some(PageRequests { response_needs_pasid: true })
+    }
+
     fn route(
         &self,
         endpoint: EndpointId,
@@ -112,9 +118,23 @@ impl Doorbell for Silent {
     fn ring(&self) {}
 }
 
+/// A source of page requests that remembers its answers.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(u32, Response)>>);
+
+impl Source for Recorder {
+    fn respond(&self, _: Option<Pasid>, cookie: Cookie, response: Response) {
+        self.0.lock().unwrap().push((cookie.0, response));
+    }
+
+    fn resume(&self) {}
+}
+
 struct Bed {
     viommu: Viommu,
     host: Arc<FakeHost>,
+    faults: Arc<Iopf>,
+    source: Arc<Recorder>,
 }
 
 fn settings() -> Settings {
@@ -130,10 +150,13 @@ fn settings() -> Settings {
 fn bed(settings: Settings) -> Bed {
     let host = Arc::new(FakeHost::default());
     let ids = ENDPOINTS.map(EndpointId);
-    let faults = Arc::new(Iopf::new(ids, 4, Box::new(Silent)));
-    let mut viommu = Viommu::new(settings, ids, host.clone(), faults).unwrap();
+    let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
+    let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
+    let source = Arc::new(Recorder::default());
+    faults.connect(EndpointId(ENDPOINTS[0]), source.clone());
+    let mut viommu = Viommu::new(settings, ids, host.clone(), faults.clone()).unwrap();
     viommu.accept(u64::MAX);
-    Bed { viommu, host }
+    Bed { viommu, host, faults, source }
 }
 
 impl Bed {
@@ -168,6 +191,30 @@ impl Bed {
     fn unmap(&mut self, domain: u32, first: u64, last: u64) -> Status {
         let range = [first.to_le_bytes(), last.to_le_bytes()].concat();
         self.send(&[&[4, 0, 0, 0], &domain.to_le_bytes(), &range, &[0xff; 4]])
+    }
+
+    fn page_response(&mut self, endpoint: u32, flags: u32, pasid: u32, last: &[u16; 6]) -> Status {
+        let words = [endpoint, flags, pasid].map(u32::to_le_bytes).concat();
+        self.send(&[&[8, 0, 0, 0], &words, &last.map(u16::to_le_bytes).concat()])
+    }
+
+    /// A group of one request of the first endpoint, shown to the driver.
+    fn request_page(&self, pasid: Option<u32>, cookie: u32) {
+        let request = PageRequest {
+            pasid: pasid.map(Pasid),
+            cookie: Cookie(cookie),
+            address: crate::address::Iova(0x1000),
+            access: Access::READ,
+            exec: false,
+            privileged: false,
+            last: true,
+        };
+        self.faults.request(EndpointId(ENDPOINTS[0]), request).unwrap();
+        self.faults.deliver(&mut |event| matches!(event, Event::PageRequest { .. }));
+    }
+
+    fn answers(&self) -> Vec<(u32, Response)> {
+        std::mem::take(&mut self.source.0.lock().unwrap())
     }
 
     /// Number of domains and of mappings over all of them.
@@ -260,7 +307,7 @@ fn a_domain_lives_from_its_first_attachment_to_its_last_and_takes_its_mappings_a
 
 #[test]
 fn each_limit_is_answered_with_nomem_and_frees_with_what_it_counts() {
-    let limits = Limits { domains: 1, mappings: 2, endpoints_per_domain: 1 };
+    let limits = Limits { domains: 1, mappings: 2, endpoints_per_domain: 1, ..Limits::default() };
     let mut bed = bed(Settings { limits, ..settings() });
     assert_eq!(bed.attach(1, 8, 0), Status::Ok);
     assert_eq!(bed.attach(1, 16, 0), Status::NoMem);
@@ -319,7 +366,7 @@ fn properties_come_whole_or_not_at_all() {
     let mut bed = bed(Settings { reserved, ..settings() });
     let probe = [&[5, 0, 0, 0][..], &8u32.to_le_bytes(), &[0xff; 64]].concat();
     let reply = bed.viommu.handle(&probe, 512 + 4).unwrap();
-    assert_eq!((reply.status, reply.tail_offset, reply.properties.len()), (Status::Ok, 512, 56));
+    assert_eq!((reply.status, reply.tail_offset, reply.properties.len()), (Status::Ok, 512, 64));
     assert_eq!(reply.properties[..6], [1, 0, 20, 0, 1, 0]);
     assert_eq!(reply.properties[24..30], [1, 0, 20, 0, 0, 0]);
     let reply = bed.viommu.handle(&probe, 512 + 3).unwrap();
@@ -377,7 +424,7 @@ fn attach_of_a_pasid_is_refused_for_each_reason_with_its_status() {
 #[test]
 fn a_driver_that_did_not_accept_pasids_sees_nothing_of_them() {
     let mut bed = bed(settings());
-    bed.viommu.accept(!(1 << wire::feature::PASID));
+    bed.viommu.accept(!(1 << wire::feature::PASID | 1 << wire::feature::PAGE_REQUEST));
     assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Inval);
     assert_eq!(bed.attach(1, 8, 0), Status::Ok);
     assert_eq!(bed.detach_pasid(1, 8, 5, 0xffff_ffff), Status::Ok, "reserved bytes are ignored");
@@ -386,10 +433,96 @@ fn a_driver_that_did_not_accept_pasids_sees_nothing_of_them() {
 }
 
 #[test]
-fn probe_tells_how_wide_pasids_are_of_endpoints_that_have_some() {
+fn page_responses_are_checked_in_order() {
     let mut bed = bed(settings());
-    for (endpoint, properties) in [(8u32, &[1, 8, 4, 0, PASID_BITS, 0, 0, 0][..]), (16, &[])] {
-        let probe = [&[5, 0, 0, 0][..], &endpoint.to_le_bytes(), &[0; 64]].concat();
-        assert_eq!(bed.viommu.handle(&probe, 1024).unwrap().properties, properties);
+    bed.attach_pasid(1, 8, 5, 2);
+    bed.request_page(Some(5), 70);
+    let group = |code| [1, code, 0, 0, 0, 0];
+    assert_eq!(bed.page_response(9, 1, 5, &group(3)), Status::Inval, "code");
+    assert_eq!(bed.page_response(9, 2, 5, &group(0)), Status::Inval, "flag");
+    assert_eq!(bed.page_response(9, 0, 5, &group(0)), Status::Inval, "PASID without its flag");
+    for index in 2..6 {
+        let mut last = group(0);
+        last[index] = 0x100;
+        assert_eq!(bed.page_response(9, 1, 5, &last), Status::Inval, "reserved");
     }
+    assert_eq!(bed.page_response(9, 1, 5, &group(0)), Status::NoEnt, "endpoint");
+    assert_eq!(bed.page_response(16, 1, 5, &group(0)), Status::NoEnt, "makes no requests");
+    assert_eq!(bed.page_response(8, 1, 5, &[2, 0, 0, 0, 0, 0]), Status::NoEnt, "group");
+    assert_eq!(bed.page_response(8, 1, 6, &group(0)), Status::NoEnt, "other PASID");
+    assert_eq!(bed.page_response(8, 0, 0, &group(0)), Status::Inval, "needs the PASID");
+    assert_eq!(bed.answers(), []);
+    assert_eq!(bed.page_response(8, 1, 5, &group(0)), Status::Ok);
+    assert_eq!(bed.page_response(8, 1, 5, &group(0)), Status::NoEnt, "answered");
+    assert_eq!(bed.answers(), [(70, Response::Success)]);
+}
+
+#[test]
+fn page_responses_exist_only_with_the_feature() {
+    let mut bed = bed(settings());
+    bed.viommu.accept(!(1 << wire::feature::PAGE_REQUEST));
+    assert_eq!(bed.viommu.handle(&[8; 28], 4), None);
+}
+
+#[test]
+fn groups_are_answered_before_the_attachment_goes() {
+    let changes: [fn(&mut Bed) -> Status; 4] = [
+        |bed| bed.detach_pasid(1, 8, 5, 1),
+        |bed| bed.attach_pasid(2, 8, 5, 2),
+        |bed| {
+            bed.viommu.reset();
+            Status::Ok
+        },
+        |bed| {
+            bed.viommu.restart();
+            Status::Ok
+        },
+    ];
+    for change in changes {
+        let mut bed = bed(settings());
+        bed.attach_pasid(1, 8, 5, 2);
+        bed.request_page(Some(5), 70);
+        assert_eq!(change(&mut bed), Status::Ok);
+        assert_eq!(bed.answers(), [(70, Response::Invalid)]);
+        assert_eq!(bed.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::NoEnt);
+    }
+}
+
+#[test]
+fn attachments_that_stay_keep_their_groups() {
+    let mut bed = bed(settings());
+    bed.attach(1, 8, 0);
+    bed.attach_pasid(1, 8, 5, 2);
+    bed.request_page(Some(5), 70);
+    assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Ok, "to where it is");
+    assert_eq!(bed.detach(1, 8), Status::Ok);
+    assert_eq!(bed.answers(), []);
+    assert_eq!(bed.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::Ok);
+}
+
+#[test]
+fn a_change_that_the_host_refuses_keeps_page_requests_going() {
+    let mut bed = bed(settings());
+    bed.attach_pasid(1, 8, 5, 2);
+    bed.host.fail_nth(1);
+    assert_eq!(bed.detach_pasid(1, 8, 5, 1), Status::DevErr);
+    bed.request_page(Some(5), 70);
+    assert_eq!(bed.answers(), []);
+    assert_eq!(bed.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::Ok);
+}
+
+#[test]
+fn properties_of_the_extension_are_for_drivers_that_know_it() {
+    let mut bed = bed(settings());
+    let mut properties = |features, endpoint: u8| {
+        bed.viommu.accept(features);
+        let bytes = [&[5, 0, 0, 0, endpoint][..], &[0; 67]].concat();
+        bed.viommu.handle(&bytes, 1024).unwrap().properties.to_vec()
+    };
+    let pasid = [0x01, 0x08, 4, 0, PASID_BITS, 0, 0, 0];
+    let page_request = [0x02, 0x08, 4, 0, 1, 0, 64, 0];
+    assert_eq!(properties(u64::MAX, 8), [pasid, page_request].concat());
+    assert!(properties(u64::MAX, 16).is_empty());
+    assert_eq!(properties(!(1 << 20), 8), page_request);
+    assert_eq!(properties(!(1 << 21), 8), pasid);
 }

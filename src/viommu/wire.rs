@@ -14,9 +14,11 @@ pub mod feature {
     pub const PROBE: u32 = 4;
     /// `bypass` in the configuration space, and bypass domains, exist.
     pub const BYPASS_CONFIG: u32 = 6;
-    /// ATTACH and DETACH can name a PASID. An extension (`docs/pasid.md`); experimental, so far
+    /// ATTACH and DETACH can name a PASID. An extension (`docs/page-requests.md`); experimental, so far
     /// from the bits of the standard.
     pub const PASID: u32 = 20;
+    /// Recoverable faults are delivered, and PAGE_RESP exists. As above.
+    pub const PAGE_REQUEST: u32 = 21;
 }
 
 /// Request types: the first byte of a request.
@@ -26,6 +28,8 @@ pub mod request {
     pub const MAP: u8 = 3;
     pub const UNMAP: u8 = 4;
     pub const PROBE: u8 = 5;
+    /// Extension.
+    pub const PAGE_RESP: u8 = 8;
 }
 
 /// Sizes in bytes of the parts of requests that the driver writes: head and body.
@@ -36,12 +40,15 @@ pub mod size {
     pub const MAP: usize = 36;
     pub const UNMAP: usize = 28;
     pub const PROBE: usize = 72;
+    pub const PAGE_RESP: usize = 28;
     /// The longest of them.
     pub const MAX: usize = PROBE;
     /// What the device writes behind each request: status and three reserved bytes.
     pub const TAIL: usize = 4;
     /// A fault event.
     pub const FAULT: usize = 24;
+    /// A fault event for a driver that takes page requests (extension).
+    pub const LONG_FAULT: usize = 48;
     /// The head of a property: type and length.
     pub const PROPERTY_HEAD: usize = 4;
     /// The configuration space.
@@ -56,6 +63,15 @@ pub const ATTACH_F_PASID: u32 = 1 << 1;
 /// DETACH: of a PASID of the endpoint (extension).
 pub const DETACH_F_PASID: u32 = 1 << 0;
 
+/// PAGE_RESP: the PASID is valid (extension).
+pub const PAGE_RESP_F_PASID: u32 = 1 << 0;
+/// PAGE_RESP: how the group is answered (extension).
+pub mod page_resp {
+    pub const SUCCESS: u16 = 0;
+    pub const INVALID: u16 = 1;
+    pub const FAILURE: u16 = 2;
+}
+
 /// MAP: the mapping can be read.
 pub const MAP_F_READ: u32 = 1 << 0;
 /// MAP: the mapping can be written.
@@ -65,6 +81,10 @@ pub const MAP_F_WRITE: u32 = 1 << 1;
 pub const PROBE_T_RESV_MEM: u16 = 1;
 /// PROBE: the PASIDs that an endpoint can use (extension).
 pub const PROBE_T_PASID: u16 = 0x801;
+/// PROBE: the page requests that an endpoint makes (extension).
+pub const PROBE_T_PAGE_REQUEST: u16 = 0x802;
+/// The answer to a page request has to name its PASID.
+pub const PAGE_REQUEST_F_NEEDS_PASID: u8 = 1 << 0;
 /// Reserved memory that is never mapped.
 pub const RESV_MEM_T_RESERVED: u8 = 0;
 /// Reserved memory where message-signalled interrupts are written.
@@ -76,5 +96,12 @@ pub mod fault {
     pub const R_MAPPING: u8 = 2;
     pub const F_READ: u32 = 1 << 0;
     pub const F_WRITE: u32 = 1 << 1;
+    // The rest but ADDRESS is of the extension.
+    pub const F_EXEC: u32 = 1 << 2;
+    pub const F_PRIVILEGED: u32 = 1 << 3;
+    pub const F_LAST: u32 = 1 << 4;
+    pub const F_PAGE_REQ: u32 = 1 << 5;
     pub const F_ADDRESS: u32 = 1 << 8;
+    pub const F_PASID: u32 = 1 << 9;
+    pub const F_GROUP_ID: u32 = 1 << 10;
 }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use vhost_user_iommu::address::{EndpointId, Iova, IovaRange};
 use vhost_user_iommu::host::dma::{Dma, DmaCause};
 use vhost_user_iommu::host::software::{EndpointMemory, Port, Software};
 use vhost_user_iommu::host::{ReservedKind, ReservedRegion};
-use vhost_user_iommu::iopf::{Doorbell, Iopf};
+use vhost_user_iommu::iopf::{Doorbell, Iopf, Limits as FaultLimits};
 use vhost_user_iommu::viommu::{Limits, Settings, Viommu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -19,7 +20,7 @@ const MEMORY: u64 = 32;
 const ENDPOINTS: [u32; 3] = [8, 16, 24];
 /// Requests name one endpoint that does not exist.
 const NAMED_ENDPOINTS: [u32; 4] = [8, 16, 24, 99];
-const LIMITS: Limits = Limits { domains: 3, mappings: 12, endpoints_per_domain: 2 };
+const LIMITS: Limits = Limits { domains: 3, mappings: 12, endpoints_per_domain: 2, page_groups: 4 };
 /// Two windows of the address space: its beginning, and its very end.
 const WINDOW: u64 = 16;
 /// Pages of the first window that are reserved.
@@ -227,7 +228,8 @@ impl Device {
         let mut host = Software::new(&settings.reserved);
         let ports = ENDPOINTS.map(|id| (id, host.add_endpoint(EndpointId(id), memory())));
         let ids = ENDPOINTS.map(EndpointId);
-        let faults = Arc::new(Iopf::new(ids, 4, Box::new(Silent)));
+        let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
+        let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
         let mut viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
         viommu.accept(STANDARD_FEATURES);
         Self { viommu, ports: ports.into() }

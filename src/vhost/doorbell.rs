@@ -1,0 +1,73 @@
+//! The fault path's doorbell.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::bell::Bell;
+use super::event_queue::EventQueue;
+use super::ring::Ring;
+use crate::iopf::Doorbell;
+
+/// Rung by whoever reports a fault, who then delivers it, too: there is one thread less to wake.
+/// Where somebody else is at it, or there is more than a little to do, the event queue's own
+/// thread is woken.
+#[derive(Clone)]
+pub struct FaultDoorbell {
+    bell: Bell,
+    connection: Arc<Mutex<Option<Connection>>>,
+}
+
+struct Connection {
+    events: Arc<EventQueue>,
+    ring: Ring,
+}
+
+impl FaultDoorbell {
+    /// A doorbell that nobody has rung, without a front end.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { bell: Bell::new()?, connection: Arc::default() })
+    }
+
+    /// Wakes the event queue's thread.
+    pub(super) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// From now on events go into `ring`.
+    pub(super) fn connect(&self, events: &Arc<EventQueue>, ring: &Ring) {
+        let connection = Connection { events: events.clone(), ring: ring.clone() };
+        self.connection().get_or_insert(connection);
+    }
+
+    /// The front end has gone.
+    pub(super) fn disconnect(&self) {
+        *self.connection() = None;
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Doorbell for FaultDoorbell {
+    fn ring(&self) {
+        let all_done = match self.connection.try_lock() {
+            Ok(mut connection) => {
+                connection.as_mut().is_some_and(|to| to.events.serve_a_little(&to.ring))
+            }
+            Err(_) => false,
+        };
+        if !all_done {
+            self.bell.ring();
+        }
+    }
+}
+
+impl AsRawFd for FaultDoorbell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+}
