@@ -19,6 +19,10 @@ const BAR0: u32 = 0;
 const CONFIG_SPACE: u32 = 7;
 const COMMAND: u64 = 4;
 const PASID_CONTROL: u64 = 0x106;
+const ATS_CONTROL: u64 = 0x116;
+const PRI_CONTROL: u64 = 0x124;
+const PRI_CAPACITY: u64 = 0x128;
+const PRI_ALLOCATION: u64 = 0x12c;
 const MEMORY_AND_BUS_MASTER: u16 = 0b110;
 
 /// Why an access did not happen.
@@ -26,6 +30,8 @@ const MEMORY_AND_BUS_MASTER: u16 = 0b110;
 pub enum Refused {
     /// The IOMMU said no.
     Fault { address: u64, write: bool },
+    /// A page was asked for, and the answer was INVALID.
+    Denied { address: u64, write: bool },
     /// The address was translated to something that is not memory.
     NotMemory { address: u64, write: bool },
     /// The channel could not even read its ring or write its record (`CH_ERROR`).
@@ -45,17 +51,30 @@ pub fn ring_fault<T>(accel: &Accel) -> Result<T, Refused> {
     Err(Refused::Channel { error: regs::ERROR_RING_FAULT, address: accel.home })
 }
 
-/// An accelerator that works through channel 0. Its ring, record and bounce buffer are in
-/// `HOME_LEN` bytes of guest memory at `home`, which it reaches at the same address: by bypass,
-/// or because the test maps it so.
+/// A page was asked for to write to it, and the answer was INVALID.
+pub fn denied_write<T>(address: u64) -> Result<T, Refused> {
+    Err(Refused::Denied { address, write: true })
+}
+
+/// An accelerator: channel 0 unless a method names another. Its rings, records and bounce buffer
+/// are in `HOME_LEN` bytes of guest memory at `home`, which it reaches at the same address: by
+/// bypass, or because the test maps it so.
 pub struct Accel {
     client: Client,
     ram: Arc<Ram>,
     pub home: u64,
+    /// What accesses of a channel carry from its next start on.
+    pasid: Option<u32>,
+    page_requests_enabled: bool,
+    /// From their next start on, channels ask for the pages that they miss.
+    pub asks_for_pages: bool,
+    /// Most pages of one page request group, from the next start on.
+    pub group_pages: u32,
 }
 
 impl Accel {
-    pub const HOME_LEN: u64 = 4 * PAGE;
+    pub const CHANNELS: u32 = regs::CHANNELS as u32;
+    pub const HOME_LEN: u64 = (regs::CHANNELS as u64 + 4) * PAGE;
     pub const RING_ENTRIES: u32 = 64;
 
     /// Connects as QEMU does: with all of guest memory, and then the driver's bus master.
@@ -64,8 +83,16 @@ impl Accel {
             Err(Error::Connect(error)) if error.kind() == ErrorKind::ConnectionRefused => None,
             client => Some(client.unwrap()),
         });
-        let mut accel = Self { client, ram: ram.clone(), home };
-        for region in ram.regions() {
+        let mut accel = Self {
+            client,
+            ram: ram.clone(),
+            home,
+            pasid: None,
+            page_requests_enabled: false,
+            asks_for_pages: false,
+            group_pages: 1,
+        };
+        for region in accel.ram.regions() {
             accel
                 .client
                 .dma_map(
@@ -76,105 +103,138 @@ impl Accel {
                 )
                 .unwrap();
         }
+        accel.enable_bus_master();
         accel
-            .client
-            .region_write(CONFIG_SPACE, COMMAND, &MEMORY_AND_BUS_MASTER.to_le_bytes())
-            .unwrap();
-        accel
+    }
+
+    fn enable_bus_master(&mut self) {
+        self.configure(COMMAND, &MEMORY_AND_BUS_MASTER.to_le_bytes());
     }
 
     /// What follows carries this PASID.
     pub fn use_pasid(&mut self, pasid: Option<u32>) {
         self.enable_pasids(true);
-        self.stop();
-        self.set_register(regs::CH_PASID, pasid.map_or(0, |pasid| regs::CH_PASID_VALID | pasid));
+        self.pasid = pasid;
     }
 
     pub fn enable_pasids(&mut self, on: bool) {
-        self.client.region_write(CONFIG_SPACE, PASID_CONTROL, &[on.into(), 0]).unwrap();
+        self.configure(PASID_CONTROL, &[on.into(), 0]);
     }
 
-    fn record(&self) -> u64 {
-        self.home + PAGE
+    /// Lets channels ask for pages. If need be, page requests are enabled as Linux does it, as
+    /// many as the function can have outstanding.
+    pub fn ask_for_pages(&mut self) {
+        self.asks_for_pages = true;
+        if !std::mem::replace(&mut self.page_requests_enabled, true) {
+            self.enable_page_requests();
+        }
+    }
+
+    fn enable_page_requests(&mut self) {
+        self.enable_pasids(true);
+        self.configure(PRI_CONTROL, &[2, 0]);
+        let mut capacity = [0; 4];
+        self.client.region_read(CONFIG_SPACE, PRI_CAPACITY, &mut capacity).unwrap();
+        self.configure(PRI_ALLOCATION, &capacity);
+        self.configure(PRI_CONTROL, &[1, 0]);
+        self.configure(ATS_CONTROL, &[0, 0x80]);
+    }
+
+    /// Resets the function, and enables again what was enabled.
+    pub fn reset(&mut self) {
+        self.client.reset().unwrap();
+        self.enable_bus_master();
+        if self.page_requests_enabled {
+            self.enable_page_requests();
+        }
+    }
+
+    fn configure(&mut self, offset: u64, value: &[u8]) {
+        self.client.region_write(CONFIG_SPACE, offset, value).unwrap();
+    }
+
+    fn ring(&self, channel: u32) -> u64 {
+        self.home + u64::from(channel) * PAGE
+    }
+
+    pub fn record(&self, channel: u32) -> u64 {
+        self.ring(Self::CHANNELS) + 32 * u64::from(channel)
     }
 
     /// Where data comes from and goes to.
     fn bounce(&self) -> u64 {
-        self.home + 2 * PAGE
+        self.ring(Self::CHANNELS) + PAGE
     }
 
-    fn register(&mut self, register: u32) -> u32 {
+    fn register(&mut self, channel: u32, register: u32) -> u32 {
         let mut value = [0; 4];
-        let offset = regs::channel_register(0, register);
+        let offset = regs::channel_register(channel, register);
         self.client.region_read(BAR0, offset.into(), &mut value).unwrap();
         u32::from_le_bytes(value)
     }
 
-    fn set_register(&mut self, register: u32, value: impl ByteValued) {
-        let offset = regs::channel_register(0, register);
+    fn set_register(&mut self, channel: u32, register: u32, value: impl ByteValued) {
+        let offset = regs::channel_register(channel, register);
         self.client.region_write(BAR0, offset.into(), value.as_slice()).unwrap();
     }
 
-    /// Starts channel 0 on `descriptors` and does not wait.
-    pub fn start(&mut self, descriptors: &[Descriptor]) {
-        self.stop();
-        for (index, descriptor) in descriptors.iter().enumerate() {
-            self.ram.write(self.home + 64 * index as u64, &descriptor.to_bytes());
+    /// Starts a channel on `descriptors` and does not wait.
+    pub fn start(&mut self, channel: u32, descriptors: &[Descriptor]) {
+        self.stop(channel);
+        for (place, descriptor) in (self.ring(channel)..).step_by(64).zip(descriptors) {
+            self.ram.write(place, &descriptor.to_bytes());
         }
-        self.ram.fill(self.record(), 32, 0);
-        self.set_register(regs::CH_RING_BASE, self.home);
-        self.set_register(regs::CH_RING_SIZE, Self::RING_ENTRIES);
-        self.set_register(regs::CH_CONTROL, regs::CH_CONTROL_ENABLE);
-        self.set_register(regs::CH_DOORBELL, descriptors.len() as u32);
+        self.ram.fill(self.record(channel), 32, 0);
+        let asks = if self.asks_for_pages { regs::CH_CONTROL_PAGE_REQUEST } else { 0 };
+        let pasid = self.pasid.map_or(0, |pasid| regs::CH_PASID_VALID | pasid);
+        self.set_register(channel, regs::CH_PASID, pasid);
+        self.set_register(channel, regs::CH_GROUP_PAGES, self.group_pages);
+        self.set_register(channel, regs::CH_RING_BASE, self.ring(channel));
+        self.set_register(channel, regs::CH_RING_SIZE, Self::RING_ENTRIES);
+        self.set_register(channel, regs::CH_CONTROL, regs::CH_CONTROL_ENABLE | asks);
+        self.set_register(channel, regs::CH_DOORBELL, descriptors.len() as u32);
     }
 
-    pub fn stop(&mut self) {
-        self.set_register(regs::CH_CONTROL, 0_u32);
+    pub fn stop(&mut self, channel: u32) {
+        self.set_register(channel, regs::CH_CONTROL, 0_u32);
     }
 
     pub fn is_busy(&mut self) -> bool {
-        self.register(regs::CH_STATUS) & regs::CH_STATUS_BUSY != 0
+        self.register(0, regs::CH_STATUS) & regs::CH_STATUS_BUSY != 0
     }
 
-    /// Runs one descriptor. The record is waited for in memory, or the channel's end.
-    pub fn run(&mut self, descriptor: Descriptor) -> Result<(), Refused> {
-        let flags = regs::FLAG_COMPLETION;
-        self.start(&[Descriptor { flags, completion: self.record(), ..descriptor }]);
-        let done = wait::until("the accelerator", || {
-            let bytes = self.ram.read(self.record(), 32);
-            let record = Completion::from_bytes(&bytes.try_into().unwrap());
-            if record.status != regs::STATUS_PENDING {
-                return Some(Ok(record));
-            }
-            let state = self.register(regs::CH_STATUS) & regs::CH_STATUS_STATE;
-            (state == regs::STATE_ERROR).then_some(Err(()))
-        });
-        match done {
-            Err(()) => Err(Refused::Channel {
-                error: self.register(regs::CH_ERROR) & 0xffff,
-                address: self.error_address(),
-            }),
-            Ok(record) => {
-                let address = record.fault_address;
-                let write = record.fault_flags & regs::FAULT_WRITE != 0;
-                match record.status {
-                    regs::STATUS_SUCCESS => Ok(()),
-                    regs::STATUS_FAULT => Err(Refused::Fault { address, write }),
-                    regs::STATUS_BUS_ERROR => Err(Refused::NotMemory { address, write }),
-                    status => panic!("completion status {status}"),
-                }
-            }
+    /// Starts one descriptor, with the channel's record.
+    pub fn begin(&mut self, channel: u32, descriptor: Descriptor) {
+        let (flags, completion) = (regs::FLAG_COMPLETION, self.record(channel));
+        self.start(channel, &[Descriptor { flags, completion, ..descriptor }]);
+    }
+
+    /// What has become of the descriptor begun last, once it or the channel has ended.
+    pub fn outcome(&mut self, channel: u32) -> Option<Result<(), Refused>> {
+        let bytes = self.ram.read(self.record(channel), 32);
+        let record = Completion::from_bytes(&bytes.try_into().unwrap());
+        if record.status != regs::STATUS_PENDING {
+            return Some(result(&record));
         }
+        let state = self.register(channel, regs::CH_STATUS) & regs::CH_STATUS_STATE;
+        (state == regs::STATE_ERROR).then(|| Err(self.error(channel)))
     }
 
-    fn error_address(&mut self) -> u64 {
-        let low = self.register(regs::CH_ERROR_ADDRESS);
-        u64::from(self.register(regs::CH_ERROR_ADDRESS + 4)) << 32 | u64::from(low)
+    fn error(&mut self, channel: u32) -> Refused {
+        let error = self.register(channel, regs::CH_ERROR) & 0xffff;
+        let low = self.register(channel, regs::CH_ERROR_ADDRESS);
+        let high = self.register(channel, regs::CH_ERROR_ADDRESS + 4);
+        Refused::Channel { error, address: u64::from(high) << 32 | u64::from(low) }
+    }
+
+    pub fn wait(&mut self, channel: u32) -> Result<(), Refused> {
+        wait::until("the accelerator", || self.outcome(channel))
     }
 
     pub fn copy(&mut self, source: u64, destination: u64, length: u64) -> Result<(), Refused> {
         let opcode = regs::OP_COPY;
-        self.run(Descriptor { opcode, source, destination, length, ..Default::default() })
+        self.begin(0, Descriptor { opcode, source, destination, length, ..Default::default() });
+        self.wait(0)
     }
 
     /// Reads up to two pages.
@@ -194,5 +254,19 @@ impl Accel {
         for region in self.ram.regions() {
             self.client.dma_unmap(region.guest_phys_addr, region.memory_size).unwrap();
         }
+    }
+}
+
+fn result(record: &Completion) -> Result<(), Refused> {
+    let address = record.fault_address;
+    let write = record.fault_flags & regs::FAULT_WRITE != 0;
+    match record.status {
+        regs::STATUS_SUCCESS => Ok(()),
+        regs::STATUS_FAULT if record.fault_flags & regs::FAULT_PAGE_REQUEST != 0 => {
+            Err(Refused::Denied { address, write })
+        }
+        regs::STATUS_FAULT => Err(Refused::Fault { address, write }),
+        regs::STATUS_BUS_ERROR => Err(Refused::NotMemory { address, write }),
+        status => panic!("completion status {status}"),
     }
 }

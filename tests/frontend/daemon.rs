@@ -11,6 +11,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
+use crate::counters;
 use crate::wait;
 
 /// How old a daemon can get: more than any test takes.
@@ -114,21 +115,26 @@ impl Daemon {
         }
     }
 
-    /// Sends `signal` and waits for the end, which must be clean.
-    pub fn stop(&mut self, signal: i32) {
+    pub fn signal(&mut self, signal: i32) {
         self.assert_alive();
+        // SAFETY: the child has not been waited for, so its id is still its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+
+    /// Sends `signal` and waits for the end, which must be clean and with no fault left over.
+    pub fn stop(&mut self, signal: i32) {
+        self.signal(signal);
         let pid = self.child.id() as i32;
         // SAFETY: the child has not been waited for, so its id is still its own.
-        let pidfd = unsafe {
-            assert_eq!(libc::kill(pid, signal), 0);
-            OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32)
-        };
+        let pidfd =
+            unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32) };
         wait::readable(&pidfd, "the end of the daemon");
         let status = self.child.wait().unwrap();
         self.status = Some(status);
         assert_eq!(status.code(), Some(0), "exit status");
         let panicked = self.log().contains("panicked at") && !self.panics_tolerated;
         assert!(!panicked, "a thread of the daemon panicked");
+        counters::assert_nothing_left(&self.log());
     }
 }
 

@@ -24,6 +24,7 @@ pub mod feature {
     pub const MMIO: u64 = 1 << 5;
     pub const BYPASS_CONFIG: u64 = 1 << 6;
     pub const PASID: u64 = 1 << 20;
+    pub const PAGE_REQUEST: u64 = 1 << 21;
     pub const INDIRECT_DESC: u64 = 1 << 28;
     pub const EVENT_IDX: u64 = 1 << 29;
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;

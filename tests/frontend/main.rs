@@ -4,12 +4,15 @@
 //! - [`frontend`] speaks vhost-user, in QEMU's order.
 //! - [`driver`] is the guest: memory, rings, requests and events, byte by byte.
 //! - [`accel`] makes an emulated endpoint access memory.
-//! - [`vm`] puts these together; [`suite`] is the tests.
+//! - [`vm`] puts these together, with a driver that takes page requests in [`paging`].
+//! - [`counters`] reads the log; [`suite`] is the tests.
 
 mod accel;
+mod counters;
 mod daemon;
 mod driver;
 mod frontend;
+mod paging;
 mod suite;
 mod vm;
 mod wait;

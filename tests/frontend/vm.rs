@@ -7,12 +7,16 @@ use vhost::VhostUserMemoryRegionInfo;
 use crate::accel::Accel;
 use crate::daemon::Daemon;
 use crate::driver::request::{self, RW};
-use crate::driver::{EVENT_LEN, EventQueue, PAGE, Ram, Reply, Request, Ring, status};
+use crate::driver::{
+    EVENT_LEN, EventQueue, LONG_EVENT_LEN, PAGE, Ram, Reply, Request, Ring, status,
+};
 use crate::frontend::{EVENT_QUEUE, REQUEST_QUEUE, Session, Start, feature};
 
-pub const ENDPOINTS: [(&str, u32); 2] = [("00:02.0", 0x10), ("0001:02:03.4", 0x1021c)];
+pub const ENDPOINTS: [(&str, u32); 3] =
+    [("00:02.0", 0x10), ("0001:02:03.4", 0x1021c), ("00:1f.7", 0xff)];
 pub const EP0: u32 = ENDPOINTS[0].1;
 pub const EP1: u32 = ENDPOINTS[1].1;
+pub const EP2: u32 = ENDPOINTS[2].1;
 pub const NO_ENDPOINT: u32 = 0x7777;
 
 /// Guest memory: rings, buffers and the accelerators' homes low, a second region high.
@@ -28,11 +32,11 @@ const HOMES: u64 = 0x40_0000;
 pub const DATA: u64 = 0x80_0000;
 
 const RING_SIZE: u16 = 256;
-const EVENT_RING_SIZE: u16 = 64;
+pub const EVENT_RING_SIZE: u16 = 64;
 
 pub struct Vm {
     // Dropped from top to bottom: the daemon last, so that it is seen to outlive its peers.
-    accels: [Option<Accel>; 2],
+    accels: [Option<Accel>; ENDPOINTS.len()],
     pub session: Session,
     pub requests: Ring,
     pub events: EventQueue,
@@ -43,7 +47,7 @@ pub struct Vm {
     pub daemon: Daemon,
 }
 
-/// The daemon with both endpoints.
+/// The daemon with all endpoints.
 pub fn daemon(args: &str) -> Daemon {
     let builder = Daemon::builder().args(args);
     ENDPOINTS.iter().fold(builder, |builder, (bdf, _)| builder.endpoint(bdf)).start()
@@ -77,7 +81,7 @@ impl Vm {
     pub fn connected(daemon: Daemon) -> Self {
         let ram = Ram::new(&[LOW, HIGH]);
         Self {
-            accels: [None, None],
+            accels: [const { None }; _],
             session: Session::connect(&daemon),
             requests: Ring::new(
                 &ram,
@@ -117,10 +121,13 @@ impl Vm {
 
     pub fn fresh_rings(&mut self) {
         let event_idx = self.features & feature::EVENT_IDX != 0;
+        self.requests.clear();
+        self.events.clear();
         for ring in [&mut self.requests, &mut self.events.ring] {
-            ring.clear();
             ring.event_idx = event_idx;
         }
+        let long = self.features & feature::PAGE_REQUEST != 0;
+        self.events.event_len = if long { LONG_EVENT_LEN } else { EVENT_LEN };
         let (count, len) = self.event_buffers;
         self.events.fill(count, len);
     }

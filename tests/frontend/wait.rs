@@ -15,18 +15,25 @@ pub fn readable(fd: &impl AsRawFd, what: &str) {
 }
 
 /// Asks again and again until there is an answer.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+#[track_caller]
+pub fn until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    patiently(ask).unwrap_or_else(|| panic!("waited in vain for {what}"))
+}
+
+/// The same, for callers that can say what is wrong: `None` after a long time without answer.
+pub fn patiently<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
-    for turn in 0_u32.. {
-        if let Some(answer) = ask() {
+    let mut turn = 0_u32;
+    loop {
+        let answer = ask();
+        if answer.is_some() || start.elapsed() > PATIENCE {
             return answer;
         }
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
         if turn < 200 {
             thread::yield_now();
         } else {
             thread::sleep(Duration::from_millis(1));
         }
+        turn += 1;
     }
-    unreachable!()
 }

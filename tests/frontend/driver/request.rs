@@ -97,6 +97,16 @@ pub fn unmap(domain: u32, first: u64, last: u64) -> Request {
     Request::new(4).le32(domain).le64(first).le64(last).le32(0)
 }
 
+/// PAGE_RESP for a group.
+pub fn page_resp(endpoint: u32, pasid: Option<u32>, group: u16, code: u16) -> Request {
+    Request::new(8)
+        .le32(endpoint)
+        .le32(pasid.is_some().into())
+        .le32(pasid.unwrap_or(0))
+        .le32(u32::from(code) << 16 | u32::from(group))
+        .le64(0)
+}
+
 /// PROBE with room for `properties` bytes and the tail.
 pub fn probe(endpoint: u32, properties: usize) -> Request {
     Request::new(5).le32(endpoint).raw(&[0; 64]).room(properties + TAIL)

@@ -12,7 +12,8 @@ fn the_features_offered_are_those_of_the_device() {
     let protocol = VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::MQ;
-    let offered = feature::DRIVER | feature::PASID | feature::PROTOCOL_FEATURES;
+    let extension = feature::PASID | feature::PAGE_REQUEST;
+    let offered = feature::DRIVER | extension | feature::PROTOCOL_FEATURES;
     assert_eq!(vm.session.features, offered);
     assert!(vm.session.protocol.contains(protocol), "{:?}", vm.session.protocol);
     // With these the front end would ask for what cannot be done.

@@ -12,7 +12,7 @@ const IOVA: u64 = 0x7000_0000;
 const MARK: u64 = 0x6666_6000;
 
 fn fault(reason: u8, access: u32, endpoint: u32, address: u64) -> Fault {
-    Fault { reason, flags: access | Fault::ADDRESS, endpoint, address }
+    Fault { reason, flags: access | Fault::ADDRESS, endpoint, address, ..Default::default() }
 }
 
 /// A fault that tells how far the event queue is.
@@ -236,7 +236,7 @@ fn a_noisy_endpoint_does_not_silence_another() {
         flags: regs::FLAG_COMPLETION,
         source: IOVA,
         length: 1,
-        completion: accel.home + PAGE,
+        completion: accel.record(0),
         ..Default::default()
     };
     let noise = [noise; Accel::RING_ENTRIES as usize - 1];
@@ -244,7 +244,7 @@ fn a_noisy_endpoint_does_not_silence_another() {
         let address = MARK + round * PAGE;
         wait::until("a fault of the quiet endpoint", || {
             if !vm.accel(0).is_busy() {
-                vm.accel(0).start(&noise);
+                vm.accel(0).start(0, &noise);
             }
             vm.accel(1).read(address, 1).unwrap_err();
             std::iter::from_fn(|| vm.events.try_next())

@@ -49,10 +49,10 @@ fn start_dma(vm: &mut Vm) {
         flags: regs::FLAG_COMPLETION,
         source: 0,
         length: 16 << 20,
-        completion: accel.home + PAGE,
+        completion: accel.record(0),
         ..Default::default()
     };
-    accel.start(&[work; Accel::RING_ENTRIES as usize - 1]);
+    accel.start(0, &[work; Accel::RING_ENTRIES as usize - 1]);
 }
 
 fn all_steps() -> Vec<Step> {

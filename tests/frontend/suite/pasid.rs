@@ -1,4 +1,4 @@
-//! The PASID extension (`docs/pasid.md`).
+//! The PASID extension (`docs/page-requests.md`).
 
 use crate::accel::{Refused, fault_read, fault_write, regs, ring_fault};
 use crate::driver::request::{

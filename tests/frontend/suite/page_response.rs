@@ -1,0 +1,290 @@
+//! PAGE_RESP: right, wrong, twice, for others.
+
+use crate::accel::{Refused, denied_write, regs};
+use crate::driver::request::{RW, map, page_resp, probe};
+use crate::driver::{PAGE, Request, status::*};
+use crate::paging::{Channel, FAILURE, Group, INVALID, SUCCESS};
+use crate::vm::{DATA, EP0, EP1, NO_ENDPOINT, Vm};
+
+const IOVA: u64 = 0x7000_0000;
+const PASID: u32 = 0x12345;
+const PROCESS: Channel = Channel::new(0, 0, Some(PASID));
+/// The same endpoint, without a PASID.
+const OWN: Channel = Channel::new(0, 1, None);
+/// The same endpoint, another PASID.
+const OTHER: Channel = Channel::new(0, 2, Some(7));
+/// Another endpoint, the same PASID.
+const BESIDE: Channel = Channel::new(1, 0, Some(PASID));
+
+/// Answers of which each has one thing wrong, with their statuses.
+fn mistakes(group: &Group) -> Vec<(&'static str, Request, u8)> {
+    let (id, right) = (group.id, group.response(SUCCESS));
+    let mut mistakes = vec![
+        ("no such code", group.response(3), INVAL),
+        ("the highest code", group.response(u16::MAX), INVAL),
+        ("an unknown flag", right.clone().patched(8, 3), INVAL),
+        ("an unknown flag far up", right.clone().patched(11, 0x80), INVAL),
+        ("a PASID without its flag", right.clone().patched(8, 0), INVAL),
+        ("no PASID", page_resp(EP0, None, id, SUCCESS), INVAL),
+        ("no such endpoint", page_resp(NO_ENDPOINT, group.pasid, id, SUCCESS), NOENT),
+        ("another endpoint", page_resp(EP1, group.pasid, id, SUCCESS), NOENT),
+        ("no such group", page_resp(EP0, group.pasid, id.wrapping_add(1), SUCCESS), NOENT),
+        ("a group far away", page_resp(EP0, group.pasid, id ^ 0x8000, SUCCESS), NOENT),
+        ("another PASID", page_resp(EP0, Some(PASID + 1), id, SUCCESS), NOENT),
+        ("PASID 0", page_resp(EP0, Some(0), id, SUCCESS), NOENT),
+        ("no PASID has so many bits", page_resp(EP0, Some(u32::MAX), id, SUCCESS), NOENT),
+        ("cut short", right.clone().cut(27), INVAL),
+        ("no more than the head", right.clone().cut(4), INVAL),
+    ];
+    mistakes.extend((20..28).map(|at| ("reserved", right.clone().patched(at, 1), INVAL)));
+    mistakes
+}
+
+#[test]
+fn success_makes_the_access_happen() {
+    let mut vm = Vm::open_on("", PROCESS);
+    let group = vm.fault(PROCESS, IOVA);
+    vm.ok(map(PROCESS.domain(), IOVA, IOVA + PAGE - 1, DATA, RW));
+    assert!(vm.is_waiting(PROCESS), "the mapping alone answers nothing");
+    vm.ok(group.response(SUCCESS));
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+    assert_eq!(vm.ram.read(DATA, 8), IOVA.to_le_bytes());
+    vm.assert_groups(0, &[("success", 1)]);
+}
+
+#[test]
+fn invalid_fails_this_access_and_no_other() {
+    let mut vm = Vm::open_on("", PROCESS);
+    vm.open(OTHER);
+    let group = vm.fault(PROCESS, IOVA);
+    let other = vm.fault(OTHER, IOVA);
+    vm.ok(group.response(INVALID));
+    assert_eq!(vm.outcome(PROCESS), denied_write(IOVA));
+    assert!(vm.is_waiting(OTHER));
+    vm.resolve(&other);
+    assert_eq!(vm.outcome(OTHER), Ok(()));
+    let again = vm.fault(PROCESS, IOVA + PAGE);
+    vm.resolve(&again);
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+    vm.assert_groups(0, &[("success", 2), ("invalid", 1)]);
+}
+
+#[test]
+fn failure_stops_the_endpoint_until_its_function_is_reset() {
+    let mut vm = Vm::open_on("", PROCESS);
+    [OTHER, BESIDE].into_iter().for_each(|channel| vm.open(channel));
+    let [group, other, beside] = [PROCESS, OTHER, BESIDE].map(|channel| vm.fault(channel, IOVA));
+    vm.ok(group.response(FAILURE));
+    for channel in [PROCESS, OTHER] {
+        let outcome = vm.outcome(channel);
+        let stopped =
+            matches!(outcome, Err(Refused::Channel { error: regs::ERROR_PAGE_RESPONSE, .. }));
+        assert!(stopped, "{outcome:x?}");
+    }
+    vm.resolve(&beside);
+    assert_eq!(vm.outcome(BESIDE), Ok(()), "another endpoint goes on");
+    vm.accel(0).reset();
+    vm.expect(NOENT, other.response(SUCCESS));
+    let again = vm.fault(PROCESS, IOVA);
+    vm.resolve(&again);
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+    vm.assert_groups(0, &[("success", 1), ("failure", 1), ("withdrawn", 1)]);
+}
+
+#[test]
+fn a_wrong_response_is_refused_and_leaves_the_group_to_be_answered_rightly() {
+    let mut vm = Vm::open_on("", PROCESS);
+    let group = vm.fault(PROCESS, IOVA);
+    for (what, request, status) in mistakes(&group) {
+        assert_eq!(vm.status(&request), status, "{what}: status of {request:x?}");
+        assert!(vm.is_waiting(PROCESS), "{what} was an answer");
+    }
+    vm.assert_groups(0, &[("waiting", 1)]);
+    vm.resolve(&group);
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+    vm.assert_groups(0, &[("success", 1)]);
+}
+
+#[test]
+fn what_is_wrong_by_itself_is_invalid_before_endpoint_and_group_are_looked_for() {
+    let mut vm = Vm::open_on("", PROCESS);
+    let nowhere = page_resp(NO_ENDPOINT, Some(PASID), 0, SUCCESS);
+    let no_group = page_resp(EP0, Some(PASID), 0, SUCCESS);
+    for request in [nowhere, no_group] {
+        vm.table([
+            ("nothing wrong by itself", request.clone(), NOENT),
+            ("code", request.clone().patched(18, 3), INVAL),
+            ("flags", request.clone().patched(8, 5), INVAL),
+            ("reserved", request.clone().patched(27, 1), INVAL),
+            ("a PASID without its flag", request.clone().patched(8, 0), INVAL),
+            ("cut short", request.cut(27), INVAL),
+        ]);
+    }
+    vm.table([("no PASID, no group", page_resp(EP0, None, 0, SUCCESS), NOENT)]);
+}
+
+#[test]
+fn head_reserved_and_bytes_behind_the_request_are_ignored() {
+    let mut vm = Vm::open_on("", PROCESS);
+    for page in 0..4 {
+        let group = vm.fault(PROCESS, IOVA + page * PAGE);
+        let request = group.response(INVALID);
+        vm.ok(if page < 3 {
+            request.patched(1 + page as usize, 0xff)
+        } else {
+            request.raw(&[0xff; 8])
+        });
+        assert_eq!(vm.outcome(PROCESS), denied_write(IOVA + page * PAGE));
+    }
+}
+
+#[test]
+fn a_group_is_answered_once() {
+    let mut vm = Vm::open_on("", PROCESS);
+    vm.open(OTHER);
+    let waiting = vm.fault(OTHER, IOVA);
+    for (page, code) in (0..).zip([SUCCESS, INVALID]) {
+        let group = vm.fault(PROCESS, IOVA + page * PAGE);
+        vm.ok(map(PROCESS.domain(), group.pages[0], group.pages[0] + PAGE - 1, DATA, RW));
+        vm.ok(group.response(code));
+        for again in [SUCCESS, INVALID, FAILURE] {
+            vm.expect(NOENT, group.response(again));
+        }
+        assert_eq!(vm.outcome(PROCESS).is_ok(), code == SUCCESS);
+        vm.expect(NOENT, group.response(SUCCESS));
+    }
+    assert!(vm.is_waiting(OTHER));
+    vm.resolve(&waiting);
+    assert_eq!(vm.outcome(OTHER), Ok(()));
+    vm.assert_groups(0, &[("success", 2), ("invalid", 1)]);
+}
+
+#[test]
+fn two_answers_in_one_batch_count_once() {
+    let mut vm = Vm::open_on("", PROCESS);
+    let group = vm.fault(PROCESS, IOVA);
+    let heads = [INVALID, SUCCESS].map(|code| vm.requests.add(&group.response(code).shape()));
+    vm.requests.submit();
+    for (head, status) in heads.into_iter().zip([OK, NOENT]) {
+        let (used, reply) = vm.requests.reply();
+        assert_eq!((used, reply.status()), (head, status));
+    }
+    assert_eq!(vm.outcome(PROCESS), denied_write(IOVA));
+    vm.assert_groups(0, &[("invalid", 1)]);
+}
+
+#[test]
+fn a_mapping_and_the_response_can_share_a_batch() {
+    let mut vm = Vm::open_on("", PROCESS);
+    for page in 0..20 {
+        let address = IOVA + page * PAGE;
+        let group = vm.fault(PROCESS, address);
+        let map = map(PROCESS.domain(), address, address + PAGE - 1, DATA, RW);
+        for request in [map, group.response(SUCCESS)] {
+            vm.requests.add(&request.shape());
+        }
+        vm.requests.submit();
+        assert_eq!([(), ()].map(|()| vm.requests.reply().1.status()), [OK, OK]);
+        assert_eq!(vm.outcome(PROCESS), Ok(()));
+    }
+    vm.assert_groups(0, &[("success", 20)]);
+}
+
+#[test]
+fn a_group_is_not_answered_in_the_name_of_another_endpoint_or_pasid() {
+    let mut vm = Vm::open_on("", PROCESS);
+    [OWN, OTHER, BESIDE].into_iter().for_each(|channel| vm.open(channel));
+    let channels = [PROCESS, OWN, OTHER, BESIDE];
+    let groups = channels.map(|channel| vm.fault(channel, IOVA));
+    for (group, channel) in groups.iter().zip(channels) {
+        for (endpoint, pasid) in
+            [(EP0, None), (EP0, Some(PASID)), (EP0, Some(7)), (EP1, None), (EP1, Some(PASID))]
+        {
+            let expected = match groups.iter().find(|g| (g.endpoint, g.id) == (endpoint, group.id))
+            {
+                Some(found) if found.pasid == pasid => continue,
+                Some(found) if found.pasid.is_some() && pasid.is_none() => INVAL,
+                _ => NOENT,
+            };
+            let response = page_resp(endpoint, pasid, group.id, INVALID);
+            assert_eq!(vm.status(&response), expected, "{response:x?} for {group:x?}");
+            assert!(vm.is_waiting(channel));
+        }
+    }
+    for (group, channel) in groups.iter().zip(channels) {
+        vm.resolve(group);
+        assert_eq!(vm.outcome(channel), Ok(()));
+    }
+    vm.assert_groups(0, &[("success", 3)]);
+    vm.assert_groups(1, &[("success", 1)]);
+}
+
+#[test]
+fn a_group_that_was_not_delivered_is_not_there_to_be_answered() {
+    let mut vm = Vm::paging_with("", 0);
+    vm.open(PROCESS);
+    vm.write_pages(PROCESS, IOVA, 1);
+    vm.assert_groups(0, &[("waiting", 1)]);
+    // Whatever its number may be.
+    for first in (0..=u16::MAX).step_by(64) {
+        let requests: Vec<_> =
+            (first..=first + 63).map(|id| page_resp(EP0, Some(PASID), id, INVALID)).collect();
+        for request in &requests {
+            vm.requests.add(&request.shape());
+        }
+        vm.requests.submit();
+        requests.iter().for_each(|_| assert_eq!(vm.requests.reply().1.status(), NOENT));
+    }
+    assert!(vm.is_waiting(PROCESS));
+    vm.events.fill(4, 48);
+    vm.events.ring.submit();
+    let group = vm.group();
+    vm.resolve(&group);
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+}
+
+#[test]
+fn a_group_of_which_a_part_was_delivered_is_not_there_to_be_answered() {
+    let mut vm = Vm::paging_with("", 2);
+    vm.open(PROCESS);
+    vm.events.hold = true;
+    vm.accel(0).group_pages = 3;
+    vm.write_pages(PROCESS, IOVA, 3);
+    let first = vm.events.next();
+    vm.expect(NOENT, page_resp(EP0, Some(PASID), first.group, INVALID));
+    assert!(vm.is_waiting(PROCESS));
+    vm.events.next();
+    vm.expect(NOENT, page_resp(EP0, Some(PASID), first.group, INVALID));
+    vm.events.refill();
+    let last = vm.events.next();
+    assert_eq!(last.address, IOVA + 2 * PAGE);
+    vm.ok(page_resp(EP0, Some(PASID), last.group, INVALID));
+    vm.assert_groups(0, &[("invalid", 1), ("waiting", 1)]);
+}
+
+#[test]
+fn an_answer_that_the_channel_no_longer_waits_for_is_taken() {
+    let mut vm = Vm::open_on("", PROCESS);
+    let group = vm.fault(PROCESS, IOVA);
+    vm.accel(0).stop(PROCESS.number);
+    vm.ok(group.response(SUCCESS));
+    vm.expect(NOENT, group.response(SUCCESS));
+    let group = vm.fault(PROCESS, IOVA + PAGE);
+    vm.resolve(&group);
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+    vm.assert_groups(0, &[("success", 2)]);
+}
+
+#[test]
+fn requests_are_served_while_groups_wait_for_their_answers() {
+    let mut vm = Vm::open_on("", PROCESS);
+    let group = vm.fault(PROCESS, IOVA);
+    let size = vm.session.config().probe_size as usize;
+    for _ in 0..100 {
+        vm.send(&probe(EP0, size));
+        vm.ok(map(PROCESS.domain(), IOVA, IOVA + PAGE - 1, DATA, RW));
+        vm.ok(crate::driver::request::unmap(PROCESS.domain(), IOVA, IOVA + PAGE - 1));
+    }
+    vm.resolve(&group);
+    assert_eq!(vm.outcome(PROCESS), Ok(()));
+}
