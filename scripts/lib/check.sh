@@ -27,4 +27,5 @@ check_guest() {
 check_testbed() {
     check_guest stock "$VUI_STOCK_KERNEL" "$VUI_STOCK_MODULES:/lib/modules/${VUI_STOCK_MODULES##*/}"
     check_guest small "$VUI_SMALL_KERNEL" "$VUI_DMA_MAP_BENCHMARK:/bin/dma_map_benchmark"
+    check_guest debug "$VUI_DEBUG_KERNEL"
 }

@@ -124,9 +124,10 @@ need_stock_kernel() {
     export VUI_STOCK_MODULES
 }
 
-# --- The small kernel ---
+# --- The small kernel, and the debug kernel: the same with checks built in ---
 
-KERNEL_FRAGMENT=$SCRIPTS/kernel/small.config
+SMALL_CONFIG=("$SCRIPTS/kernel/small.config")
+DEBUG_CONFIG=("${SMALL_CONFIG[@]}" "$SCRIPTS/kernel/debug.config")
 KERNEL_PATCHES=("$SCRIPTS"/../guest/linux/*.patch)
 KERNEL_TOOLS=(gcc libc6-dev make flex bison bc libelf-dev xz-utils patch)
 KERNEL_RECIPE=1 # raise it when the functions below build something else than before
@@ -166,15 +167,23 @@ prepare_source() {
     die "no kernel source takes the patches of guest/linux" "last one tried: see $log"
 }
 
-# check_config CONFIG: stops unless it says all that the fragment asks for.
+# last_words FRAGMENT...: each option that the fragments mention, as the last of them has it.
+last_words() {
+    awk '/^CONFIG_[A-Z0-9_]+=/ { last[substr($0, 1, index($0, "=") - 1)] = $0 }
+         /^# CONFIG_[A-Z0-9_]+ is not set$/ { last[$2] = $0 }
+         END { for (name in last) print last[name] }' "$@"
+}
+
+# check_config CONFIG FRAGMENT...: stops unless it says all that the fragments ask for.
 check_config() {
     local config=$1 missing name unwanted=()
-    missing=$(grep '^CONFIG_' "$KERNEL_FRAGMENT" | grep -vxFf "$config") || true
+    shift
+    missing=$(last_words "$@" | grep '^CONFIG_' | grep -vxFf "$config") || true
     while read -r _ name _; do
         ! grep -q "^$name=" "$config" || unwanted+=("$name")
-    done < <(grep -E '^# CONFIG_[A-Z0-9_]+ is not set$' "$KERNEL_FRAGMENT")
+    done < <(last_words "$@" | grep '^# ')
     [[ -z $missing && ${#unwanted[@]} == 0 ]] ||
-        die "the kernel's configuration is not what scripts/kernel/small.config asks for" \
+        die "the kernel's configuration is not what this asks for: $*" \
             "asked for, but not so: ${missing//$'\n'/ }" "to be off, but on: ${unwanted[*]:-none}" \
             "an option may depend on another one, or have a new name in this version"
 }
@@ -188,37 +197,61 @@ kernel_make() {
         KBUILD_BUILD_TIMESTAMP='1970-01-01' "$@"
 }
 
+# configure_kernel LINUX FRAGMENT...
 configure_kernel() {
     local linux=$1
+    shift
     kernel_make "$linux" tinyconfig
-    cat "$KERNEL_FRAGMENT" >>"$linux/.config"
+    cat "$@" >>"$linux/.config"
     kernel_make "$linux" olddefconfig
+}
+
+# build_kernel DIR NAME FRAGMENT...: leaves the source in DIR/linux.
+build_kernel() {
+    local dir=$1 name=$2 linux=$1/linux
+    shift 2
+    need_packages "Building a kernel" "${KERNEL_TOOLS[@]}"
+    prepare_source "$dir"
+    step "Configuring the $name kernel" configure_kernel "$linux" "$@"
+    check_config "$linux/.config" "$@"
+    step "Building the $name kernel (6 to 9 minutes on 2 cores)" kernel_make "$linux" -j"$(nproc)" bzImage
+    cp "$linux/arch/x86/boot/bzImage" "$dir/bzImage"
+    cp "$linux/.config" "$dir/config"
+    cp "$linux/include/config/kernel.release" "$dir/release"
 }
 
 fill_small_kernel() {
     local dir=$1
-    need_packages "Building the kernel" "${KERNEL_TOOLS[@]}"
-    prepare_source "$dir"
-    local linux=$dir/linux
-    step "Configuring the small kernel" configure_kernel "$linux"
-    check_config "$linux/.config"
-    step "Building the small kernel (6 to 9 minutes on 2 cores)" kernel_make "$linux" -j"$(nproc)" bzImage
-    step "Building its dma_map_benchmark" gcc -O2 -static -I "$linux/include/uapi" \
-        -o "$dir/dma_map_benchmark" "$linux/tools/dma/dma_map_benchmark.c"
-    cp "$linux/arch/x86/boot/bzImage" "$dir/bzImage"
-    cp "$linux/.config" "$dir/config"
-    cp "$linux/include/config/kernel.release" "$dir/release"
-    rm -rf "$linux"
+    build_kernel "$dir" small "${SMALL_CONFIG[@]}"
+    step "Building its dma_map_benchmark" gcc -O2 -static -I "$dir/linux/include/uapi" \
+        -o "$dir/dma_map_benchmark" "$dir/linux/tools/dma/dma_map_benchmark.c"
+    rm -rf "$dir/linux"
+}
+
+fill_debug_kernel() {
+    build_kernel "$1" debug "${DEBUG_CONFIG[@]}"
+    rm -rf "$1/linux"
+}
+
+# make_kernel NAME COMMAND FRAGMENT...: cache_make with the key of all that it is built from.
+make_kernel() {
+    local name=$1 command=$2 packages key
+    shift 2
+    need_package_lists
+    packages=$(part_packages linux-sources)
+    key=$(cat - "$@" "${KERNEL_PATCHES[@]}" <<<"$KERNEL_RECIPE $packages" | key_of)
+    cache_make "$name" "$key" "$command"
 }
 
 need_small_kernel() {
-    local packages key
-    need_package_lists
-    packages=$(part_packages linux-sources)
-    key=$(cat - "$KERNEL_FRAGMENT" "${KERNEL_PATCHES[@]}" <<<"$KERNEL_RECIPE $packages" | key_of)
-    cache_make small-kernel "$key" fill_small_kernel
+    make_kernel small-kernel fill_small_kernel "${SMALL_CONFIG[@]}"
     export VUI_SMALL_KERNEL=$CACHED/bzImage
     export VUI_DMA_MAP_BENCHMARK=$CACHED/dma_map_benchmark
+}
+
+need_debug_kernel() {
+    make_kernel debug-kernel fill_debug_kernel "${DEBUG_CONFIG[@]}"
+    export VUI_DEBUG_KERNEL=$CACHED/bzImage
 }
 
 # --- Initial ram disks ---
