@@ -9,17 +9,13 @@
 //! hundred neighbours, as those of Linux do, which uses again what it has freed; `far`, they go
 //! to random places among all live mappings, the worst that a guest can do.
 
-use std::fs::File;
+mod common;
+
 use std::ops::Range;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use common::{Daemon, FEATURES, Requests};
+use vhost::vhost_user::Frontend;
 
 const PAGE: u64 = 4096;
 const BATCHES: [usize; 3] = [1, 16, 256];
@@ -29,23 +25,13 @@ const NEAR: usize = 512;
 /// Requests timed for each pair of the above.
 const REQUESTS: usize = 32_768;
 
-const QUEUE: u16 = 512;
-const DESC: u64 = 0x1_0000;
-const AVAIL: u64 = 0x2_0000;
-const USED: u64 = 0x3_0000;
-/// One slot a request: what the driver writes, then what the device writes.
-const SLOTS: u64 = 0x4_0000;
-const SLOT: u64 = 64;
-const TAIL: u64 = 48;
+/// Requests in flight at most.
+const SLOTS: usize = 256;
 const MEMORY: usize = 1 << 20;
 
-const PROTOCOL_FEATURES: u64 = 1 << 30;
-const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 2 | 1 << 1 | 1;
-
 fn main() {
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let daemon = Daemon::start(dir.path());
-    let mut driver = Driver::connect(dir.path(), daemon.child.id());
+    let daemon = Daemon::start(1);
+    let mut driver = Driver::connect(&daemon);
     println!("memory: {:.0} bytes per mapping", driver.bytes_per_mapping());
     println!("nanoseconds for a request; in brackets: times that with {} live mappings", LIVE[0]);
     println!("batch    live place         map       unmap  requests/s");
@@ -80,38 +66,9 @@ fn print_row(batch: usize, live: usize, place: Place, times: [f64; 2], base: [f6
     );
 }
 
-struct Daemon {
-    child: Child,
-}
-
-impl Daemon {
-    fn start(dir: &Path) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-iommu"))
-            .arg("--socket-path")
-            .arg(dir.join("viommu.sock"))
-            .arg("--endpoint")
-            .arg(format!("00:02.0,sim={}", dir.join("sim.sock").display()))
-            .args(["--log-level", "error"])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the daemon starts");
-        Self { child }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A driver's side of the request queue. Slot n owns descriptors 2n and 2n + 1 and the n-th
-/// entry of the available ring, so that a request costs the driver next to nothing.
+/// A driver's side of the request queue.
 struct Driver {
-    memory: GuestMemoryMmap,
-    kick: EventFd,
-    avail: u16,
+    requests: Requests,
     live: usize,
     daemon: u32,
     random: u64,
@@ -119,83 +76,25 @@ struct Driver {
 }
 
 impl Driver {
-    fn connect(dir: &Path, daemon: u32) -> Self {
-        let file = memfd();
-        let region = (GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)));
-        let memory = GuestMemoryMmap::from_ranges_with_files([region]).expect("memory");
-        let mut front_end = connect(&dir.join("viommu.sock"));
-        let kick = EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
-        set_up(&mut front_end, &memory, &kick).expect("the back end takes the set-up");
-        let mut driver =
-            Self { memory, kick, avail: 0, live: 0, daemon, random: 1, _front_end: front_end };
-        for slot in 0..QUEUE / 2 {
-            driver.lay_out(slot);
-        }
-        driver.write_slot(0, &[&[1, 0, 0, 0], &1u32.to_le_bytes(), &16u32.to_le_bytes(), &[0; 8]]);
+    fn connect(daemon: &Daemon) -> Self {
+        let memory = common::memory(MEMORY);
+        let mut front_end = common::connect(daemon, &memory, FEATURES);
+        let requests = Requests::start(&mut front_end, &memory, 0);
+        requests.write(0, &[&[1, 0, 0, 0], &1u32.to_le_bytes(), &16u32.to_le_bytes(), &[0; 8]]);
+        let daemon = daemon.child.id();
+        let mut driver = Self { requests, live: 0, daemon, random: 1, _front_end: front_end };
         driver.submit(1);
         driver
     }
 
-    fn lay_out(&mut self, slot: u16) {
-        let address = SLOTS + u64::from(slot) * SLOT;
-        let request = Descriptor { address, len: 36, flags: 1, next: 2 * slot + 1 };
-        let tail = Descriptor { address: address + TAIL, len: 4, flags: 2, next: 0 };
-        for (index, descriptor) in [(2 * slot, request), (2 * slot + 1, tail)] {
-            let at = GuestAddress(DESC + u64::from(index) * 16);
-            self.memory.write_slice(&descriptor.bytes(), at).expect("descriptor");
-        }
-        for entry in [slot, slot + QUEUE / 2] {
-            let at = GuestAddress(AVAIL + 4 + u64::from(entry) * 2);
-            self.memory.write_obj(2 * slot, at).expect("available ring");
-        }
-    }
-
-    fn write_slot(&self, slot: u16, parts: &[&[u8]]) {
-        let address = GuestAddress(SLOTS + u64::from(slot) * SLOT);
-        self.memory.write_slice(&parts.concat(), address).expect("slot");
-    }
-
-    /// The slot whose turn it is `ahead` requests from now.
-    fn slot(&self, ahead: usize) -> u16 {
-        self.avail.wrapping_add(ahead as u16) % (QUEUE / 2)
-    }
-
     /// Makes `count` requests available and spins until all are used.
     fn submit(&mut self, count: usize) -> Duration {
-        let first = self.slot(0);
-        let old = self.avail;
-        self.avail = old.wrapping_add(count as u16);
         let start = Instant::now();
-        self.memory.store(self.avail, GuestAddress(AVAIL + 2), Ordering::Release).expect("index");
-        fence(Ordering::SeqCst);
-        self.kick_if_wanted(old);
-        while self.load(USED + 2) != self.avail {
-            std::hint::spin_loop();
-        }
+        self.requests.submit(count);
+        self.requests.spin(0);
         let taken = start.elapsed();
-        self.check(first, count);
+        self.requests.check(count);
         taken
-    }
-
-    fn kick_if_wanted(&self, old: u16) {
-        let event = self.load(USED + 4 + 8 * u64::from(QUEUE));
-        let wanted = self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(old);
-        if wanted {
-            self.kick.write(1).expect("kick");
-        }
-    }
-
-    fn check(&self, first: u16, count: usize) {
-        for ahead in 0..count {
-            let slot = (first + ahead as u16) % (QUEUE / 2);
-            let at = GuestAddress(SLOTS + u64::from(slot) * SLOT + TAIL);
-            let status: u8 = self.memory.read_obj(at).expect("tail");
-            assert_eq!(status, 0, "request in slot {slot}");
-        }
-    }
-
-    fn load(&self, address: u64) -> u16 {
-        self.memory.load(GuestAddress(address), Ordering::Acquire).expect("ring")
     }
 
     /// The `n`-th mapping: every other page, so that none touches the next.
@@ -203,13 +102,13 @@ impl Driver {
         let (first, last) = range(n);
         let range = [first.to_le_bytes(), last.to_le_bytes(), [0; 8]].concat();
         let head = [3, 0, 0, 0, 1, 0, 0, 0];
-        self.write_slot(self.slot(ahead), &[&head, &range, &3u32.to_le_bytes()]);
+        self.requests.write(ahead, &[&head, &range, &3u32.to_le_bytes()]);
     }
 
     fn write_unmap(&self, ahead: usize, n: usize) {
         let (first, last) = range(n);
         let range = [first.to_le_bytes(), last.to_le_bytes()].concat();
-        self.write_slot(self.slot(ahead), &[&[4, 0, 0, 0, 1, 0, 0, 0], &range, &[0; 4]]);
+        self.requests.write(ahead, &[&[4, 0, 0, 0, 1, 0, 0, 0], &range, &[0; 4]]);
     }
 
     fn map(&mut self, mappings: &[usize]) -> Duration {
@@ -224,17 +123,15 @@ impl Driver {
 
     fn populate(&mut self, live: usize) {
         let new: Vec<usize> = (self.live..live).collect();
-        for mappings in new.chunks(usize::from(QUEUE / 2)) {
+        for mappings in new.chunks(SLOTS) {
             self.map(mappings);
         }
         self.live = live;
     }
 
     fn clear(&mut self) {
-        self.write_slot(
-            self.slot(0),
-            &[&[4, 0, 0, 0, 1, 0, 0, 0], &[0; 8], &u64::MAX.to_le_bytes(), &[0; 4]],
-        );
+        self.requests
+            .write(0, &[&[4, 0, 0, 0, 1, 0, 0, 0], &[0; 8], &u64::MAX.to_le_bytes(), &[0; 4]]);
         self.submit(1);
         self.live = 0;
     }
@@ -279,73 +176,9 @@ impl Driver {
     }
 }
 
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Descriptor {
-    fn bytes(&self) -> Vec<u8> {
-        let Self { address, len, flags, next } = self;
-        [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()]
-            .concat()
-    }
-}
-
 fn range(n: usize) -> (u64, u64) {
     let first = 0x1_0000_0000 + 2 * PAGE * n as u64;
     (first, first + PAGE - 1)
-}
-
-fn memfd() -> File {
-    let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
-    let file = File::from(file);
-    file.set_len(MEMORY as u64).expect("memfd of the guest's size");
-    file
-}
-
-fn connect(path: &Path) -> Frontend {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Frontend::connect(path, 2) {
-            Ok(front_end) => return front_end,
-            Err(error) => assert!(Instant::now() < deadline, "{}: {error}", path.display()),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn set_up(
-    front_end: &mut Frontend,
-    memory: &GuestMemoryMmap,
-    kick: &EventFd,
-) -> Result<(), vhost::Error> {
-    front_end.set_owner()?;
-    let offered = front_end.get_features()?;
-    front_end.get_protocol_features().expect("protocol features");
-    front_end.set_protocol_features(VhostUserProtocolFeatures::MQ).expect("protocol features");
-    front_end.set_features(offered & (FEATURES | PROTOCOL_FEATURES))?;
-    let region = memory.iter().next().expect("one region");
-    front_end.set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region)?])?;
-    let base = memory.get_host_address(GuestAddress(0)).expect("mapped") as u64;
-    let call = EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
-    front_end.set_vring_num(0, QUEUE)?;
-    front_end.set_vring_base(0, 0)?;
-    let addresses = VringConfigData {
-        queue_max_size: QUEUE,
-        queue_size: QUEUE,
-        flags: 0,
-        desc_table_addr: base + DESC,
-        used_ring_addr: base + USED,
-        avail_ring_addr: base + AVAIL,
-        log_addr: None,
-    };
-    front_end.set_vring_addr(0, &addresses)?;
-    front_end.set_vring_call(0, &call)?;
-    front_end.set_vring_kick(0, kick)?;
-    VhostUserFrontend::set_vring_enable(front_end, 0, true)
 }
 
 /// Resident memory of a process, in bytes.

@@ -1,0 +1,292 @@
+//! What a recoverable fault costs: from the access that finds no page, over the event queue to a
+//! front end that answers at once, and back.
+//!
+//! `cargo bench --bench fault`, or `./scripts/bench fault`. The yardstick is a bare ping-pong of
+//! two processes over eventfds, measured in turn with everything else. A fault cannot be cheaper
+//! than one of them: somebody has to be woken, and to wake the one who waits.
+//!
+//! - Round trip: a job with a fault less the same job without, both from the doorbell to the
+//!   interrupt. Of that the front end spends the time from its wake-up until MAP and PAGE_RESP are
+//!   written, and the daemon adds the rest: its own work, and all wake-ups on the way.
+//! - Beside a storm: the same, while another endpoint makes page requests on all its channels, as
+//!   fast as they are answered. The front end answers those too, which is not the daemon's time.
+//! - Sustained: groups answered in a second, channels asking again as soon as they are answered.
+
+mod accel;
+#[path = "../common/mod.rs"]
+mod common;
+mod guest;
+mod pong;
+mod times;
+
+use std::os::fd::AsRawFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use vhost_user_iommu::sim::regs::{self, Descriptor};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use accel::Accel;
+use common::Daemon;
+use guest::{FREE, Guest, PAGE, PageRequest, SUCCESS};
+use pong::Pong;
+use times::Times;
+
+/// Jobs of each kind.
+const JOBS: usize = 1000;
+/// Long enough for polling threads to have gone to sleep.
+const PAUSE: Duration = Duration::from_micros(600);
+/// How long the groups of a sustained load are counted.
+const LOAD: Duration = Duration::from_secs(2);
+/// Channels of each endpoint that make a sustained load.
+const LOAD_CHANNELS: u32 = 8;
+/// Numbers of endpoints that make a sustained load.
+const ENDPOINTS: [u32; 3] = [1, 8, 64];
+/// Channels of the one endpoint that storms: all.
+const STORM_CHANNELS: u32 = regs::CHANNELS as u32;
+
+/// No address space has anything here.
+const HOLE: u64 = 0x7000_0000;
+/// What a job with a fault asks for.
+const JOB_PAGE: u64 = 0x6000_0000;
+/// What a job reads first, so that whoever rang the doorbell sleeps before the fault comes.
+const LEAD: u64 = 512 << 10;
+
+/// What wakes the front end: the interrupt of a job, events.
+const DONE: u64 = 0;
+const SIGNALLED: u64 = 1;
+
+/// The endpoint whose jobs are measured, and the one that storms.
+const QUIET: u32 = 0;
+const STORM: u32 = 1;
+
+fn main() {
+    if std::env::args().nth(1).as_deref() == Some(pong::ARGUMENT) {
+        return pong::echo();
+    }
+    let unit = print_round_trips();
+    print_sustained(unit);
+}
+
+/// Everything that is compared is measured in turn.
+fn print_round_trips() -> f64 {
+    let pong = Pong::start();
+    let mut machine = Machine::start(2);
+    machine.accels[QUIET as usize].enable(0);
+    machine.storm(STORM, STORM_CHANNELS);
+    machine.calm();
+    let mut bare = Times::default();
+    let [mut alone, mut beside] = [Jobs::default(), Jobs::default()];
+    for _ in 0..JOBS {
+        sleep(PAUSE);
+        bare.add(pong.round_trip());
+        alone.measure(&mut machine, || sleep(PAUSE));
+        machine.answer_storm();
+        beside.measure(&mut machine, || ());
+        machine.calm();
+    }
+    let unit = bare.p50();
+    println!("microseconds; the last column counts bare ping-pongs (p50)");
+    println!("{:52} {:>8} {:>8} {:>8}", "", "p50", "p99", "p50");
+    let row = |what: &str, times: &Times| {
+        let (p50, p99) = (times.p50(), times.p99());
+        println!("{what:52} {p50:8.1} {p99:8.1} {:8.2}", p50 / unit);
+    };
+    row("bare ping-pong of two processes", &bare);
+    for (jobs, place) in [(&alone, "alone"), (&beside, "beside a storm")] {
+        row(&format!("{place}: job without fault"), &jobs.plain);
+        row("  job with a fault", &jobs.fault);
+        row("  round trip of the fault: the difference", &jobs.round_trip());
+        row("    of which the front end", &jobs.handled);
+        row("    added by the daemon", &jobs.added());
+    }
+    row(
+        "added by the storm: the difference of what is added",
+        &beside.added().less(&alone.added()),
+    );
+    unit
+}
+
+/// Jobs of the quiet endpoint.
+#[derive(Default)]
+struct Jobs {
+    plain: Times,
+    fault: Times,
+    handled: Times,
+}
+
+impl Jobs {
+    /// One job without and one with a fault, each after `pause`.
+    fn measure(&mut self, machine: &mut Machine, pause: impl Fn()) {
+        pause();
+        self.plain.add(machine.job(LEAD).total);
+        pause();
+        let job = machine.job(JOB_PAGE);
+        self.fault.add(job.total);
+        self.handled.add(job.handled);
+        machine.guest.unmap(QUIET, JOB_PAGE, PAGE);
+        machine.guest.finish();
+    }
+
+    fn round_trip(&self) -> Times {
+        self.fault.less(&self.plain)
+    }
+
+    fn added(&self) -> Times {
+        self.round_trip().less(&self.handled)
+    }
+}
+
+fn print_sustained(unit: f64) {
+    println!();
+    println!("sustained, {LOAD_CHANNELS} channels an endpoint");
+    println!("endpoints   groups/s  microseconds each  bare ping-pongs each");
+    for endpoints in ENDPOINTS {
+        let mut machine = Machine::start(endpoints);
+        (0..endpoints).for_each(|index| machine.storm(index, LOAD_CHANNELS));
+        machine.answer_storm();
+        machine.run_storm(LOAD / 4);
+        let groups = machine.run_storm(LOAD) / LOAD.as_secs_f64();
+        let each = 1e6 / groups;
+        println!("{endpoints:9} {groups:10.0} {each:18.2} {:21.2}", each / unit);
+    }
+}
+
+/// A machine with accelerators.
+struct Machine {
+    guest: Guest,
+    accels: Vec<Accel>,
+    /// Whether the requests of storms are answered, or kept.
+    answering: bool,
+    kept: Vec<PageRequest>,
+    /// Requests of storms that were answered.
+    answered: u64,
+    /// What [`wait`](Self::wait) waits for.
+    sleep: Epoll,
+    _daemon: Daemon,
+}
+
+/// How long a job took, and how much of that the front end.
+struct Job {
+    total: Duration,
+    handled: Duration,
+}
+
+impl Machine {
+    fn start(endpoints: u32) -> Self {
+        let daemon = Daemon::start(endpoints);
+        let guest = Guest::start(&daemon, endpoints);
+        let home = |index| FREE + u64::from(index) * Accel::SPAN;
+        let accel = |index| Accel::connect(&daemon, index, &guest.memory, home(index));
+        let accels: Vec<_> = (0..endpoints).map(accel).collect();
+        let sleep = Epoll::new().expect("epoll");
+        let fds = [
+            (accels[0].interrupt.as_raw_fd(), DONE),
+            (guest.events.signal().as_raw_fd(), SIGNALLED),
+        ];
+        for (fd, name) in fds {
+            let event = EpollEvent::new(EventSet::IN, name);
+            sleep.ctl(ControlOperation::Add, fd, event).expect("epoll");
+        }
+        let (kept, answering, answered) = (Vec::new(), false, 0);
+        Self { guest, accels, answering, kept, answered, sleep, _daemon: daemon }
+    }
+
+    /// Makes channels of an endpoint ask for pages that never come, again and again.
+    fn storm(&mut self, index: u32, channels: u32) {
+        let accel = &mut self.accels[index as usize];
+        for channel in 0..channels {
+            let page = HOLE + u64::from(channel) * PAGE;
+            accel.enable(channel);
+            accel.prepare(channel, &[accel::read(page, 1)]);
+            accel.ring_doorbell(channel);
+        }
+    }
+
+    /// Lets the storm go on, and waits until it is at its height.
+    fn answer_storm(&mut self) {
+        self.answering = true;
+        for request in std::mem::take(&mut self.kept) {
+            self.guest.answer(&request, SUCCESS);
+        }
+        self.guest.submit();
+        let before = self.answered;
+        while self.answered < before + 2 * u64::from(STORM_CHANNELS) {
+            self.wait();
+            self.handle();
+        }
+    }
+
+    /// Keeps the requests of the storm, until it can make no more.
+    fn calm(&mut self) {
+        self.answering = false;
+        while self.kept.len() < STORM_CHANNELS as usize {
+            self.wait();
+            self.handle();
+        }
+    }
+
+    /// Answers for as long as told. How many groups.
+    fn run_storm(&mut self, time: Duration) -> f64 {
+        let (start, before) = (Instant::now(), self.answered);
+        while start.elapsed() < time {
+            self.wait();
+            self.handle();
+        }
+        (self.answered - before) as f64
+    }
+
+    /// Runs a job that in the end reads at `address`.
+    fn job(&mut self, address: u64) -> Job {
+        let accel = &mut self.accels[QUIET as usize];
+        let last = Descriptor { flags: regs::FLAG_INTERRUPT, ..accel::read(address, 8) };
+        accel.prepare(0, &[accel::read(0, LEAD), last]);
+        let start = Instant::now();
+        accel.ring_doorbell(0);
+        let mut handled = Duration::ZERO;
+        while !self.wait() {
+            handled += self.handle();
+        }
+        Job { total: start.elapsed(), handled }
+    }
+
+    /// Sleeps until there are events, or the job measured is complete (`true`).
+    fn wait(&mut self) -> bool {
+        if !self.guest.events.arm() {
+            return false;
+        }
+        let mut ready = [EpollEvent::default(); 2];
+        let count = self.sleep.wait(-1, &mut ready).expect("epoll");
+        let ready = ready[..count].iter().map(EpollEvent::data);
+        let (done, signalled) = ready.fold((false, false), |(done, signalled), fd| {
+            (done || fd == DONE, signalled || fd == SIGNALLED)
+        });
+        if done {
+            rustix::io::read(&self.accels[0].interrupt, &mut [0; 8]).expect("interrupt");
+        }
+        if signalled {
+            self.guest.events.signal().read().expect("signal");
+        }
+        done
+    }
+
+    /// Answers all requests that are there. How long that took, without waking the daemon.
+    fn handle(&mut self) -> Duration {
+        let start = Instant::now();
+        while let Some(request) = self.guest.events.next() {
+            if request.address == JOB_PAGE {
+                self.guest.map(request.index, JOB_PAGE, PAGE);
+                self.guest.answer(&request, SUCCESS);
+            } else if self.answering {
+                self.guest.answer(&request, SUCCESS);
+                self.answered += 1;
+            } else {
+                self.kept.push(request);
+            }
+        }
+        let taken = start.elapsed();
+        self.guest.submit();
+        self.guest.events.show();
+        taken
+    }
+}
