@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::accel::{self, Channel, Wait};
+use crate::accel::Wait;
 use crate::memory::Scattered;
 use crate::vfio::Api;
-use crate::{Result, open};
+use crate::{Result, open, ring};
 
 const RING: u64 = 0x1_0000_0000;
 const SOURCE: u64 = 0x40_0000_0000;
@@ -15,7 +15,7 @@ const PAGES: usize = 16;
 
 pub fn run(api: Api, name: &str, until: &Path, progress: Option<&Path>) -> Result<()> {
     let (space, accelerator) = open(api, name)?;
-    let mut channel = Channel::open(&accelerator, &space, 4, RING, Wait::Interrupt)?;
+    let mut channel = space.channel(&accelerator, 4, RING, Wait::Interrupt)?;
     let source = Scattered::map(&space, SOURCE, PAGES)?;
     let destination = Scattered::map(&space, DESTINATION, PAGES)?;
     let bytes = source.bytes() as u64;
@@ -24,7 +24,7 @@ pub fn run(api: Api, name: &str, until: &Path, progress: Option<&Path>) -> Resul
         rounds += 1;
         source.scramble(rounds);
         let what = format!("COPY of round {rounds}");
-        channel.run(accel::copy(SOURCE, DESTINATION, bytes))?.expect_success(&what, bytes)?;
+        channel.run(ring::copy(SOURCE, DESTINATION, bytes))?.expect_success(&what, bytes)?;
         if destination.crc() != source.crc() {
             return Err(format!("{what} has not arrived"));
         }

@@ -3,11 +3,11 @@
 use clap::{ArgGroup, Args};
 use vhost_user_iommu::bdf::Bdf;
 
-use crate::accel::{self, Channel, Wait};
-use crate::memory::{Memory, PAGE};
+use crate::accel::Wait;
+use crate::memory::{Content, Memory, PAGE};
 use crate::regs::Descriptor;
 use crate::vfio::{Api, Protection};
-use crate::{Result, address, name, open, step};
+use crate::{Result, address, name, open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const PATTERN: u64 = 0xaaaa_aaaa_aaaa_aaaa;
@@ -38,7 +38,7 @@ pub struct Options {
 pub fn run(api: Api, options: &Options) -> Result<()> {
     options.check()?;
     let (space, accelerator) = open(api, &name(options.function))?;
-    let mut channel = Channel::open(&accelerator, &space, 2, RING, Wait::Interrupt)?;
+    let mut channel = space.channel(&accelerator, 2, RING, Wait::Interrupt)?;
     let (before, read_only) = (Memory::pages(1)?, Memory::pages(1)?);
     if options.after > 0 {
         let address = options.page().wrapping_sub(PAGE as u64);
@@ -47,7 +47,7 @@ pub fn run(api: Api, options: &Options) -> Result<()> {
     if options.read_only {
         let (page, bytes) = (options.page(), PAGE as u64);
         space.map(page, read_only, Protection::ReadOnly)?;
-        channel.run(accel::crc32c(page, bytes))?.expect_success("reading", bytes)?;
+        channel.run(ring::crc32c(page, bytes))?.expect_success("reading", bytes)?;
         step(format!("{page:#x} can be read"));
     }
     let completion = channel.run(options.work())?;
@@ -77,7 +77,7 @@ impl Options {
     /// An access that reaches the address after what lies before it.
     fn work(&self) -> Descriptor {
         let (first, length) = (self.iova.wrapping_sub(self.after), self.after + 8);
-        if self.write { accel::fill(first, length, PATTERN) } else { accel::crc32c(first, length) }
+        if self.write { ring::fill(first, length, PATTERN) } else { ring::crc32c(first, length) }
     }
 }
 

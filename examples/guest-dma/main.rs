@@ -1,12 +1,15 @@
-//! A program for guests: gives work to the accelerator through vfio-pci, with memory mapped at
-//! addresses of its own choice, and checks with the processor what became of it.
+//! A program for guests: gives work to the accelerator, and checks with the processor what became
+//! of it. Through vfio-pci, memory is mapped for the accelerator at addresses of the program's
+//! choice; through uio_pci_sva (`sva`), the accelerator has the program's own address space.
 //!
 //! ```text
 //! main        command line, exit status
-//! verify ...  one module for each command
+//! verify ...  one module for each command; sva has several
 //! accel       the accelerator's driver
+//! ring        descriptors and completion records
 //! memory      buffers, their content and checksums
 //! vfio        address spaces and devices, by either interface of VFIO
+//! uio         devices in this process's address space
 //! sys         unsafe code
 //! ```
 //!
@@ -18,8 +21,11 @@ mod demo;
 mod endless;
 mod fault;
 mod memory;
+mod ring;
+mod sva;
 mod sys;
 mod two;
+mod uio;
 mod unmap;
 mod verify;
 mod vfio;
@@ -37,7 +43,8 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Has accelerators access memory behind the IOMMU, and checks what they did.
 ///
-/// Functions are given by their PCI address and must be bound to vfio-pci. The exit status is 0
+/// Functions are given by their PCI address and must be bound to vfio-pci, or to uio_pci_sva for
+/// "sva". The exit status is 0
 /// if everything was as it should be.
 #[derive(Parser)]
 struct Args {
@@ -90,6 +97,8 @@ enum Command {
         #[arg(long, default_value = "0xcafe000000", value_parser = address)]
         iova: u64,
     },
+    /// Work in this process's own address space, through uio_pci_sva instead of vfio-pci.
+    Sva(sva::Options),
 }
 
 fn main() -> ExitCode {
@@ -104,16 +113,19 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let api = args.api.map_or_else(Api::detect, Ok)?;
+    let api = || args.api.map_or_else(Api::detect, Ok);
     match &args.command {
-        Command::Verify { function, pages } => verify::run(api, &name(*function), *pages),
-        Command::Fault(options) => fault::run(api, options),
-        Command::Unmap { function, iova } => unmap::run(api, &name(*function), *iova),
-        Command::Two { first, second, iova } => two::run(api, &name(*first), &name(*second), *iova),
-        Command::Loop { function, until_file, progress } => {
-            endless::run(api, &name(*function), until_file, progress.as_deref())
+        Command::Verify { function, pages } => verify::run(api()?, &name(*function), *pages),
+        Command::Fault(options) => fault::run(api()?, options),
+        Command::Unmap { function, iova } => unmap::run(api()?, &name(*function), *iova),
+        Command::Two { first, second, iova } => {
+            two::run(api()?, &name(*first), &name(*second), *iova)
         }
-        Command::Demo { function, iova } => demo::run(api, &name(*function), *iova),
+        Command::Loop { function, until_file, progress } => {
+            endless::run(api()?, &name(*function), until_file, progress.as_deref())
+        }
+        Command::Demo { function, iova } => demo::run(api()?, &name(*function), *iova),
+        Command::Sva(options) => sva::run(options),
     }
 }
 
@@ -125,7 +137,7 @@ fn name(function: Bdf) -> String {
 /// Opens a function in a space of its own.
 fn open(api: Api, name: &str) -> Result<(Space, accel::Accelerator)> {
     let space = Space::new(api)?;
-    let accelerator = accel::Accelerator::open(&space, name)?;
+    let accelerator = space.attach(name)?;
     Ok((space, accelerator))
 }
 

@@ -1,5 +1,6 @@
 //! Memory that the program and a device share.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::crc32c::Crc32c;
@@ -10,6 +11,49 @@ pub const PAGE: usize = 4096;
 
 /// Words in a page.
 const WORDS: usize = PAGE / size_of::<u64>();
+
+/// What is in memory that a device may change at any time.
+pub trait Content {
+    /// Content that differs from word to word and from seed to seed.
+    fn scramble(&self, seed: u64);
+    fn is_filled(&self, pattern: u64) -> bool;
+    fn crc(&self) -> u32;
+    fn byte(&self, index: usize) -> u8;
+    fn bytes(&self) -> usize;
+    /// Where it is in this process.
+    fn address(&self) -> u64;
+}
+
+impl Content for [AtomicU64] {
+    fn scramble(&self, seed: u64) {
+        for (index, word) in self.iter().enumerate() {
+            word.store(mix(seed << 32 ^ index as u64), Ordering::Relaxed);
+        }
+    }
+
+    fn is_filled(&self, pattern: u64) -> bool {
+        self.iter().all(|word| word.load(Ordering::Relaxed) == pattern)
+    }
+
+    fn crc(&self) -> u32 {
+        let mut crc = Crc32c::default();
+        self.iter().for_each(|word| crc.update(word.load(Ordering::Relaxed)));
+        crc.value()
+    }
+
+    fn byte(&self, index: usize) -> u8 {
+        let word = self[index / 8].load(Ordering::Relaxed);
+        word.to_le_bytes()[index % 8]
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(self)
+    }
+
+    fn address(&self) -> u64 {
+        self.as_ptr().addr() as u64
+    }
+}
 
 /// Whole pages of memory, never given back.
 #[derive(Clone, Copy)]
@@ -30,31 +74,13 @@ impl Memory {
     pub fn page(self, index: usize) -> Self {
         Self(&self.0[index * WORDS..][..WORDS])
     }
+}
 
-    pub fn bytes(self) -> usize {
-        size_of_val(self.0)
-    }
+impl Deref for Memory {
+    type Target = [AtomicU64];
 
-    pub fn byte(self, index: usize) -> u8 {
-        let word = self.0[index / 8].load(Ordering::Relaxed);
-        word.to_le_bytes()[index % 8]
-    }
-
-    /// Content that differs from word to word and from seed to seed.
-    pub fn scramble(self, seed: u64) {
-        for (index, word) in self.0.iter().enumerate() {
-            word.store(mix(seed << 32 ^ index as u64), Ordering::Relaxed);
-        }
-    }
-
-    pub fn is_filled(self, pattern: u64) -> bool {
-        self.0.iter().all(|word| word.load(Ordering::Relaxed) == pattern)
-    }
-
-    pub fn crc(self) -> u32 {
-        let mut crc = Crc32c::default();
-        self.0.iter().for_each(|word| crc.update(word.load(Ordering::Relaxed)));
-        crc.value()
+    fn deref(&self) -> &[AtomicU64] {
+        self.0
     }
 }
 

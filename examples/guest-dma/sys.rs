@@ -271,6 +271,14 @@ impl Drop for Bar {
     }
 }
 
+/// Waits until a file has something to read, or `seconds` are over.
+pub fn wait_readable(file: &File, seconds: u32) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec { tv_sec: seconds.into(), tv_nsec: 0 };
+    let mut fds = [PollFd::new(file, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&limit)), Ok(1))
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

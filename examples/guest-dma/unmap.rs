@@ -1,9 +1,9 @@
 //! `unmap`: what is unmapped can no longer be reached, and what takes its place can.
 
-use crate::accel::{self, Channel, Wait};
-use crate::memory::{Memory, PAGE, Scattered};
+use crate::accel::Wait;
+use crate::memory::{Content, Memory, PAGE, Scattered};
 use crate::vfio::{Api, Protection};
-use crate::{Result, open, step};
+use crate::{Result, open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const SOURCE: u64 = 0x40_0000_0000;
@@ -11,13 +11,13 @@ const PAGES: usize = 16;
 
 pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     let (space, accelerator) = open(api, name)?;
-    let mut channel = Channel::open(&accelerator, &space, 1, RING, Wait::Interrupt)?;
+    let mut channel = space.channel(&accelerator, 1, RING, Wait::Interrupt)?;
     let source = Scattered::map(&space, SOURCE, PAGES)?;
     let old = Scattered::map(&space, iova, PAGES)?;
     let bytes = source.bytes() as u64;
 
     source.scramble(1);
-    channel.run(accel::copy(SOURCE, iova, bytes))?.expect_success("COPY", bytes)?;
+    channel.run(ring::copy(SOURCE, iova, bytes))?.expect_success("COPY", bytes)?;
     if old.crc() != source.crc() {
         return Err("COPY to the mapping has not arrived".into());
     }
@@ -26,7 +26,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     old.unmap(&space)?;
     let before = old.crc();
     source.scramble(2);
-    let completion = channel.run(accel::copy(SOURCE, iova, bytes))?;
+    let completion = channel.run(ring::copy(SOURCE, iova, bytes))?;
     completion.expect_fault("COPY after unmap", iova, true, 0)?;
     if old.crc() != before {
         return Err("memory that was unmapped has been written".into());
@@ -35,7 +35,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
 
     let new = Memory::pages(PAGES)?;
     space.map(iova, new, Protection::ReadWrite)?;
-    channel.run(accel::copy(SOURCE, iova, bytes))?.expect_success("COPY again", bytes)?;
+    channel.run(ring::copy(SOURCE, iova, bytes))?.expect_success("COPY again", bytes)?;
     if new.crc() != source.crc() || old.crc() != before {
         return Err("COPY to the new mapping went elsewhere".into());
     }
@@ -46,7 +46,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     let halves = Scattered::map(&space, iova, PAGES)?;
     let middle = (PAGES / 2 * PAGE) as u64;
     space.unmap(iova + middle, PAGE)?;
-    let completion = channel.run(accel::copy(SOURCE, iova, bytes))?;
+    let completion = channel.run(ring::copy(SOURCE, iova, bytes))?;
     completion.expect_fault("COPY over a hole", iova + middle, true, middle)?;
     if (0..middle as usize).any(|index| halves.byte(index) != source.byte(index)) {
         return Err("COPY over a hole has not done what lies before it".into());

@@ -1,10 +1,10 @@
 //! `verify`: every operation on scattered memory, checked with the processor.
 
-use crate::accel::{self, Accelerator, Channel, Wait};
+use crate::accel::{Accelerator, Wait};
 use crate::memory::Scattered;
 use crate::regs;
 use crate::vfio::{Api, Space};
-use crate::{Result, open, step};
+use crate::{Result, open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const SECOND_RING: u64 = 0x1_0000_1000;
@@ -53,11 +53,11 @@ struct Check {
 
 impl Check {
     fn copy(&self) -> Result<()> {
-        let mut channel = Channel::open(&self.accelerator, &self.space, 0, RING, Wait::Interrupt)?;
+        let mut channel = self.space.channel(&self.accelerator, 0, RING, Wait::Interrupt)?;
         let bytes = self.source.bytes();
         let length = PIECE.min(bytes);
         let copy =
-            |at: usize| accel::copy(SOURCE + at as u64, DESTINATION + at as u64, length as u64);
+            |at: usize| ring::copy(SOURCE + at as u64, DESTINATION + at as u64, length as u64);
         let work: Vec<_> = (0..bytes).step_by(length).map(copy).collect();
         for (index, completion) in channel.run_all(&work)?.iter().enumerate() {
             completion.expect_success(&format!("COPY {index}"), length as u64)?;
@@ -72,10 +72,9 @@ impl Check {
 
     fn checksum(&self) -> Result<()> {
         // Another channel, vector and way to wait than the first.
-        let mut channel =
-            Channel::open(&self.accelerator, &self.space, 5, SECOND_RING, Wait::Poll)?;
+        let mut channel = self.space.channel(&self.accelerator, 5, SECOND_RING, Wait::Poll)?;
         let bytes = self.destination.bytes() as u64;
-        let completion = channel.run(accel::crc32c(DESTINATION, bytes))?;
+        let completion = channel.run(ring::crc32c(DESTINATION, bytes))?;
         completion.expect_success("CRC32C", bytes)?;
         let expected = u64::from(self.source.crc());
         if completion.result != expected {
@@ -86,9 +85,8 @@ impl Check {
     }
 
     fn fill(&self) -> Result<()> {
-        let mut channel =
-            Channel::open(&self.accelerator, &self.space, 5, SECOND_RING, Wait::Interrupt)?;
-        let work = accel::fill(DESTINATION + HOLE as u64, HOLE_BYTES as u64, PATTERN);
+        let mut channel = self.space.channel(&self.accelerator, 5, SECOND_RING, Wait::Interrupt)?;
+        let work = ring::fill(DESTINATION + HOLE as u64, HOLE_BYTES as u64, PATTERN);
         channel.run(work)?.expect_success("FILL", HOLE_BYTES as u64)?;
         for index in 0..self.destination.bytes() {
             let expected = match index.checked_sub(HOLE) {
@@ -105,16 +103,15 @@ impl Check {
     }
 
     fn compare(&self) -> Result<()> {
-        let mut channel =
-            Channel::open(&self.accelerator, &self.space, 7, SECOND_RING, Wait::Interrupt)?;
+        let mut channel = self.space.channel(&self.accelerator, 7, SECOND_RING, Wait::Interrupt)?;
         let bytes = self.source.bytes() as u64;
-        let completion = channel.run(accel::compare(SOURCE, DESTINATION, bytes))?;
+        let completion = channel.run(ring::compare(SOURCE, DESTINATION, bytes))?;
         let found = (completion.status, completion.result);
         if found != (regs::STATUS_MISMATCH, HOLE as u64) {
             return Err(format!("COMPARE: expected MISMATCH at {HOLE:#x}, got {completion}"));
         }
         channel
-            .run(accel::compare(SOURCE, DESTINATION, HOLE as u64))?
+            .run(ring::compare(SOURCE, DESTINATION, HOLE as u64))?
             .expect_success("COMPARE of what is equal", HOLE as u64)?;
         step(format!("COMPARE finds the first difference at offset {HOLE:#x}"));
         Ok(())

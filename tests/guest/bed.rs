@@ -14,8 +14,10 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 pub enum Kernel {
     /// Debian's, as it is: virtio-iommu is a module, VFIO has groups only.
     Stock,
-    /// Built for tests: all built in, VFIO has both interfaces.
+    /// Built for tests: all built in, VFIO has both interfaces, and the patches of guest/linux.
     Small,
+    /// As that, and it checks its own locks.
+    Debug,
 }
 
 impl Kernel {
@@ -23,6 +25,7 @@ impl Kernel {
         match self {
             Self::Stock => variable("VUI_STOCK_KERNEL"),
             Self::Small => variable("VUI_SMALL_KERNEL"),
+            Self::Debug => variable("VUI_DEBUG_KERNEL"),
         }
     }
 
@@ -36,7 +39,7 @@ impl Kernel {
                 let release = modules.file_name().unwrap().to_str().unwrap();
                 make_initrd("stock", &[(&modules, &format!("lib/modules/{release}"))])
             }),
-            Self::Small => SMALL.get_or_init(|| make_initrd("small", &[])),
+            Self::Small | Self::Debug => SMALL.get_or_init(|| make_initrd("small", &[])),
         }
     }
 }
@@ -71,7 +74,7 @@ fn make_initrd(name: &str, files: &[(&Path, &str)]) -> PathBuf {
     let out = dir().join(format!("{name}.initrd"));
     let mut command = script("testbed");
     command.arg("initrd").arg(&out).arg("scripts/guest/agent");
-    command.arg("scripts/guest/vfio:etc/vfio");
+    command.args(["scripts/guest/vfio:etc/vfio", "scripts/guest/sva:etc/sva"]);
     command.arg(format!("{}:bin/guest-dma", program().display()));
     command.args(files.iter().map(|(from, to)| format!("{}:{to}", from.display())));
     output(&mut command);

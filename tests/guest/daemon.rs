@@ -38,10 +38,11 @@ impl Config {
     }
 
     /// The QEMU options that go with it, as the program prints them for a shell.
-    pub fn qemu_args(&self) -> String {
+    pub fn qemu_args(&self, memory: &str) -> String {
         let mut command = program();
         command.args(["qemu-args", "--iommu", IOMMU, "--viot"]).arg(self.dir.join("viot"));
-        bed::output(command.args(self.options()))
+        command.args(["--memory", memory]);
+        bed::output(command.args(self.options())).trim_end().to_owned()
     }
 
     /// Writes the table that lists `endpoints`.
@@ -103,8 +104,9 @@ impl Daemon {
         assert!(!self.log().contains("panicked at"), "a thread of the daemon has panicked");
     }
 
-    /// Ends it, which must be clean, and looks at what it has said.
-    pub fn stop(&mut self) {
+    /// Ends it, which must be clean, and looks at what it has said. Returns what it has counted
+    /// of page requests, for each endpoint.
+    pub fn stop(&mut self) -> Vec<Counters> {
         self.assert_alive();
         let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: the child has not been waited for, so its id is still its own.
@@ -116,7 +118,59 @@ impl Daemon {
         for word in ["ERROR", "panicked at"] {
             assert!(!log.contains(word), "the daemon says {word}");
         }
+        let counters: Vec<_> = log.lines().filter_map(Counters::parse).collect();
+        counters.iter().for_each(Counters::check);
+        counters.into_iter().filter(|counters| counters.kind == "page requests").collect()
     }
+}
+
+/// What the daemon has counted of an endpoint's faults, or of its page requests.
+#[derive(Debug)]
+pub struct Counters {
+    kind: String,
+    /// What there was, by name: first of all the number of what has ended.
+    totals: Vec<(String, u64)>,
+    /// How it ended.
+    ends: Vec<(String, u64)>,
+}
+
+impl Counters {
+    /// From a line like
+    /// `page requests of endpoint 0000:00:02.0: groups 3 requests 7: success 2, invalid 1, ...`.
+    fn parse(line: &str) -> Option<Self> {
+        let (start, counters) = line.split_once(" of endpoint ")?;
+        let (_, kind) = start.rsplit_once("] ")?;
+        let (_, counters) = counters.split_once(": ")?;
+        let (totals, ends) = counters.split_once(": ")?;
+        Some(Self { kind: kind.into(), totals: named(totals), ends: named(ends) })
+    }
+
+    /// How many of this name.
+    pub fn count(&self, name: &str) -> u64 {
+        let mut all = self.totals.iter().chain(&self.ends);
+        let found = all.find(|(found, _)| found == name);
+        found.unwrap_or_else(|| panic!("the daemon does not count '{name}': {self:?}")).1
+    }
+
+    /// All that there was has ended.
+    fn check(&self) {
+        let ends: u64 = self.ends.iter().map(|(_, count)| count).sum();
+        assert_eq!(self.totals[0].1, ends, "{self:?}");
+        assert_eq!(self.count("waiting"), 0, "{self:?}");
+    }
+}
+
+/// Numbers, each behind its name.
+fn named(text: &str) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    let mut name: Vec<&str> = Vec::new();
+    for word in text.split([' ', ',']).filter(|word| !word.is_empty()) {
+        match word.parse() {
+            Ok(count) => all.push((std::mem::take(&mut name).join(" "), count)),
+            Err(_) => name.push(word),
+        }
+    }
+    all
 }
 
 impl Drop for Daemon {

@@ -1,8 +1,29 @@
 //! What the guest's kernel says on its console.
 
 /// Nothing good starts so.
-const TROUBLE: [&str; 6] =
-    ["WARNING:", "BUG:", "Oops", "Call Trace", "Kernel panic", "general protection"];
+const TROUBLE: [&str; 9] = [
+    "WARNING:",
+    "BUG:",
+    "Oops",
+    "Call Trace",
+    "Kernel panic",
+    "general protection",
+    "iopf with pasid",
+    "refcount_t:",
+    // Of locks, RCU and tasks that hang.
+    "INFO: ",
+];
+
+/// Reports of the kernel's own checks of memory and locks, which nobody may expect.
+const CHECKS: [&str; 7] = [
+    "KASAN",
+    "UBSAN",
+    "DEBUG_LOCKS_WARN_ON",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "lockdep is turned off",
+];
 
 /// What the driver says when all is well. "device removed" follows an unbind.
 const DRIVER_INFO: [&str; 3] = ["input address: ", "page mask: ", "device removed"];
@@ -17,13 +38,19 @@ pub fn faults(log: &str) -> Vec<&str> {
     driver_lines(log).filter(|text| text.contains(" fault from EP ")).collect()
 }
 
-/// All lines that ought not to be there. Faults are not among them.
-pub fn complaints(log: &str) -> Vec<&str> {
+/// All lines that ought not to be there, and are not `tolerated`. Faults are not among them.
+pub fn complaints<'a>(log: &'a str, tolerated: &[&str]) -> Vec<&'a str> {
+    let is_new = |line: &&str| !tolerated.iter().any(|text| line.contains(text));
+    let checks = log.lines().filter(|line| CHECKS.iter().any(|word| line.contains(word)));
+    checks.chain(unusual(log).filter(is_new)).collect()
+}
+
+fn unusual(log: &str) -> impl Iterator<Item = &str> {
     let trouble = log.lines().filter(|line| TROUBLE.iter().any(|word| line.contains(word)));
-    let is_usual = |text: &&str| {
+    let is_usual = |text: &str| {
         text.contains(" fault from EP ") || DRIVER_INFO.iter().any(|info| text.starts_with(info))
     };
-    trouble.chain(driver_lines(log).filter(|text| !is_usual(text))).collect()
+    trouble.chain(driver_lines(log).filter(move |text| !is_usual(text)))
 }
 
 /// A fault as the driver reports it.

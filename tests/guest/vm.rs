@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::agent::{Agent, Output};
 use crate::bed::{self, Kernel};
-use crate::daemon::{self, Config, Daemon};
+use crate::daemon::{self, Config, Counters, Daemon};
 use crate::kernel_log;
 use crate::qmp::Qmp;
 use crate::wait;
@@ -18,6 +18,12 @@ use crate::wait;
 /// The endpoints of a machine, unless told otherwise.
 pub const A: &str = "00:02.0";
 pub const B: &str = "00:03.0";
+pub const C: &str = "00:04.0";
+pub const D: &str = "00:05.0";
+
+/// Where disks come, from this slot on.
+const FIRST_DISK: usize = 0x10;
+const MEBIBYTE: u64 = 1 << 20;
 
 /// Emulated processors need real ones: machines run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -25,6 +31,9 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub struct Builder {
     kernel: Kernel,
     options: Vec<&'static str>,
+    endpoints: Vec<&'static str>,
+    memory: &'static str,
+    disks: Vec<u64>,
     unlisted: Vec<&'static str>,
     tolerated: Vec<&'static str>,
 }
@@ -33,6 +42,24 @@ impl Builder {
     /// Adds daemon options.
     pub fn options(mut self, options: &[&'static str]) -> Self {
         self.options.extend(options);
+        self
+    }
+
+    /// Has these endpoints.
+    pub fn endpoints(mut self, endpoints: &[&'static str]) -> Self {
+        self.endpoints = endpoints.into();
+        self
+    }
+
+    /// Has so much memory, as QEMU's option says it.
+    pub fn memory(mut self, size: &'static str) -> Self {
+        self.memory = size;
+        self
+    }
+
+    /// Adds an empty disk of so many MiB: the first is /dev/vda.
+    pub fn disk(mut self, mebibytes: u64) -> Self {
+        self.disks.push(mebibytes * MEBIBYTE);
         self
     }
 
@@ -55,11 +82,12 @@ impl Builder {
         let initrd = self.kernel.initrd();
         let dir = bed::machine_dir();
         let path = dir.path();
-        let endpoints = [&[A, B], self.unlisted.as_slice()].concat();
+        let endpoints = [self.endpoints.as_slice(), &self.unlisted].concat();
         let config = Config::new(path, &endpoints, &self.options);
-        config.write_viot(&[A, B]);
+        config.write_viot(&self.endpoints);
         let daemon = config.start();
-        let qemu = Qemu::start(path, self.kernel, initrd, &config.qemu_args());
+        let args = [config.qemu_args(self.memory), disks(path, &self.disks)].concat();
+        let qemu = Qemu::start(path, self.kernel, initrd, &args);
         let (qmp, agent) = (Qmp::connect(&path.join("qmp")), Agent::connect(&path.join("agent")));
         let mut vm = Vm {
             agent,
@@ -93,7 +121,15 @@ pub struct Vm {
 
 impl Vm {
     pub fn builder(kernel: Kernel) -> Builder {
-        Builder { kernel, options: Vec::new(), unlisted: Vec::new(), tolerated: Vec::new() }
+        Builder {
+            kernel,
+            options: Vec::new(),
+            endpoints: vec![A, B],
+            memory: "1G",
+            disks: Vec::new(),
+            unlisted: Vec::new(),
+            tolerated: Vec::new(),
+        }
     }
 
     /// Boots with two accelerators and the IOMMU's driver.
@@ -172,19 +208,34 @@ impl Vm {
         self.dir.path().join("kernel.log")
     }
 
-    /// Ends everything, and looks at what was said. Every test ends so.
-    pub fn finish(mut self) {
+    /// Ends everything, and looks at what was said. Every test ends so. Returns what the daemon has
+    /// counted of page requests, for each endpoint.
+    pub fn finish(mut self) -> Vec<Counters> {
         self.daemon.assert_alive();
         self.qmp.execute("quit");
         self.qemu.wait_for_end();
-        self.daemon.stop();
+        let page_requests = self.daemon.stop();
         self.check_faults();
         let log = self.kernel_log();
-        let is_new = |line: &&str| !self.tolerated.iter().any(|text| line.contains(text));
-        let complaints: Vec<_> = kernel_log::complaints(&log).into_iter().filter(is_new).collect();
+        let complaints = kernel_log::complaints(&log, &self.tolerated);
         assert!(complaints.is_empty(), "the guest's kernel says: {complaints:#?}");
         self.finished = true;
+        page_requests
     }
+}
+
+/// QEMU's options for disks of these sizes, which are made.
+fn disks(dir: &Path, sizes: &[u64]) -> String {
+    let disk = |(index, size): (usize, &u64)| {
+        let path = dir.join(format!("disk{index}"));
+        File::create(&path).and_then(|file| file.set_len(*size)).unwrap();
+        let (path, slot) = (path.display(), FIRST_DISK + index);
+        format!(
+            " -drive if=none,id=disk{index},format=raw,file={path} \
+             -device virtio-blk-pci,drive=disk{index},addr={slot:x}.0"
+        )
+    };
+    sizes.iter().enumerate().map(disk).collect()
 }
 
 impl Drop for Vm {

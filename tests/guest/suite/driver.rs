@@ -24,7 +24,7 @@ fn driver_leaves_and_comes_back(guest: Guest) {
 fn reload(vm: &mut Vm, kernel: Kernel) {
     match kernel {
         Kernel::Stock => reload_module(vm),
-        Kernel::Small => rebind(vm),
+        Kernel::Small | Kernel::Debug => rebind(vm),
     }
 }
 

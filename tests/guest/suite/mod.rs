@@ -4,6 +4,7 @@ mod devices;
 mod driver;
 mod machine;
 mod misconfiguration;
+mod sva;
 
 use crate::bed::Kernel;
 use crate::vm::{A, B, Vm};
