@@ -11,7 +11,7 @@
 //!
 //! There are two kinds. A [`Fault`] is unrecoverable: the access has failed, and the guest is
 //! told. A [`PageRequest`] waits for the guest; each group of them gets exactly one [`Response`],
-//! which its [`ticket`] sees to.
+//! which its ticket sees to.
 //!
 //! Nothing here knows sockets, rings or mappings.
 
