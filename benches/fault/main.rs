@@ -2,8 +2,9 @@
 //! front end that answers at once, and back.
 //!
 //! `cargo bench --bench fault`, or `./scripts/bench fault`. The yardstick is a bare ping-pong of
-//! two processes over eventfds, measured in turn with everything else. A fault cannot be cheaper
-//! than one of them: somebody has to be woken, and to wake the one who waits.
+//! two processes over eventfds, on the same cores as front end and daemon, measured in turn with
+//! everything else. A fault cannot be cheaper than one of them: the front end has to be woken, and
+//! to wake who waits for it.
 //!
 //! - Round trip: a job with a fault less the same job without, both from the doorbell to the
 //!   interrupt. Of that the front end spends the time from its wake-up until MAP and PAGE_RESP are
@@ -15,6 +16,7 @@
 mod accel;
 #[path = "../common/mod.rs"]
 mod common;
+mod cores;
 mod guest;
 mod pong;
 mod times;
@@ -28,6 +30,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use accel::Accel;
 use common::Daemon;
+use cores::{Cores, Placement};
 use guest::{FREE, Guest, PAGE, PageRequest, SUCCESS};
 use pong::Pong;
 use times::Times;
@@ -64,14 +67,19 @@ fn main() {
     if std::env::args().nth(1).as_deref() == Some(pong::ARGUMENT) {
         return pong::echo();
     }
-    let unit = print_round_trips();
-    print_sustained(unit);
+    let cores = Cores::all();
+    println!("microseconds; the last column counts bare ping-pongs (p50)");
+    for &placement in cores.placements() {
+        print_round_trips(&cores, placement);
+    }
+    cores.release();
+    print_sustained();
 }
 
 /// Everything that is compared is measured in turn.
-fn print_round_trips() -> f64 {
-    let pong = Pong::start();
-    let mut machine = Machine::start(2);
+fn print_round_trips(cores: &Cores, placement: Placement) {
+    let pong = cores.start(placement, Pong::start);
+    let mut machine = cores.start(placement, || Machine::start(2));
     machine.accels[QUIET as usize].enable(0);
     machine.storm(STORM, STORM_CHANNELS);
     machine.calm();
@@ -85,14 +93,16 @@ fn print_round_trips() -> f64 {
         beside.measure(&mut machine, || ());
         machine.calm();
     }
-    let unit = bare.p50();
-    println!("microseconds; the last column counts bare ping-pongs (p50)");
-    println!("{:52} {:>8} {:>8} {:>8}", "", "p50", "p99", "p50");
+    let title = match placement {
+        Placement::Together => "front end and daemon on one core",
+        Placement::Apart => "front end on a core of its own",
+    };
+    println!("{title:52} {:>8} {:>8} {:>8}", "p50", "p99", "p50");
     let row = |what: &str, times: &Times| {
         let (p50, p99) = (times.p50(), times.p99());
-        println!("{what:52} {p50:8.1} {p99:8.1} {:8.2}", p50 / unit);
+        println!("  {what:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / bare.p50());
     };
-    row("bare ping-pong of two processes", &bare);
+    row("bare ping-pong of two processes, placed likewise", &bare);
     for (jobs, place) in [(&alone, "alone"), (&beside, "beside a storm")] {
         row(&format!("{place}: job without fault"), &jobs.plain);
         row("  job with a fault", &jobs.fault);
@@ -100,11 +110,9 @@ fn print_round_trips() -> f64 {
         row("    of which the front end", &jobs.handled);
         row("    added by the daemon", &jobs.added());
     }
-    row(
-        "added by the storm: the difference of what is added",
-        &beside.added().less(&alone.added()),
-    );
-    unit
+    let by_storm = beside.added().less(&alone.added());
+    row("added by the storm: the difference of what is added", &by_storm);
+    println!();
 }
 
 /// Jobs of the quiet endpoint.
@@ -137,10 +145,10 @@ impl Jobs {
     }
 }
 
-fn print_sustained(unit: f64) {
-    println!();
-    println!("sustained, {LOAD_CHANNELS} channels an endpoint");
-    println!("endpoints   groups/s  microseconds each  bare ping-pongs each");
+fn print_sustained() {
+    println!("sustained, {LOAD_CHANNELS} channels an endpoint, on all cores");
+    println!("endpoints   groups/s  microseconds each  times that with {}", ENDPOINTS[0]);
+    let mut base = None;
     for endpoints in ENDPOINTS {
         let mut machine = Machine::start(endpoints);
         (0..endpoints).for_each(|index| machine.storm(index, LOAD_CHANNELS));
@@ -148,7 +156,8 @@ fn print_sustained(unit: f64) {
         machine.run_storm(LOAD / 4);
         let groups = machine.run_storm(LOAD) / LOAD.as_secs_f64();
         let each = 1e6 / groups;
-        println!("{endpoints:9} {groups:10.0} {each:18.2} {:21.2}", each / unit);
+        let base = *base.get_or_insert(each);
+        println!("{endpoints:9} {groups:10.0} {each:18.2} {:18.2}", each / base);
     }
 }
 
