@@ -187,21 +187,24 @@ fn vhost_reset_device_answers_before_it_is_answered() {
 
 #[test]
 fn after_a_reset_no_event_of_a_group_before_is_delivered() {
-    // Only the first of four groups has a buffer, and of that one only the first request.
-    let mut vm = Vm::paging_with("", 1);
-    open_all(&mut vm);
-    vm.accel(0).group_pages = 2;
-    vm.events.hold = true;
-    ALL.into_iter().for_each(|channel| vm.write_pages(channel, IOVA, 2));
-    vm.events.next();
-    vm.assert_groups(0, &[("waiting", 3)]);
-    vm.assert_groups(1, &[("waiting", 1)]);
-    vm.event_buffers.0 = 16;
-    vm.events.hold = false;
-    vm.reset();
-    assert_cut_off(&mut vm, BESIDE);
-    vm.open(BESIDE);
-    vm.assert_no_event(BESIDE);
+    // The event queue may start before the request queue has found out that it was a reset.
+    for _ in 0..20 {
+        // Only the first of four groups has a buffer, and of that one only the first request.
+        let mut vm = Vm::paging_with("", 1);
+        open_all(&mut vm);
+        vm.accel(0).group_pages = 2;
+        vm.events.hold = true;
+        ALL.into_iter().for_each(|channel| vm.write_pages(channel, IOVA, 2));
+        vm.events.next();
+        vm.assert_groups(0, &[("waiting", 3)]);
+        vm.assert_groups(1, &[("waiting", 1)]);
+        vm.event_buffers.0 = 16;
+        vm.events.hold = false;
+        vm.reset();
+        assert_cut_off(&mut vm, BESIDE);
+        vm.open(BESIDE);
+        vm.assert_no_event(BESIDE);
+    }
 }
 
 #[test]
