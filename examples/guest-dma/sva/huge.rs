@@ -10,6 +10,7 @@ use crate::ring;
 const PATTERN: u64 = 0x7777_7777_7777_7777;
 
 pub fn run(channel: &mut Channel) -> Result<String> {
+    pages::write("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")?;
     let region = made_by_the_device(channel)?;
     split(channel, region)?;
     collapsed(channel)?;
