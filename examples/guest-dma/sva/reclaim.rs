@@ -1,7 +1,7 @@
 //! `swap` and `migrate`: the kernel takes pages away, or moves them, while the device works on
 //! them.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::region::{Advice, Region, advise};
 use super::{pages, verified};
@@ -12,8 +12,8 @@ use crate::memory::{Content, PAGE};
 const BYTES: usize = 4 << 20;
 const ROUNDS: usize = 4;
 const PATTERN: u64 = 0x3333_3333_3333_3333;
-/// Memory that is taken and given back in part, so that there are gaps to be closed.
-const GAPS: usize = 16 << 20;
+/// Pages that are taken, and given back, for each page of a buffer.
+const GAPS: usize = 6;
 
 pub fn swap(channel: &mut Channel) -> Result<String> {
     let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
@@ -63,30 +63,44 @@ fn taken_away(memories: &[&[AtomicU64]]) -> Result<usize> {
 }
 
 pub fn migrate(channel: &mut Channel) -> Result<String> {
-    let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
-    from.words().scramble(2);
-    verified::copy(channel, from.words(), to.words())?;
-    let both = [from.words(), to.words()];
-    let disturb = || moved(&both);
-    let (moved, rounds) =
-        verified::during(disturb, || verified::copy(channel, from.words(), to.words()))?;
+    let (mut moved, mut copies) = (0, 0);
+    for round in 0..ROUNDS as u64 {
+        let (from, to) = spread()?;
+        from.words().scramble(round);
+        verified::copy(channel, from.words(), to.words())?;
+        let both = [from.words(), to.words()];
+        let disturb = || compacted(&both);
+        let (pages, rounds) =
+            verified::during(disturb, || verified::copy(channel, from.words(), to.words()))?;
+        (moved, copies) = (moved + pages, copies + rounds);
+    }
     if moved == 0 {
         return Err("no page has moved".into());
     }
-    Ok(format!("migrate: {moved} pages moved in {rounds} copies"))
+    Ok(format!("migrate: {moved} pages moved in {copies} copies"))
 }
 
-/// Has memory compacted until some of these pages have moved. Returns how many.
-fn moved(memories: &[&[AtomicU64]]) -> Result<usize> {
-    let mut moved = 0;
-    for _ in 0..ROUNDS {
-        let _gaps = gaps()?;
-        let before = frames(memories)?;
-        pages::write("/proc/sys/vm/compact_memory", "1")?;
-        let after = frames(memories)?;
-        moved += before.iter().zip(&after).filter(|(before, after)| is_move(before, after)).count();
+/// Two regions whose pages lie far from each other in memory, with gaps that wait to be closed.
+fn spread() -> Result<(Region, Region)> {
+    let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
+    let gaps = Region::anonymous(GAPS * BYTES)?;
+    let touch = |region: &Region, page: usize| {
+        region.words()[page * PAGE / 8].store(1, Ordering::Relaxed);
+    };
+    for page in 0..BYTES / PAGE {
+        touch(&from, page);
+        touch(&to, page);
+        (0..GAPS).for_each(|gap| touch(&gaps, page * GAPS + gap));
     }
-    Ok(moved)
+    Ok((from, to))
+}
+
+/// Has memory compacted. Returns how many of these pages have moved.
+fn compacted(memories: &[&[AtomicU64]]) -> Result<usize> {
+    let before = frames(memories)?;
+    pages::write("/proc/sys/vm/compact_memory", "1")?;
+    let after = frames(memories)?;
+    Ok(before.iter().zip(&after).filter(|(before, after)| is_move(before, after)).count())
 }
 
 fn is_move(before: &Option<u64>, after: &Option<u64>) -> bool {
@@ -99,14 +113,4 @@ fn frames(memories: &[&[AtomicU64]]) -> Result<Vec<Option<u64>>> {
         frames.extend(pages::pages(memory)?.into_iter().map(pages::Page::frame));
     }
     Ok(frames)
-}
-
-/// Every second page of it is there.
-fn gaps() -> Result<Region> {
-    let region = Region::anonymous(GAPS)?;
-    region.words().scramble(3);
-    for page in region.words().chunks(PAGE / 8).step_by(2) {
-        advise(page, Advice::DontNeed)?;
-    }
-    Ok(region)
 }
