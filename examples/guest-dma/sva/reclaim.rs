@@ -9,7 +9,7 @@ use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 
-const BYTES: usize = 4 << 20;
+const BYTES: usize = 2 << 20;
 const ROUNDS: usize = 4;
 const PATTERN: u64 = 0x3333_3333_3333_3333;
 /// Pages that are taken, and given back, for each page of a buffer.
