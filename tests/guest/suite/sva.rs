@@ -136,6 +136,7 @@ fn four_accelerators_at_once() {
 #[test]
 fn a_gibibyte_through_64_mebibytes() {
     let mut vm = boot(Vm::builder(Kernel::Small).memory("512M"), &[A]);
+    vm.run("echo 1 >/proc/sys/vm/overcommit_memory");
     sva_once(&mut vm, A, "--group-pages 32 stream");
     finish_counted(vm);
 }
