@@ -1,12 +1,12 @@
-//! Wakes a worker thread.
+//! Wakes a thread that waits for descriptors.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// An event that a worker's loop listens to.
+/// An event that a loop listens to.
 #[derive(Clone)]
 pub struct Bell(Arc<OwnedFd>);
 
@@ -20,7 +20,7 @@ impl Bell {
         Ok(Self(Arc::new(eventfd(0, flags)?)))
     }
 
-    /// Wakes the worker.
+    /// Wakes who listens.
     pub fn ring(&self) {
         // Fails only when the counter is full, and then it has been rung.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
@@ -30,6 +30,12 @@ impl Bell {
     pub fn quiet(&self) {
         // Nothing to read means that it was forgotten already.
         let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

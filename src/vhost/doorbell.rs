@@ -1,6 +1,5 @@
 //! The fault path's doorbell.
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bell::Bell;
@@ -38,8 +37,8 @@ impl FaultDoorbell {
 
     /// From now on events go into `ring`.
     pub(super) fn connect(&self, events: &Arc<EventQueue>, ring: &Ring) {
-        let connection = Connection { events: events.clone(), ring: ring.clone() };
-        self.connection().get_or_insert(connection);
+        let connection = || Connection { events: events.clone(), ring: ring.clone() };
+        self.connection().get_or_insert_with(connection);
     }
 
     /// The front end has gone.
@@ -55,19 +54,13 @@ impl FaultDoorbell {
 impl Doorbell for FaultDoorbell {
     fn ring(&self) {
         let all_done = match self.connection.try_lock() {
-            Ok(mut connection) => {
-                connection.as_mut().is_some_and(|to| to.events.serve_a_little(&to.ring))
+            Ok(connection) => {
+                connection.as_ref().is_some_and(|to| to.events.serve_a_little(&to.ring))
             }
             Err(_) => false,
         };
         if !all_done {
             self.bell.ring();
         }
-    }
-}
-
-impl AsRawFd for FaultDoorbell {
-    fn as_raw_fd(&self) -> RawFd {
-        self.bell.as_raw_fd()
     }
 }

@@ -60,7 +60,7 @@ impl EventQueue {
     /// Does what [`serve`](Self::serve) does, but for a few turns at most; `true` when it is done.
     pub fn serve_a_little(&self, ring: &Ring) -> bool {
         let all_done = (0..TURNS).any(|_| !self.deliver_some(ring));
-        if self.faults.is_waiting() {
+        if !self.timer.is_running() && self.faults.is_waiting() {
             self.timer.start();
         }
         all_done

@@ -2,9 +2,8 @@
 //!
 //! Requests come out of `request_queue`, go to the device model, and their answers go back.
 //! Faults come out of the fault path and go into `event_queue`. No domain and no mapping is
-//! known here. Each queue has a thread of its own, so that polling one
-//! never delays the other; a fault is delivered by the thread that reports it, if the event queue
-//! is free (`doorbell`).
+//! known here. Each queue has a thread of its own, so that polling one never delays the other; a
+//! fault is delivered by the thread that reports it, if the event queue is free (`doorbell`).
 
 mod bell;
 mod chain;

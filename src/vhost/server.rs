@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -28,19 +28,18 @@ use crate::viommu::Viommu;
 pub struct Stop(Arc<StopState>);
 
 struct StopState {
-    requested: OwnedFd,
+    requested: Bell,
     connection: Mutex<Option<ShutdownHandle>>,
 }
 
 impl Stop {
     fn new() -> io::Result<Self> {
-        let requested = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self(Arc::new(StopState { requested, connection: Mutex::new(None) })))
+        Ok(Self(Arc::new(StopState { requested: Bell::new()?, connection: Mutex::new(None) })))
     }
 
     /// Lets [`Server::run`] return, whatever it waits for.
     pub fn request(&self) {
-        let _ = rustix::io::write(&self.0.requested, &1u64.to_ne_bytes());
+        self.0.requested.ring();
         if let Some(connection) = &*self.connection() {
             connection.shutdown();
         }
@@ -148,7 +147,7 @@ impl Server {
         log::info!("front end connected");
         self.stop.set_connection(daemon.shutdown_handle());
         for (thread, fd, event) in [
-            (EVENT_THREAD, self.doorbell.as_raw_fd(), DOORBELL),
+            (EVENT_THREAD, self.doorbell.bell().as_raw_fd(), DOORBELL),
             (EVENT_THREAD, clock, CLOCK),
             (REQUEST_THREAD, look.as_raw_fd(), LOOK),
         ] {

@@ -34,6 +34,11 @@ impl Timer {
         self.period
     }
 
+    /// Whether it was started, and has not been [taken](Self::take) since.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
     /// Starts it, unless it runs.
     pub fn start(&self) {
         if self.running.swap(true, Ordering::SeqCst) {
