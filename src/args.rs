@@ -96,7 +96,7 @@ pub struct DaemonArgs {
     /// How many groups of page requests of one endpoint can wait for the guest's answer; an
     /// endpoint that has more is held back.
     #[arg(long, value_name = "N", default_value_t = Limits::default().page_groups,
-          value_parser = clap::value_parser!(u16).range(1..=MAX_GROUPS as i64 - 1))]
+          value_parser = clap::value_parser!(u16).range(1..=MAX_GROUPS as i64))]
     pub max_page_groups: u16,
 
     /// How long the guest can take to answer a group of page requests, in seconds; then the

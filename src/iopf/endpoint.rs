@@ -191,15 +191,14 @@ impl EndpointFaults {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.lock().groups.as_ref().map_or(0, |groups| groups.len())
+        self.lock().unanswered()
     }
 
     /// All numbers of one moment.
     pub(super) fn counters(&self) -> (FaultCounters, RequestCounters) {
         let state = self.lock();
         let faults = FaultCounters { waiting: state.waiting.len() as u64, ..state.faults };
-        let waiting = state.groups.as_ref().map_or(0, |groups| groups.len());
-        (faults, self.requests.counters(waiting))
+        (faults, self.requests.counters(state.unanswered()))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -208,6 +207,11 @@ impl EndpointFaults {
 }
 
 impl State {
+    /// How many groups wait for their answers.
+    fn unanswered(&self) -> usize {
+        self.groups.as_ref().map_or(0, |groups| groups.len())
+    }
+
     fn drop_faults(&mut self) {
         self.faults.dropped += self.waiting.len() as u64;
         self.waiting.clear();

@@ -98,9 +98,9 @@ pub struct Limits {
     pub response_time: Duration,
 }
 
-/// The most groups of page requests of one endpoint: half of what has an identifier, so that none
-/// is used again at once.
-pub const MAX_GROUPS: usize = 1 << 15;
+/// The most groups of page requests of one endpoint: fewer than half of the identifiers, so that
+/// none is used again at once.
+pub const MAX_GROUPS: usize = (1 << 15) - 1;
 
 /// Rung when faults begin to wait. Implemented by whoever serves the event queue; called from
 /// any thread, with no lock held.
