@@ -12,10 +12,10 @@ use crate::common::{Daemon, daemon, region};
 use crate::guest::PASID;
 
 const COMMAND: u64 = 0x04;
-const PASID_CONTROL: u64 = 0x106;
-const ATS_CONTROL: u64 = 0x116;
-const PRI_CONTROL: u64 = 0x124;
-const PRI_ALLOCATION: u64 = 0x12c;
+const PASID_CONTROL: u64 = regs::PASID_CAPABILITY as u64 + 6;
+const ATS_CONTROL: u64 = regs::ATS_CAPABILITY as u64 + 6;
+const PRI_CONTROL: u64 = regs::PRI_CAPABILITY as u64 + 4;
+const PRI_ALLOCATION: u64 = regs::PRI_CAPABILITY as u64 + 12;
 const RING_ENTRIES: u32 = 64;
 const RING_SPAN: u64 = RING_ENTRIES as u64 * regs::DESCRIPTOR_SIZE as u64;
 

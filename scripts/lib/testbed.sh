@@ -214,7 +214,7 @@ build_kernel() {
     prepare_source "$dir"
     step "Configuring the $name kernel" configure_kernel "$linux" "$@"
     check_config "$linux/.config" "$@"
-    step "Building the $name kernel (6 to 9 minutes on 2 cores)" kernel_make "$linux" -j"$(nproc)" bzImage
+    step "Building the $name kernel (6 to 12 minutes on 2 cores)" kernel_make "$linux" -j"$(nproc)" bzImage
     cp "$linux/arch/x86/boot/bzImage" "$dir/bzImage"
     cp "$linux/.config" "$dir/config"
     cp "$linux/include/config/kernel.release" "$dir/release"

@@ -47,8 +47,12 @@ pub struct Region {
 impl Region {
     /// Memory of its own, never touched, in small pages.
     pub fn anonymous(bytes: usize) -> Result<Self> {
-        let region = Self::map(bytes, PAGE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1)?;
-        advise(region.words(), Advice::NoHugePage)?;
+        Self::private(bytes, PAGE, Advice::NoHugePage)
+    }
+
+    fn private(bytes: usize, alignment: usize, advice: Advice) -> Result<Self> {
+        let region = Self::map(bytes, alignment, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1)?;
+        advise(region.words(), advice)?;
         Ok(region)
     }
 
@@ -59,16 +63,12 @@ impl Region {
 
     /// As `anonymous`, in huge pages where possible.
     pub fn transparent_huge(bytes: usize) -> Result<Self> {
-        let region = Self::map(bytes, HUGE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1)?;
-        advise(region.words(), Advice::HugePage)?;
-        Ok(region)
+        Self::private(bytes, HUGE, Advice::HugePage)
     }
 
     /// As `anonymous`, in small pages, so that huge ones can take their place.
     pub fn aligned(bytes: usize) -> Result<Self> {
-        let region = Self::map(bytes, HUGE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1)?;
-        advise(region.words(), Advice::NoHugePage)?;
-        Ok(region)
+        Self::private(bytes, HUGE, Advice::NoHugePage)
     }
 
     /// Memory from the pool of huge pages.
