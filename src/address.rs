@@ -105,6 +105,29 @@ impl IovaRange {
         self.first <= other.last && other.first <= self.last
     }
 
+    /// What is left of the range when `other` is taken out: up to two ranges, lowest first.
+    pub fn without(&self, other: &IovaRange) -> impl Iterator<Item = IovaRange> + use<> {
+        let below = other.first.checked_sub(1).map(|last| last.min(self.last));
+        let above = other.last.checked_add(1).map(|first| first.max(self.first));
+        let below = below.and_then(|last| Self::new(self.first, last));
+        let above = above.and_then(|first| Self::new(first, self.last));
+        below.into_iter().chain(above)
+    }
+
+    /// The addresses that both ranges have.
+    pub fn common(&self, other: &IovaRange) -> Option<IovaRange> {
+        Self::new(self.first.max(other.first), self.last.min(other.last))
+    }
+
+    /// The whole granules (of a power of two of bytes) in the range.
+    pub fn shrunk_to(&self, granule: u64) -> Option<IovaRange> {
+        let first = self.first.checked_next_multiple_of(granule)?;
+        match self.last.checked_add(1) {
+            Some(end) => Self::new(first, (end & !(granule - 1)).checked_sub(1)?),
+            None => Self::new(first, self.last),
+        }
+    }
+
     /// Whether both ends lie on boundaries of `granule` bytes (a power of two).
     pub const fn is_aligned(&self, granule: u64) -> bool {
         let mask = granule - 1;
@@ -115,5 +138,46 @@ impl IovaRange {
 impl fmt::Display for IovaRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}-{:#x}", self.first, self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u64, last: u64) -> IovaRange {
+        IovaRange::new(first, last).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_without_another_range() {
+        let left = |first, last| -> Vec<(u64, u64)> {
+            let other = range(first, last);
+            range(10, 20).without(&other).map(|part| (part.first, part.last)).collect()
+        };
+        assert_eq!(left(0, 9), [(10, 20)]);
+        assert_eq!(left(21, 30), [(10, 20)]);
+        assert_eq!(left(12, 14), [(10, 11), (15, 20)]);
+        assert_eq!(left(0, 10), [(11, 20)]);
+        assert_eq!(left(20, u64::MAX), [(10, 19)]);
+        assert_eq!(left(0, u64::MAX), []);
+        assert_eq!(IovaRange::ALL.without(&range(0, u64::MAX)).count(), 0);
+        assert_eq!(IovaRange::ALL.without(&range(0, 0)).collect::<Vec<_>>(), [range(1, u64::MAX)]);
+    }
+
+    #[test]
+    fn whole_granules_of_a_range() {
+        assert_eq!(range(1, 0x2fff).shrunk_to(0x1000), Some(range(0x1000, 0x2fff)));
+        assert_eq!(range(0, 0x2ffe).shrunk_to(0x1000), Some(range(0, 0x1fff)));
+        assert_eq!(range(1, 0x1ffe).shrunk_to(0x1000), None);
+        assert_eq!(range(0, 5).shrunk_to(0x1000), None);
+        assert_eq!(IovaRange::ALL.shrunk_to(0x1000), Some(IovaRange::ALL));
+        assert_eq!(range(u64::MAX, u64::MAX).shrunk_to(0x1000), None);
+    }
+
+    #[test]
+    fn what_two_ranges_have_in_common() {
+        assert_eq!(range(10, 20).common(&range(15, 30)), Some(range(15, 20)));
+        assert_eq!(range(10, 20).common(&range(21, 30)), None);
     }
 }

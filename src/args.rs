@@ -40,8 +40,9 @@ pub struct DaemonArgs {
     pub socket_path: Option<PathBuf>,
 
     /// An endpoint behind the IOMMU: its PCI address in the guest, and what it is.
-    /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci. Repeatable.
-    #[arg(long = "endpoint", value_name = "BDF,sim=SOCKET", required = true)]
+    /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
+    /// `vfio=/dev/vfio/devices/vfioN`: a device of the host. Repeatable.
+    #[arg(long = "endpoint", value_name = "BDF,KIND=PATH", required = true)]
     pub endpoints: Vec<EndpointArg>,
 
     /// The granule of mappings in bytes, a power of two. A guest whose pages are smaller cannot
@@ -169,6 +170,11 @@ pub struct EndpointArg {
 pub enum EndpointKind {
     /// An emulated accelerator, served over vfio-user on this socket.
     Sim(PathBuf),
+    /// A device of the host, by its character device of VFIO.
+    Vfio(PathBuf),
+    /// As `Sim`, but on the mock device of the kernel's self test of iommufd.
+    #[cfg(feature = "selftest")]
+    Mock(PathBuf),
 }
 
 impl FromStr for EndpointArg {
@@ -177,17 +183,26 @@ impl FromStr for EndpointArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let (bdf, kind) = text.split_once(',').ok_or_else(|| usage(text))?;
         let bdf = bdf.parse()?;
-        match kind.split_once('=') {
-            Some(("sim", path)) if !path.is_empty() => {
-                Ok(Self { bdf, kind: EndpointKind::Sim(path.into()) })
-            }
-            _ => Err(usage(text)),
+        let (kind, path) = kind.split_once('=').ok_or_else(|| usage(text))?;
+        if path.is_empty() {
+            return Err(usage(text));
         }
+        let kind = match kind {
+            "sim" => EndpointKind::Sim(path.into()),
+            "vfio" => EndpointKind::Vfio(path.into()),
+            #[cfg(feature = "selftest")]
+            "mock" => EndpointKind::Mock(path.into()),
+            _ => return Err(usage(text)),
+        };
+        Ok(Self { bdf, kind })
     }
 }
 
 fn usage(text: &str) -> String {
-    format!("'{text}' is no endpoint; write BDF,sim=SOCKET, as in 00:02.0,sim=/run/accel.sock")
+    format!(
+        "'{text}' is no endpoint; write BDF,sim=SOCKET, as in 00:02.0,sim=/run/accel.sock, or \
+         BDF,vfio=DEVICE, as in 00:02.0,vfio=/dev/vfio/devices/vfio0"
+    )
 }
 
 /// A reserved region, or `none` for an empty list.

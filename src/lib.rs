@@ -15,6 +15,7 @@
 pub mod address;
 pub mod args;
 pub mod bdf;
+pub mod bell;
 pub mod daemon;
 pub mod host;
 pub mod iopf;

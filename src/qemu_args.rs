@@ -29,8 +29,17 @@ pub fn lines(args: &QemuArgs) -> Result<Vec<String>, String> {
         option("-acpitable", &format!("file={}", comma(&args.viot))),
     ];
     for endpoint in &args.daemon.endpoints {
-        let EndpointKind::Sim(socket) = &endpoint.kind;
-        lines.push(option("-device", &vfio_user(endpoint.bdf, socket)?));
+        match &endpoint.kind {
+            EndpointKind::Sim(socket) => {
+                lines.push(option("-device", &vfio_user(endpoint.bdf, socket)?));
+            }
+            #[cfg(feature = "selftest")]
+            EndpointKind::Mock(socket) => {
+                lines.push(option("-device", &vfio_user(endpoint.bdf, socket)?));
+            }
+            // Nothing shows the guest the device itself yet.
+            EndpointKind::Vfio(_) => {}
+        }
     }
     Ok(lines)
 }

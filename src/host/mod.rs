@@ -1,14 +1,19 @@
 //! What the host does with the guest's domains and endpoints.
 //!
 //! The device model ([`crate::viommu`]) keeps the books; a [`HostIommu`] makes them true for the
-//! endpoints it serves. The [`software`] back end needs neither hardware nor privileges.
+//! endpoints it serves. The [`software`] back end needs neither hardware nor privileges; that of
+//! [`iommufd`] is for devices of the host, whose IOMMU translates. A daemon can have [`both`].
 
 use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
 
 use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
 
 pub mod address_space;
+pub mod both;
 pub mod dma;
+pub mod iommufd;
 pub mod software;
 
 pub use address_space::{Access, AddressSpace, Mapping, SpaceError, Target};
@@ -48,6 +53,9 @@ pub enum HostError {
     /// The host has no memory, or the limit on pinned memory is reached.
     #[error("the host is out of memory or over a limit: {0}")]
     NoMemory(String),
+    /// The host cannot map these addresses.
+    #[error("not possible at these addresses: {0}")]
+    Refused(String),
     /// The endpoint cannot do that.
     #[error("not supported by the endpoint: {0}")]
     Unsupported(String),
@@ -86,6 +94,15 @@ pub trait HostIommu: Send + Sync {
         space: &AddressSpace,
         range: IovaRange,
     ) -> Result<(), HostError>;
+
+    /// Addresses that cannot be mapped for an endpoint, beside those that the device model knows
+    /// to be reserved.
+    fn unmappable(&self, _endpoint: EndpointId) -> Vec<IovaRange> {
+        Vec::new()
+    }
+
+    /// Guest memory is `memory` from now on: what mappings lead to changes with it.
+    fn set_memory(&self, _memory: &GuestMemoryMmap) {}
 
     /// How many bits the PASIDs of an endpoint have, at most 20; 0 when it has none.
     fn pasid_bits(&self, endpoint: EndpointId) -> u8;

@@ -53,7 +53,7 @@ pub struct RequestCounters {
     pub timed_out: u64,
     /// Answered because the device was reset, the front end left or the daemon ended.
     pub reset: u64,
-    /// Forgotten by their source when it was reset.
+    /// Not waited for by their source any more: it was reset, or its host has answered.
     pub withdrawn: u64,
     /// Not answered yet.
     pub waiting: u64,

@@ -103,6 +103,11 @@ impl EndpointFaults {
         let Some(group) = groups.add(request, now.time + self.limits.response_time)? else {
             return Ok((false, Vec::new()));
         };
+        if !groups.is_awaited(&group) {
+            // Of an attachment that has gone: what is attached now has nothing to do with it.
+            groups.withdraw_one(group);
+            return Ok((false, Vec::new()));
+        }
         if now.accepted && state.is_open(&group) {
             state.queue(group);
             return Ok((true, Vec::new()));

@@ -166,6 +166,16 @@ impl Groups {
         self.settle(group, Answer::Refused);
     }
 
+    /// Whether the source still waits for the answer to a whole group.
+    pub(super) fn is_awaited(&self, group: &Group) -> bool {
+        self.source.waits(group.ticket.cookie())
+    }
+
+    /// The source has forgotten a whole group.
+    pub(super) fn withdraw_one(&mut self, group: Group) {
+        self.settle(group, Answer::Withdrawn);
+    }
+
     /// Whether the driver has seen the beginning of a group, and not its end.
     pub(super) fn is_amid_delivery(&self) -> bool {
         self.delivery.as_ref().is_some_and(|delivery| delivery.begun)

@@ -9,6 +9,8 @@
 //!   -> the guest's answer finds the group of page requests, and goes to the source
 //! ```
 //!
+//! Sources are emulated endpoints, and the kernel's fault queues ([`KernelSource`]).
+//!
 //! There are two kinds. A [`Fault`] is unrecoverable: the access has failed, and the guest is
 //! told. A [`PageRequest`] waits for the guest; each group of them gets exactly one [`Response`],
 //! which its ticket sees to.
@@ -19,6 +21,7 @@ mod counters;
 mod endpoint;
 mod fault;
 mod groups;
+mod iommufd;
 mod request;
 mod ticket;
 
@@ -33,6 +36,7 @@ use endpoint::{EndpointFaults, Now};
 pub use fault::{Fault, Reason};
 use groups::Progress;
 pub use groups::{GroupId, NoGroup};
+pub use iommufd::KernelSource;
 pub use request::{Cookie, Full, PageRequest, Response, Source};
 
 use crate::address::{EndpointId, Pasid};

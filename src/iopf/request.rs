@@ -57,6 +57,12 @@ pub trait Source: Send + Sync {
     /// neither block nor call back. A source that has forgotten the group ignores the answer.
     fn respond(&self, pasid: Option<Pasid>, cookie: Cookie, response: Response);
 
+    /// Whether a group still waits for its answer. One that does not, although it was not
+    /// answered here, is not passed on to the guest; called like [`respond`](Self::respond).
+    fn waits(&self, _cookie: Cookie) -> bool {
+        true
+    }
+
     /// There is room again after a request found none ([`Full`]); called like
     /// [`respond`](Self::respond).
     fn resume(&self);

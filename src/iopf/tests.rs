@@ -19,6 +19,8 @@ impl Doorbell for Rings {
 struct Recorder {
     answers: Mutex<Vec<(u32, Response)>>,
     resumed: AtomicUsize,
+    /// A group that its host has answered.
+    answered_by_host: Mutex<Option<u32>>,
 }
 
 impl Recorder {
@@ -30,6 +32,10 @@ impl Recorder {
 impl Source for Recorder {
     fn respond(&self, _: Option<Pasid>, cookie: Cookie, response: Response) {
         self.answers.lock().unwrap().push((cookie.0, response));
+    }
+
+    fn waits(&self, cookie: Cookie) -> bool {
+        *self.answered_by_host.lock().unwrap() != Some(cookie.0)
     }
 
     fn resume(&self) {
@@ -475,4 +481,22 @@ fn group_identifiers_are_not_used_again_at_once() {
 fn a_group_cannot_be_lost() {
     let source = Arc::new(Recorder::default());
     drop(ticket::Ticket::new(A, source, Arc::default(), None, Cookie(1)));
+}
+
+#[test]
+fn a_group_that_its_source_does_not_wait_for_is_not_delivered() {
+    let (iopf, [source, _]) = with_sources();
+    iopf.request(A, request(1, 0x1000, false)).unwrap();
+    *source.answered_by_host.lock().unwrap() = Some(1);
+    iopf.request(A, request(1, 0x2000, true)).unwrap();
+    iopf.request(A, request(2, 0x3000, true)).unwrap();
+    let mut events = Vec::new();
+    while iopf.deliver(&mut |event| {
+        events.push(seen(event));
+        true
+    }) != Delivered::All
+    {}
+    assert_eq!(events, [R(A, GroupId(1), 0x3000, true)]);
+    let (_, _, counted) = iopf.counters().next().unwrap();
+    assert_eq!((counted.groups, counted.withdrawn, counted.waiting), (2, 1, 1));
 }

@@ -21,7 +21,7 @@ pub(super) enum Answer {
     TimedOut,
     /// The device was reset: its driver has gone, or the daemon ends.
     Reset,
-    /// The source was reset and does not wait any more.
+    /// The source does not wait any more: it was reset, or its host has answered.
     Withdrawn,
 }
 

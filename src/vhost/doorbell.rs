@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::bell::Bell;
 use super::event_queue::EventQueue;
 use super::ring::Ring;
+use crate::bell::Bell;
 use crate::iopf::Doorbell;
 
 /// Rung by whoever reports a fault, who then delivers it, too: there is one thread less to wake.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::bell::Bell;
+use crate::bell::Bell;
 
 /// Stands before the event queue. Both queues start at the same time, but only the request queue
 /// finds out whether the driver is a new one, and resets the device if it is. Until then an event

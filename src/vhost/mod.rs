@@ -5,7 +5,6 @@
 //! known here. Each queue has a thread of its own, so that polling one never delays the other; a
 //! fault is delivered by the thread that reports it, if the event queue is free (`doorbell`).
 
-mod bell;
 mod chain;
 mod doorbell;
 mod event_queue;
@@ -28,11 +27,12 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use crate::bell::Bell;
 use crate::viommu::{Features, Viommu};
-use bell::Bell;
 pub use doorbell::FaultDoorbell;
 use event_queue::EventQueue;
 use exits::Exits;
@@ -144,7 +144,8 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    fn update_memory(&self, _: Memory) -> std::io::Result<()> {
+    fn update_memory(&self, memory: Memory) -> std::io::Result<()> {
+        self.viommu().set_memory(&memory.memory());
         Ok(())
     }
 

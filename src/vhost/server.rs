@@ -12,7 +12,6 @@ use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use super::bell::Bell;
 use super::doorbell::FaultDoorbell;
 use super::event_queue::EventQueue;
 use super::exits::Exits;
@@ -20,6 +19,7 @@ use super::gate::Gate;
 use super::request_queue::RequestQueue;
 use super::timer::Timer;
 use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
+use crate::bell::Bell;
 use crate::iopf::Iopf;
 use crate::viommu::Viommu;
 

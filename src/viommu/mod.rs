@@ -11,11 +11,15 @@ pub mod request;
 pub mod status;
 pub mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use vm_memory::GuestMemoryMmap;
+
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
-use crate::host::{Access, HostError, HostIommu, Mapping, Translation};
+use crate::host::{
+    Access, HostError, HostIommu, Mapping, ReservedKind, ReservedRegion, Translation,
+};
 use crate::iopf::{GroupId, Handler, Iopf, Response};
 pub use config::{Features, Limits, Settings};
 use domain::Domain;
@@ -46,7 +50,8 @@ pub struct Viommu {
     settings: Settings,
     host: Arc<dyn HostIommu>,
     faults: Arc<Iopf>,
-    endpoints: BTreeSet<EndpointId>,
+    /// With the addresses that each must not map.
+    endpoints: BTreeMap<EndpointId, Vec<ReservedRegion>>,
     /// Who is attached to which domain.
     attachments: BTreeMap<Attachee, DomainId>,
     domains: BTreeMap<DomainId, Domain>,
@@ -73,7 +78,10 @@ impl Viommu {
         let viommu = Self {
             bypass: settings.boot_bypass,
             properties: Vec::new(),
-            endpoints: endpoints.into_iter().collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|id| (id, reserved(&settings, &*host, id)))
+                .collect(),
             attachments: BTreeMap::new(),
             domains: BTreeMap::new(),
             mappings: 0,
@@ -82,7 +90,7 @@ impl Viommu {
             host,
             faults,
         };
-        for &endpoint in &viommu.endpoints {
+        for &endpoint in viommu.endpoints.keys() {
             viommu.route((endpoint, None), &viommu.unattached(None))?;
         }
         Ok(viommu)
@@ -131,6 +139,11 @@ impl Viommu {
         }
     }
 
+    /// Guest memory is `memory` from now on.
+    pub fn set_memory(&mut self, memory: &GuestMemoryMmap) {
+        self.host.set_memory(memory);
+    }
+
     /// Device reset: nothing is attached or mapped any more; `bypass` stays (5.13.4.2).
     pub fn reset(&mut self) {
         self.faults.reset();
@@ -145,6 +158,7 @@ impl Viommu {
     /// System reset, or a new front end: as after start.
     pub fn restart(&mut self) {
         self.reset();
+        self.set_memory(&GuestMemoryMmap::new());
         self.set_bypass(self.settings.boot_bypass);
     }
 
@@ -234,11 +248,11 @@ impl Viommu {
     }
 
     fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), Refusal> {
-        self.check_endpoint(endpoint)?;
+        let reserved = self.endpoints.get(&endpoint).ok_or(Refusal::NoEndpoint(endpoint.0))?;
         if room < self.probe_size() {
             return Err(Refusal::SmallBuffer(self.probe_size()));
         }
-        self.properties = probe::properties(&self.settings.reserved, self.abilities(endpoint));
+        self.properties = probe::properties(reserved, self.abilities(endpoint));
         Ok(())
     }
 
@@ -288,7 +302,7 @@ impl Viommu {
     }
 
     fn check_endpoint(&self, endpoint: EndpointId) -> Result<(), Refusal> {
-        let known = self.endpoints.contains(&endpoint);
+        let known = self.endpoints.contains_key(&endpoint);
         if known { Ok(()) } else { Err(Refusal::NoEndpoint(endpoint.0)) }
     }
 
@@ -361,7 +375,7 @@ impl Viommu {
 
     fn set_bypass(&mut self, bypass: bool) {
         self.bypass = bypass;
-        for &endpoint in &self.endpoints {
+        for &endpoint in self.endpoints.keys() {
             if self.attachments.contains_key(&(endpoint, None)) {
                 continue;
             }
@@ -392,8 +406,27 @@ impl Viommu {
     }
 
     fn probe_size(&self) -> usize {
-        probe::room(&self.settings.reserved).max(MIN_PROBE_SIZE)
+        let rooms = self.endpoints.values().map(|reserved| probe::room(reserved));
+        rooms.fold(MIN_PROBE_SIZE, usize::max)
     }
+}
+
+/// What an endpoint must not map: what the settings say, and what the host cannot.
+fn reserved(
+    settings: &Settings,
+    host: &dyn HostIommu,
+    endpoint: EndpointId,
+) -> Vec<ReservedRegion> {
+    let configured = &settings.reserved;
+    let hosts = host.unmappable(endpoint).into_iter();
+    let inside = hosts.filter_map(|range| range.common(&settings.input_range));
+    let new = inside.flat_map(|range| {
+        configured.iter().fold(vec![range], |rest, region| {
+            rest.iter().flat_map(|part| part.without(&region.range)).collect()
+        })
+    });
+    let new = new.map(|range| ReservedRegion { range, kind: ReservedKind::Reserved });
+    configured.iter().copied().chain(new).collect()
 }
 
 /// Who deals with the faults of what is translated so; `None`: as of what is not attached.

@@ -133,6 +133,7 @@ impl Refusal {
             Refusal::Space(SpaceError::Split) => Status::Range,
             Refusal::Limit { .. } => Status::NoMem,
             Refusal::Host(HostError::NoMemory(_)) => Status::NoMem,
+            Refusal::Host(HostError::Refused(_)) => Status::Inval,
             Refusal::Host(HostError::Unsupported(_)) => Status::Unsupp,
             Refusal::Host(HostError::Failed(_)) => Status::DevErr,
         }

@@ -11,6 +11,8 @@ use crate::iopf::{Cookie, Doorbell, Event, Limits as FaultLimits, PageRequest, S
 
 const PAGE: u64 = 4096;
 const ENDPOINTS: [u32; 2] = [8, 16];
+/// Has addresses that its host cannot map.
+const ODD: EndpointId = EndpointId(99);
 /// Of the first endpoint; the other has none.
 const PASID_BITS: u8 = 8;
 
@@ -84,6 +86,12 @@ impl HostIommu for FakeHost {
                 assert!(state.mappings.get_mut(&domain.0).unwrap().remove(&key));
             }
         })
+    }
+
+    fn unmappable(&self, endpoint: EndpointId) -> Vec<IovaRange> {
+        let gaps = [(0xfe00_0000, 0xfeff_ffff), (1 << 48, u64::MAX)];
+        let gap = |(first, last)| IovaRange::new(first, last).unwrap();
+        if endpoint == ODD { gaps.map(gap).into() } else { Vec::new() }
     }
 
     fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
@@ -525,4 +533,20 @@ fn properties_of_the_extension_are_for_drivers_that_know_it() {
     assert!(properties(u64::MAX, 16).is_empty());
     assert_eq!(properties(!(1 << 20), 8), page_request);
     assert_eq!(properties(!(1 << 21), 8), pasid);
+}
+
+#[test]
+fn what_the_host_cannot_map_is_reserved_where_it_is_not_so_already() {
+    let range = |first, last| IovaRange::new(first, last).unwrap();
+    let msi = range(0xfee0_0000, 0xfeef_ffff);
+    let settings = Settings {
+        input_range: range(0, (1 << 48) - 1),
+        reserved: vec![ReservedRegion { range: msi, kind: ReservedKind::Msi }],
+        ..settings()
+    };
+    let found = |id| reserved(&settings, &FakeHost::default(), id);
+    let new = |range| ReservedRegion { range, kind: ReservedKind::Reserved };
+    let around = [new(range(0xfe00_0000, 0xfedf_ffff)), new(range(0xfef0_0000, 0xfeff_ffff))];
+    assert_eq!(found(ODD), [settings.reserved.as_slice(), &around].concat());
+    assert_eq!(found(EndpointId(8)), settings.reserved);
 }

@@ -1,5 +1,9 @@
 //! Puts the parts together and runs until told to stop.
 
+mod endpoints;
+#[cfg(feature = "selftest")]
+mod mock;
+
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -7,16 +11,11 @@ use std::thread;
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vm_memory::GuestMemoryMmap;
 
-use crate::address::{EndpointId, Iova, Pasid};
-use crate::args::{DaemonArgs, EndpointKind};
-use crate::host::Access;
+use crate::address::EndpointId;
+use crate::args::DaemonArgs;
 use crate::host::HostError;
-use crate::host::dma::DmaCause;
-use crate::host::software::{EndpointMemory, Software};
-use crate::iopf::{Fault, Full, Iopf, PageRequest, Reason, Source};
-use crate::sim::{FaultReporter, Sim};
+use crate::iopf::Iopf;
 use crate::socket::{ListeningSocket, SocketError};
 use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
@@ -33,6 +32,9 @@ pub enum StartError {
     /// Real-time priority was asked for and is not granted.
     #[error("--realtime: {0}; it needs CAP_SYS_NICE or a limit on RTPRIO of at least 1")]
     Realtime(io::Error),
+    /// An endpoint of the host that cannot be had.
+    #[error("{0}")]
+    Endpoint(String),
     /// The host refused an endpoint's initial state.
     #[error("{0}")]
     Host(#[from] HostError),
@@ -53,7 +55,7 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     }
     // Before any thread runs, so that none of them takes the signal.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-    let sockets = bind_endpoints(args)?;
+    let sockets = endpoints::bind(args)?;
     let socket = ListeningSocket::bind(socket_path)?;
 
     let doorbell = FaultDoorbell::new()?;
@@ -61,10 +63,11 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         args.endpoints.iter().map(|endpoint| endpoint.bdf.endpoint()).collect();
     let limits = args.fault_limits();
     let faults = Arc::new(Iopf::new(ids.iter().copied(), limits, Box::new(doorbell.clone())));
-    let mut host = Software::new(&settings.reserved);
-    let parts = add_endpoints(&mut host, sockets);
-    let viommu = Viommu::new(settings, ids, Arc::new(host), faults.clone())?;
-    let sims = start_sims(parts, &faults)?;
+    let (host, idle) = endpoints::add(&settings, sockets).map_err(StartError::Endpoint)?;
+    let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
+    let host = Arc::new(host);
+    let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
+    let running = endpoints::start(idle, &host, &faults)?;
 
     let viommu = Arc::new(Mutex::new(viommu));
     let mut server = Server::new(
@@ -75,9 +78,9 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         doorbell,
     )?;
     obey_signals(signals, server.stop(), faults.clone())?;
-    log::info!("ready: {} endpoints, waiting on {}", sims.len(), socket_path.display());
+    log::info!("ready: {} endpoints, waiting on {}", args.endpoints.len(), socket_path.display());
     server.run();
-    sims.into_iter().for_each(Sim::stop);
+    drop(running);
     // What still waits to be delivered never will be.
     faults.reset();
     log_counters(&faults);
@@ -89,69 +92,6 @@ fn log_counters(faults: &Iopf) {
     for (endpoint, faults, requests) in faults.counters() {
         log::info!("faults of endpoint {endpoint}: {faults}");
         log::info!("page requests of endpoint {endpoint}: {requests}");
-    }
-}
-
-/// All sockets before anything else, so that a path that is taken ends the start early.
-fn bind_endpoints(args: &DaemonArgs) -> Result<Vec<(EndpointId, ListeningSocket)>, StartError> {
-    let bind = |arg: &crate::args::EndpointArg| {
-        let EndpointKind::Sim(path) = &arg.kind;
-        Ok((arg.bdf.endpoint(), ListeningSocket::bind(path)?))
-    };
-    args.endpoints.iter().map(bind).collect()
-}
-
-/// An endpoint that is known to the host but does not run yet.
-struct Idle {
-    id: EndpointId,
-    socket: ListeningSocket,
-    memory: EndpointMemory,
-    port: Arc<crate::host::software::Port>,
-}
-
-fn add_endpoints(host: &mut Software, sockets: Vec<(EndpointId, ListeningSocket)>) -> Vec<Idle> {
-    let add = |(id, socket)| {
-        let memory = EndpointMemory::new(GuestMemoryMmap::new());
-        let port = host.add_endpoint(id, memory.clone());
-        Idle { id, socket, memory, port }
-    };
-    sockets.into_iter().map(add).collect()
-}
-
-fn start_sims(idle: Vec<Idle>, faults: &Arc<Iopf>) -> Result<Vec<Sim>, StartError> {
-    let start = |Idle { id, socket, memory, port }| {
-        let source = Arc::new(FaultSource { endpoint: id, faults: faults.clone() });
-        Ok(Sim::start(id, socket, memory, port, source)?)
-    };
-    idle.into_iter().map(start).collect()
-}
-
-/// Where the faults of an emulated endpoint enter the fault path.
-struct FaultSource {
-    endpoint: EndpointId,
-    faults: Arc<Iopf>,
-}
-
-impl FaultReporter for FaultSource {
-    fn connect(&self, source: Arc<dyn Source>) {
-        self.faults.connect(self.endpoint, source);
-    }
-
-    fn request(&self, request: PageRequest) -> Result<(), Full> {
-        self.faults.request(self.endpoint, request)
-    }
-
-    fn withdraw(&self) {
-        self.faults.withdraw(self.endpoint);
-    }
-
-    fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
-        let reason = match cause {
-            DmaCause::NoDomain => Reason::Domain,
-            DmaCause::NotMapped => Reason::Mapping,
-            DmaCause::NotMemory => return,
-        };
-        self.faults.report(Fault { endpoint: self.endpoint, pasid, address, access, reason });
     }
 }
 

@@ -1,0 +1,213 @@
+//! The endpoints of a command line: from their sockets and devices to their faults.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use super::StartError;
+#[cfg(feature = "selftest")]
+use super::mock::MockFaults;
+use crate::address::{EndpointId, Iova, IovaRange, Pasid};
+use crate::args::{DaemonArgs, EndpointArg, EndpointKind};
+use crate::host::Access;
+use crate::host::both::Both;
+use crate::host::dma::{Dma, DmaCause};
+use crate::host::iommufd::Iommufd;
+use crate::host::software::{EndpointMemory, Software};
+use crate::iopf::{Fault, Full, Iopf, KernelSource, PageRequest, Reason, Source};
+use crate::sim::{FaultReporter, Sim};
+use crate::socket::ListeningSocket;
+use crate::viommu::Settings;
+
+/// An endpoint whose socket is bound.
+pub(super) struct Bound {
+    id: EndpointId,
+    kind: BoundKind,
+}
+
+enum BoundKind {
+    Sim(ListeningSocket),
+    Vfio(PathBuf),
+    #[cfg(feature = "selftest")]
+    Mock(ListeningSocket),
+}
+
+/// An endpoint that is known to the host but does not run yet.
+pub(super) struct Idle {
+    id: EndpointId,
+    emulated: Option<Emulated>,
+}
+
+/// What an emulated endpoint is made of.
+struct Emulated {
+    socket: ListeningSocket,
+    memory: EndpointMemory,
+    dma: Arc<dyn Dma>,
+    reporter: NewReporter,
+}
+
+/// Makes what takes an emulated endpoint's faults to the fault path.
+type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultReporter>>;
+
+/// All endpoints, at work. Dropping it stops them: no access is under way then, and no fault is
+/// reported any more.
+pub(super) struct Running {
+    _sims: Vec<Sim>,
+    _sources: Vec<KernelSource>,
+}
+
+/// All sockets before anything else, so that a path that is taken ends the start early.
+pub(super) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
+    let bind = |EndpointArg { bdf, kind }: &EndpointArg| {
+        let kind = match kind {
+            EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path)?),
+            EndpointKind::Vfio(path) => BoundKind::Vfio(path.clone()),
+            #[cfg(feature = "selftest")]
+            EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path)?),
+        };
+        Ok(Bound { id: bdf.endpoint(), kind })
+    };
+    args.endpoints.iter().map(bind).collect()
+}
+
+/// Makes the back ends, with all endpoints.
+pub(super) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Both, Vec<Idle>), String> {
+    let is_emulated = |bound: &Bound| matches!(bound.kind, BoundKind::Sim(_));
+    let iommufd = if bound.iter().all(is_emulated) { None } else { Some(Iommufd::open()?) };
+    let mut host = Both { software: Software::new(&settings.reserved), iommufd };
+    let idle =
+        bound.into_iter().map(|bound| add_one(&mut host, bound)).collect::<Result<_, _>>()?;
+    Ok((host, idle))
+}
+
+fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
+    let memory = EndpointMemory::new(GuestMemoryMmap::new());
+    let emulated = match (kind, &mut host.iommufd) {
+        (BoundKind::Sim(socket), _) => {
+            let dma = host.software.add_endpoint(id, memory.clone());
+            let reporter: NewReporter = Box::new(move |faults| {
+                Arc::new(SimFaults { endpoint: id, faults: faults.clone() })
+            });
+            Some(Emulated { socket, memory, dma, reporter })
+        }
+        (BoundKind::Vfio(path), Some(iommufd)) => {
+            iommufd.add_vfio(id, &path)?;
+            None
+        }
+        #[cfg(feature = "selftest")]
+        (BoundKind::Mock(socket), Some(iommufd)) => {
+            let dma = iommufd.add_mock(id)?;
+            let queue = iommufd.fault_queue(id).ok_or("the mock device makes no page requests")?;
+            let device = dma.clone();
+            let reporter: NewReporter = Box::new(move |faults| {
+                Arc::new(MockFaults::new(id, device, queue, faults.clone()))
+            });
+            Some(Emulated { socket, memory, dma, reporter })
+        }
+        (_, None) => None,
+    };
+    Ok(Idle { id, emulated })
+}
+
+/// Restricts the device to what the host's IOMMU can do for all endpoints.
+pub(super) fn fit(
+    mut settings: Settings,
+    host: &Both,
+    ids: &[EndpointId],
+) -> Result<Settings, String> {
+    for &id in ids {
+        let Some(abilities) = host.iommufd.as_ref().and_then(|iommufd| iommufd.abilities(id))
+        else {
+            continue;
+        };
+        if abilities.granule > settings.page_size {
+            log::info!("endpoint {id}: pages of {:#x} bytes", abilities.granule);
+            settings.page_size = abilities.granule;
+        }
+        let fitting =
+            whole(&abilities.ranges).and_then(|whole| whole.common(&settings.input_range));
+        let fitting = fitting.and_then(|range| range.shrunk_to(settings.page_size));
+        let Some(range) = fitting else {
+            return Err(format!(
+                "--input-range {} has no page that the host can map for endpoint {id}; it can map {}",
+                settings.input_range,
+                list(&abilities.ranges)
+            ));
+        };
+        if range != settings.input_range {
+            log::info!("endpoint {id}: addresses {range}, as the host's IOMMU has them");
+            settings.input_range = range;
+        }
+    }
+    Ok(settings)
+}
+
+/// From the lowest to the highest address of `ranges`.
+fn whole(ranges: &[IovaRange]) -> Option<IovaRange> {
+    IovaRange::new(ranges.first()?.first(), ranges.last()?.last())
+}
+
+fn list(ranges: &[IovaRange]) -> String {
+    ranges.iter().map(IovaRange::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Lets the endpoints work.
+pub(super) fn start(
+    idle: Vec<Idle>,
+    host: &Both,
+    faults: &Arc<Iopf>,
+) -> Result<Running, StartError> {
+    let mut running = Running { _sims: Vec::new(), _sources: Vec::new() };
+    for Idle { id, emulated } in idle {
+        let queue = host.iommufd.as_ref().and_then(|iommufd| iommufd.fault_queue(id));
+        if let Some(queue) = queue {
+            running._sources.push(KernelSource::start(id, queue, faults.clone())?);
+        }
+        if let Some(Emulated { socket, memory, dma, reporter }) = emulated {
+            running._sims.push(Sim::start(id, socket, memory, dma, reporter(faults))?);
+        }
+    }
+    Ok(running)
+}
+
+/// Where the faults of an emulated endpoint enter the fault path.
+struct SimFaults {
+    endpoint: EndpointId,
+    faults: Arc<Iopf>,
+}
+
+impl FaultReporter for SimFaults {
+    fn connect(&self, source: Arc<dyn Source>) {
+        self.faults.connect(self.endpoint, source);
+    }
+
+    fn request(&self, request: PageRequest) -> Result<(), Full> {
+        self.faults.request(self.endpoint, request)
+    }
+
+    fn withdraw(&self) {
+        self.faults.withdraw(self.endpoint);
+    }
+
+    fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
+        report(&self.faults, self.endpoint, pasid, address, access, cause);
+    }
+}
+
+/// Reports an access that an IOMMU has stopped for good.
+pub(super) fn report(
+    faults: &Iopf,
+    endpoint: EndpointId,
+    pasid: Option<Pasid>,
+    address: Iova,
+    access: Access,
+    cause: DmaCause,
+) {
+    let reason = match cause {
+        DmaCause::NoDomain => Reason::Domain,
+        DmaCause::NotMapped => Reason::Mapping,
+        DmaCause::NotMemory => return,
+    };
+    faults.report(Fault { endpoint, pasid, address, access, reason });
+}

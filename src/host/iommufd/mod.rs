@@ -1,0 +1,231 @@
+//! The back end of physical endpoints: domains and mappings in the host's IOMMU, by iommufd.
+//!
+//! ```text
+//! kernel     the calls, one function each       sys: their numbers, and what is unsafe
+//! ram        guest memory, known to the kernel once
+//! space      the mappings of a domain: slices of that
+//! endpoint   a device, what it can do, what it is attached to      vfio: a physical one
+//! faults     its page requests, and their answers
+//! ```
+//!
+//! A domain is in the kernel while an endpoint of the kernel's is attached to it; other
+//! endpoints can be attached to it as well. An endpoint that bypasses gets an address space of
+//! its own, with guest memory where it is.
+
+mod endpoint;
+#[cfg(feature = "selftest")]
+pub mod fail;
+mod faults;
+mod kernel;
+#[cfg(feature = "selftest")]
+pub mod mock;
+mod ram;
+mod space;
+mod sys;
+mod vfio;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::GuestMemoryMmap;
+
+use super::{Access, AddressSpace, HostError, HostIommu, Mapping, PageRequests, Translation};
+use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
+pub use endpoint::Abilities;
+use endpoint::{Device, Endpoint};
+pub use faults::{FaultGroup, FaultPage, FaultQueue, Handle};
+pub use kernel::{Kernel, KernelError};
+use ram::{Identity, Ram};
+use space::Space;
+use vfio::VfioDevice;
+
+/// The endpoints that the kernel holds.
+pub struct Iommufd {
+    // Dropped in this order: page tables before address spaces.
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    state: Mutex<State>,
+    kernel: Arc<Kernel>,
+}
+
+struct State {
+    /// Domains that endpoints of the kernel's are attached to.
+    domains: BTreeMap<DomainId, Arc<Space>>,
+    /// Address spaces of those that bypass.
+    bypasses: BTreeMap<EndpointId, Arc<Space>>,
+    ram: Ram,
+}
+
+impl Iommufd {
+    /// No endpoints yet.
+    ///
+    /// # Errors
+    /// When there is no iommufd to be had, in a sentence.
+    pub fn open() -> Result<Self, String> {
+        let kernel = Kernel::open()?;
+        let ram = Ram::new(kernel.clone()).map_err(|error| error.to_string())?;
+        let state = Mutex::new(State { domains: BTreeMap::new(), bypasses: BTreeMap::new(), ram });
+        Ok(Self { endpoints: BTreeMap::new(), state, kernel })
+    }
+
+    /// Adds the physical device at `path`, `/dev/vfio/devices/vfioN`. It is blocked at first.
+    ///
+    /// # Errors
+    /// Why it cannot be had, in a sentence.
+    pub fn add_vfio(&mut self, id: EndpointId, path: &Path) -> Result<(), String> {
+        let device = VfioDevice::open(&self.kernel, path)?;
+        self.add(id, Arc::new(device))
+    }
+
+    fn add(&mut self, id: EndpointId, device: Arc<dyn Device>) -> Result<(), String> {
+        let endpoint = Endpoint::new(&self.kernel, id, device)?;
+        self.endpoints.insert(id, endpoint);
+        Ok(())
+    }
+
+    /// What the host's IOMMU does for an endpoint; `None`: it is not here.
+    pub fn abilities(&self, endpoint: EndpointId) -> Option<&Abilities> {
+        Some(&self.endpoints.get(&endpoint)?.abilities)
+    }
+
+    /// Where the page requests of an endpoint come from, if it makes any.
+    pub fn fault_queue(&self, endpoint: EndpointId) -> Option<Arc<FaultQueue>> {
+        self.endpoints.get(&endpoint)?.queue.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn domain(
+        &mut self,
+        kernel: &Arc<Kernel>,
+        id: DomainId,
+        books: &Arc<AddressSpace>,
+    ) -> Result<Arc<Space>, HostError> {
+        if let Some(space) = self.domains.get(&id) {
+            return Ok(space.clone());
+        }
+        let space = Arc::new(Space::new(kernel, &self.ram, books.clone())?);
+        self.domains.insert(id, space.clone());
+        Ok(space)
+    }
+
+    fn bypass(
+        &mut self,
+        kernel: &Arc<Kernel>,
+        id: EndpointId,
+        ranges: &[IovaRange],
+    ) -> Result<Arc<Space>, HostError> {
+        if let Some(space) = self.bypasses.get(&id) {
+            return Ok(space.clone());
+        }
+        let space = Arc::new(Space::new(kernel, &self.ram, identity(ranges))?);
+        self.bypasses.insert(id, space.clone());
+        Ok(space)
+    }
+
+    /// Forgets the address spaces that nothing is attached to.
+    fn prune(&mut self) {
+        self.domains.retain(|_, space| Arc::strong_count(space) > 1);
+        self.bypasses.retain(|_, space| Arc::strong_count(space) > 1);
+    }
+}
+
+/// Every address that can be mapped, mapped to itself.
+fn identity(ranges: &[IovaRange]) -> Arc<AddressSpace> {
+    let books = AddressSpace::default();
+    for &range in ranges {
+        let gpa = Gpa(range.first());
+        books.insert(Mapping { range, gpa, access: Access::READ_WRITE });
+    }
+    Arc::new(books)
+}
+
+impl HostIommu for Iommufd {
+    // A domain comes to the kernel with the first endpoint of the kernel's.
+    fn create_domain(&self, _: DomainId) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn destroy_domain(&self, _: DomainId) {}
+
+    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
+        let state = self.lock();
+        match state.domains.get(&domain) {
+            Some(space) => space.map(&state.ram, mapping),
+            None => Ok(()),
+        }
+    }
+
+    fn unmap(&self, domain: DomainId, _: &AddressSpace, range: IovaRange) -> Result<(), HostError> {
+        let state = self.lock();
+        match state.domains.get(&domain) {
+            Some(space) => space.unmap(&state.ram, range),
+            None => Ok(()),
+        }
+    }
+
+    fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
+        self.abilities(endpoint).map_or(0, |abilities| abilities.pasid_bits)
+    }
+
+    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests> {
+        let endpoint = self.endpoints.get(&endpoint)?;
+        let response_needs_pasid = endpoint.device.response_needs_pasid();
+        endpoint.abilities.page_requests.then_some(PageRequests { response_needs_pasid })
+    }
+
+    fn unmappable(&self, endpoint: EndpointId) -> Vec<IovaRange> {
+        let ranges = self.abilities(endpoint).map_or(&[][..], |abilities| &abilities.ranges);
+        ranges.iter().fold(vec![IovaRange::ALL], |gaps, range| {
+            gaps.iter().flat_map(|gap| gap.without(range)).collect()
+        })
+    }
+
+    fn set_memory(&self, memory: &GuestMemoryMmap) {
+        let State { domains, bypasses, ram } = &mut *self.lock();
+        let spaces = || domains.values().chain(bypasses.values());
+        let forget = |ram: &mut Ram, region: &Identity| {
+            spaces().try_for_each(|space| space.uncover(region)).and_then(|()| ram.remove(region))
+        };
+        // What cannot be done now is tried again when memory changes the next time.
+        for region in ram.missing_in(memory) {
+            if let Err(error) = forget(ram, &region) {
+                log::error!("memory that has gone can still be reached by devices: {error}");
+            }
+        }
+        for region in ram.add_from(memory) {
+            if let Err(error) = spaces().try_for_each(|space| space.cover(ram, &region)) {
+                log::error!("memory that has appeared cannot be reached by devices: {error}");
+                if let Err(error) = forget(ram, &region) {
+                    log::error!("nor can it be forgotten: {error}");
+                }
+            }
+        }
+    }
+
+    fn route(
+        &self,
+        endpoint: EndpointId,
+        pasid: Option<Pasid>,
+        to: &Translation,
+    ) -> Result<(), HostError> {
+        let Some(device) = self.endpoints.get(&endpoint) else {
+            return Err(HostError::Failed(format!("the kernel has no endpoint {endpoint}")));
+        };
+        let mut state = self.lock();
+        let space = match to {
+            Translation::Blocked => None,
+            Translation::Bypass => {
+                Some(state.bypass(&self.kernel, endpoint, &device.abilities.ranges)?)
+            }
+            Translation::Domain(id, books) => Some(state.domain(&self.kernel, *id, books)?),
+        };
+        let routed = device.route(pasid, space);
+        state.prune();
+        routed
+    }
+}

@@ -1,0 +1,149 @@
+//! The source of page requests that the kernel reports: a fault queue of iommufd.
+//!
+//! A thread for each endpoint reads groups and hands them to the fault path; answers are written
+//! by whoever gives them. While the fault path has no room for a group the thread waits with it,
+//! and reads no further: the kernel keeps what comes meanwhile.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
+
+use super::{Cookie, Full, Iopf, PageRequest, Response, Source};
+use crate::address::{EndpointId, Pasid};
+use crate::bell::Bell;
+use crate::host::iommufd::{FaultGroup, FaultQueue, Handle};
+
+/// How long to leave the kernel alone when it gives no groups for want of memory.
+const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// The page requests of one endpoint, from the kernel to the fault path. Dropping it ends that.
+pub struct KernelSource {
+    endpoint: EndpointId,
+    stop: Bell,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// Where answers go, whichever thread gives them.
+struct Answers {
+    queue: Arc<FaultQueue>,
+    room: Bell,
+}
+
+impl Source for Answers {
+    /// The kernel has no word for FAILURE: the fault path stops the endpoint, and to the kernel
+    /// it is an access that cannot be allowed.
+    fn respond(&self, _: Option<Pasid>, cookie: Cookie, response: Response) {
+        self.queue.answer(Handle(cookie.0), response == Response::Success);
+    }
+
+    fn waits(&self, cookie: Cookie) -> bool {
+        self.queue.waits(Handle(cookie.0))
+    }
+
+    fn resume(&self) {
+        self.room.ring();
+    }
+}
+
+impl KernelSource {
+    /// Connects a queue to the fault path, and begins to read it.
+    ///
+    /// # Errors
+    /// If the system refuses a thread or a descriptor.
+    pub fn start(
+        endpoint: EndpointId,
+        queue: Arc<FaultQueue>,
+        faults: Arc<Iopf>,
+    ) -> io::Result<Self> {
+        let (room, stop) = (Bell::new()?, Bell::new()?);
+        faults.connect(endpoint, Arc::new(Answers { queue: queue.clone(), room: room.clone() }));
+        let reader = Reader { endpoint, queue, faults, room, stop: stop.clone() };
+        let name = format!("faults-{:x}", endpoint.0);
+        let reader = thread::Builder::new().name(name).spawn(move || reader.run())?;
+        Ok(Self { endpoint, stop, reader: Some(reader) })
+    }
+}
+
+impl Drop for KernelSource {
+    fn drop(&mut self) {
+        self.stop.ring();
+        if self.reader.take().is_some_and(|reader| reader.join().is_err()) {
+            log::error!("endpoint {}: the reader of its faults ended by a panic", self.endpoint);
+        }
+    }
+}
+
+/// The thread.
+struct Reader {
+    endpoint: EndpointId,
+    queue: Arc<FaultQueue>,
+    faults: Arc<Iopf>,
+    /// There is room again.
+    room: Bell,
+    stop: Bell,
+}
+
+/// The thread is to end.
+struct Stopped;
+
+impl Reader {
+    fn run(self) {
+        while let Ok(()) = self.wait_for(&self.queue, None) {
+            let groups = self.queue.read().unwrap_or_else(|error| {
+                log::error!("endpoint {}: {error}; trying again", self.endpoint);
+                let _ = self.wait_for(&self.stop, Some(&RETRY));
+                Vec::new()
+            });
+            for group in groups {
+                if let Err(Stopped) = self.hand_over(&group) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Only the first request of a group can find no room.
+    fn hand_over(&self, group: &FaultGroup) -> Result<(), Stopped> {
+        for request in requests(group) {
+            while let Err(Full) = self.faults.request(self.endpoint, request) {
+                self.wait_for(&self.room, None)?;
+                self.room.quiet();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until `fd` is readable, or for some time.
+    fn wait_for(&self, fd: &impl AsFd, time: Option<&Timespec>) -> Result<(), Stopped> {
+        let mut fds = [PollFd::new(&self.stop, PollFlags::IN), PollFd::new(fd, PollFlags::IN)];
+        loop {
+            match poll(&mut fds, time) {
+                Ok(_) if fds[0].revents().is_empty() => return Ok(()),
+                Ok(_) => return Err(Stopped),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    log::error!("endpoint {}: poll: {error}; trying again", self.endpoint);
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+}
+
+/// The page requests of a group, the last of them marked.
+fn requests(group: &FaultGroup) -> impl Iterator<Item = PageRequest> {
+    let count = group.pages.len();
+    group.pages.iter().enumerate().map(move |(index, page)| PageRequest {
+        pasid: group.pasid,
+        cookie: Cookie(group.handle.0),
+        address: page.address,
+        access: page.access,
+        exec: page.exec,
+        privileged: page.privileged,
+        last: index + 1 == count,
+    })
+}
