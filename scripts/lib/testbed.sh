@@ -45,11 +45,17 @@ fill_qemu() {
             "see: $dir/qemu-system-x86_64 -device help"
 }
 
+# Sets UNPACKED_QEMU, a directory.
+need_unpacked_qemu() {
+    make_part qemu fill_qemu
+    UNPACKED_QEMU=$CACHED
+}
+
 need_qemu() {
     VUI_QEMU=$(command -v qemu-system-x86_64) || VUI_QEMU=
     if [[ -z $VUI_QEMU ]] || ! qemu_is_new_enough "$VUI_QEMU"; then
-        make_part qemu fill_qemu
-        VUI_QEMU=$CACHED/qemu-system-x86_64
+        need_unpacked_qemu
+        VUI_QEMU=$UNPACKED_QEMU/qemu-system-x86_64
     fi
     export VUI_QEMU
 }

@@ -1,5 +1,6 @@
 //! The program under test, in a directory of its own.
 
+use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -15,17 +16,39 @@ use crate::counters;
 use crate::wait;
 
 /// How old a daemon can get: more than any test takes.
-const LIFETIME_SECONDS: u32 = 120;
+fn lifetime_seconds() -> u32 {
+    12 * wait::patience().as_secs() as u32
+}
+
+/// Where the program is, if not where it was built.
+const PROGRAM: &str = "VUI_DAEMON";
+/// What endpoints are, if not `sim`.
+const ENDPOINT_KIND: &str = "VUI_ENDPOINT_KIND";
+
+fn endpoint_kind() -> String {
+    env::var(ENDPOINT_KIND).unwrap_or("sim".into())
+}
+
+/// Whether page requests come in groups of one page, whatever the accelerator is told.
+pub fn has_small_groups() -> bool {
+    endpoint_kind() == "mock"
+}
 
 pub struct Builder {
-    endpoints: Vec<String>,
+    /// Kind and PCI address.
+    endpoints: Vec<(String, String)>,
     args: Vec<String>,
 }
 
 impl Builder {
     /// Adds an emulated endpoint at a PCI address.
-    pub fn endpoint(mut self, bdf: &str) -> Self {
-        self.endpoints.push(bdf.into());
+    pub fn endpoint(self, bdf: &str) -> Self {
+        self.endpoint_of(&endpoint_kind(), bdf)
+    }
+
+    /// The same of a certain kind.
+    pub fn endpoint_of(mut self, kind: &str, bdf: &str) -> Self {
+        self.endpoints.push((kind.into(), bdf.into()));
         self
     }
 
@@ -37,11 +60,11 @@ impl Builder {
 
     pub fn start(self) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = command(LIFETIME_SECONDS);
+        let mut command = command(lifetime_seconds());
         command.arg("--socket-path").arg(dir.path().join("vhost")).args(&self.args);
-        for (index, bdf) in self.endpoints.iter().enumerate() {
+        for (index, (kind, bdf)) in self.endpoints.iter().enumerate() {
             let socket = dir.path().join(format!("endpoint{index}"));
-            command.args(["--endpoint", &format!("{bdf},sim={}", socket.display())]);
+            command.args(["--endpoint", &format!("{bdf},{kind}={}", socket.display())]);
         }
         let log = File::create(dir.path().join("log")).unwrap();
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
@@ -63,7 +86,8 @@ impl Builder {
 /// The program, not yet started. The kernel ends it after `seconds`, so that a peer that waits
 /// for it without a limit fails too, and nothing is left over when a test is killed.
 pub fn command(seconds: u32) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-iommu"));
+    let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
+    let mut command = Command::new(env::var_os(PROGRAM).unwrap_or(built.into()));
     // SAFETY: alarm is async-signal-safe. It survives exec.
     unsafe {
         command.pre_exec(move || {

@@ -1,7 +1,5 @@
 //! The VMM's side of the vhost-user socket, in the order in which QEMU sends things.
 
-use std::time::Duration;
-
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{Result, VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -9,6 +7,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::daemon::{self, Daemon};
 use crate::driver::Ring;
+use crate::wait;
 
 pub const CONFIG_LEN: u32 = 40;
 pub const REQUEST_QUEUE: usize = 0;
@@ -84,7 +83,7 @@ impl Session {
     /// Connects, and sends nothing yet.
     pub fn connect(daemon: &Daemon) -> Self {
         let stream = daemon::connect(&daemon.socket());
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(wait::patience())).unwrap();
         let protocol = VhostUserProtocolFeatures::empty();
         Self { vu: Frontend::from_stream(stream, 2), features: 0, protocol, ask_for_replies: true }
     }

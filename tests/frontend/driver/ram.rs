@@ -10,7 +10,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemory
 
 pub const PAGE: u64 = 0x1000;
 
-pub struct Ram(GuestMemoryMmap);
+pub struct Ram(pub GuestMemoryMmap);
 
 impl Ram {
     /// Regions `(guest physical address, bytes)`, each in a memfd of its own.

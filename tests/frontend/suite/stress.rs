@@ -2,6 +2,7 @@
 //! others, and address spaces that come and go. Each status is foreseen, and the sums add up.
 
 use crate::accel::denied_write;
+use crate::daemon;
 use crate::driver::request::{RW, map, page_resp};
 use crate::driver::{Fault, PAGE, status::*};
 use crate::paging::{Channel, FAILURE, Group, INVALID, SUCCESS, backing};
@@ -133,7 +134,8 @@ impl Stress {
             return;
         }
         let pages = 1 + self.random.below(4);
-        self.vm.accel(channel.index).group_pages = 1 + self.random.below(4) as u32;
+        let most = if daemon::has_small_groups() { 1 } else { 4 };
+        self.vm.accel(channel.index).group_pages = 1 + self.random.below(most) as u32;
         let job = self.jobs.len();
         self.vm.write_pages(channel, WINDOWS + job as u64 * WINDOW, pages as u64);
         self.jobs.push(Job { channel, fate: Fate::Waits, denied: false });

@@ -1,7 +1,7 @@
 //! The IOMMU's driver leaves and comes back.
 
 use super::{Guest, check_groups, for_each_guest, give_to_vfio, groups};
-use crate::bed::Kernel;
+use crate::kernel::Kernel;
 use crate::vm::{A, B, Vm};
 
 for_each_guest!(driver_leaves_and_comes_back);

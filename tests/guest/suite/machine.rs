@@ -1,8 +1,8 @@
 //! Restarts and stops of the whole machine.
 
 use super::{Guest, check_groups, for_each_guest, give_to_vfio};
+use crate::common::wait;
 use crate::vm::{A, B, Vm};
-use crate::wait;
 
 for_each_guest!(restarts_begin_anew, mappings_outlive_a_stop);
 

@@ -1,7 +1,7 @@
 //! What a user sees who has configured something wrong.
 
 use super::{SMALL, check_groups, give_to_vfio};
-use crate::bed::Kernel;
+use crate::kernel::Kernel;
 use crate::vm::{A, B, Vm};
 
 const GRANULE: &str = "granule 0x10000 larger than system page size 0x1000";

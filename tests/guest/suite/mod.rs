@@ -6,7 +6,7 @@ mod machine;
 mod misconfiguration;
 mod sva;
 
-use crate::bed::Kernel;
+use crate::kernel::Kernel;
 use crate::vm::{A, B, Vm};
 
 /// A kernel, and the interface of VFIO that programs use in it.

@@ -2,8 +2,9 @@
 //!
 //! `guest-dma sva` does it, and verifies; see `examples/guest-dma/sva`.
 
-use crate::bed::Kernel;
-use crate::daemon::Counters;
+use crate::common::counters::{self, Counters};
+use crate::common::kernel_log;
+use crate::kernel::Kernel;
 use crate::vm::{A, B, Builder, C, D, Vm};
 
 /// Page requests one by one, and in groups; and how the program waits.
@@ -46,19 +47,13 @@ fn finish(mut vm: Vm) -> Vec<Counters> {
 /// Ends the machine. All endpoints must have been at work, and all groups been answered in time.
 fn finish_counted(vm: Vm) -> Vec<Counters> {
     let counts = vm.finish();
-    for count in &counts {
-        assert!(count.count("success") > 0, "{count:?}");
-        for end in ["failure", "timed out", "reset"] {
-            assert_eq!(count.count(end), 0, "groups that ended with '{end}': {count:?}");
-        }
-    }
+    counts.iter().for_each(counters::assert_answered);
     counts
 }
 
-/// The kernel must still check its locks: it stops after the first report.
+/// The kernel must still check its locks.
 fn check_locks(vm: &mut Vm) {
-    let lockdep = vm.run("grep debug_locks: /proc/lockdep_stats");
-    assert!(lockdep.ends_with(" 1"), "the kernel has stopped to check its locks: {lockdep}");
+    kernel_log::assert_checks(&vm.run(kernel_log::ASK_FOR_CHECKS));
 }
 
 #[test]

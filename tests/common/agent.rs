@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::wait::{self, PATIENCE};
+use super::wait::{self, PATIENCE};
 
 pub struct Agent {
     stream: UnixStream,
@@ -63,20 +63,21 @@ impl Agent {
         Output { text: lines.join("\n"), status }
     }
 
-    /// All lines up to one that is `last`.
+    /// All lines up to one that is `last`. Patience is for each of them.
     fn lines_until(
         &mut self,
         what: &str,
         last: impl Fn(&str) -> bool,
         mut check: impl FnMut(),
     ) -> Vec<String> {
-        let start = Instant::now();
+        let mut start = Instant::now();
         let mut lines: Vec<String> = Vec::new();
         loop {
             match self.lines.recv_timeout(Duration::from_millis(200)) {
                 Ok(line) => {
                     let found = last(&line);
                     lines.push(line);
+                    start = Instant::now();
                     if found {
                         return lines;
                     }

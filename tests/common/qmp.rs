@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::wait::{self, PATIENCE};
+use super::wait::{self, PATIENCE};
 
 pub struct Qmp {
     reader: BufReader<UnixStream>,

@@ -1,4 +1,4 @@
-//! What the guest's kernel says on its console.
+//! What a guest's kernel says on its console.
 
 /// Nothing good starts so.
 const TROUBLE: [&str; 9] = [
@@ -33,11 +33,6 @@ pub fn end(log: &str) -> Option<&str> {
     log.lines().find(|line| line.contains("Kernel panic") || line.contains("Oops"))
 }
 
-/// The driver's reports of faults, from the reason on.
-pub fn faults(log: &str) -> Vec<&str> {
-    driver_lines(log).filter(|text| text.contains(" fault from EP ")).collect()
-}
-
 /// All lines that ought not to be there, and are not `tolerated`. Faults are not among them.
 pub fn complaints<'a>(log: &'a str, tolerated: &[&str]) -> Vec<&'a str> {
     let is_new = |line: &&str| !tolerated.iter().any(|text| line.contains(text));
@@ -53,23 +48,18 @@ fn unusual(log: &str) -> impl Iterator<Item = &str> {
     trouble.chain(driver_lines(log).filter(move |text| !is_usual(text)))
 }
 
-/// A fault as the driver reports it.
-pub fn fault(endpoint: &str, address: u64, access: char) -> String {
-    format!("page fault from EP {} at {address:#x} [{access}]", endpoint_id(endpoint))
-}
-
-/// A function's number for the virtual IOMMU, from `BB:DD.F`.
-fn endpoint_id(bdf: &str) -> u32 {
-    let number = |text: &str| u32::from_str_radix(text, 16).unwrap();
-    let (bus, rest) = bdf.split_once(':').unwrap();
-    let (device, function) = rest.split_once('.').unwrap();
-    number(bus) << 8 | number(device) << 3 | number(function)
-}
-
 /// What the virtio-iommu driver says, without time and name.
-fn driver_lines(log: &str) -> impl Iterator<Item = &str> {
+pub fn driver_lines(log: &str) -> impl Iterator<Item = &str> {
     log.lines().filter_map(|line| {
         let (_, text) = line.split_once("virtio_iommu virtio")?;
         text.split_once(": ").map(|(_, text)| text.trim_end())
     })
+}
+
+/// For a kernel that checks its locks: whether it still does. It stops after the first report.
+pub const ASK_FOR_CHECKS: &str = "grep debug_locks: /proc/lockdep_stats";
+
+/// Of the answer to that.
+pub fn assert_checks(lockdep: &str) {
+    assert!(lockdep.ends_with(" 1"), "the kernel has stopped to check its locks: {lockdep}");
 }

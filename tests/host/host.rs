@@ -1,0 +1,117 @@
+//! A machine that is a host: `/host` has the programs, `/nested` a QEMU with a kernel for guests.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::common::agent::Output;
+use crate::common::bed::{self, make_initrd, variable};
+use crate::common::kernel_log;
+use crate::common::machine::{Machine, Place, drive};
+
+/// With everything of VT-d that page tables of processes need.
+const IOMMU: &str = "intel-iommu,scalable-mode=on,fsts=on,pasid-bits=20,svm=on,device-iotlb=on,\
+                     aw-bits=48";
+
+/// Functions that can be given to VFIO: two disks, which nobody else uses ...
+pub const NVME: [&str; 2] = ["0000:00:02.0", "0000:00:03.0"];
+const NVME_MIB: u64 = 64;
+
+/// ... and a teaching device with a simple DMA engine, which reaches all addresses of the IOMMU.
+pub const EDU: &str = "0000:00:04.0";
+const EDU_MASK: &str = "0xffffffffffff";
+
+/// A kernel with the host's side.
+#[derive(Clone, Copy)]
+pub enum Kernel {
+    Small,
+    /// It checks its own locks and memory accesses.
+    Debug,
+}
+
+impl Kernel {
+    fn image(self) -> PathBuf {
+        match self {
+            Self::Small => variable("VUI_SMALL_KERNEL"),
+            Self::Debug => variable("VUI_DEBUG_KERNEL"),
+        }
+    }
+}
+
+pub struct Host {
+    machine: Machine,
+    kernel: Kernel,
+}
+
+impl Host {
+    /// Boots with so much memory, as QEMU's option says it.
+    pub fn boot(kernel: Kernel, memory: &str) -> Self {
+        let place = Place::new();
+        let args = args(&place, memory);
+        let machine = Machine::boot(place, &kernel.image(), initrd(), &args, || ());
+        let mut host = Self { machine, kernel };
+        host.run("mkdir /nested && mount -t ext4 -o ro /dev/vda /nested");
+        host
+    }
+
+    /// Runs a command, which must succeed.
+    pub fn run(&mut self, command: &str) -> String {
+        let Output { text, status } = self.machine.try_run(command, || ());
+        assert_eq!(status, 0, "'{command}' in the host; it says:\n{text}");
+        text
+    }
+
+    /// Ends it. Its kernel must have had nothing to say but what is `tolerated`, and one that
+    /// checks its locks must still do so.
+    pub fn finish(mut self, tolerated: &[&str]) {
+        if matches!(self.kernel, Kernel::Debug) {
+            kernel_log::assert_checks(&self.run(kernel_log::ASK_FOR_CHECKS));
+        }
+        self.machine.finish(tolerated);
+    }
+}
+
+fn args(place: &Place, memory: &str) -> String {
+    let disk = drive("host", &variable("VUI_HOST_DISK"), ",readonly=on");
+    let slot = |function: &'static str| function.trim_start_matches("0000:00:");
+    let nvme = NVME.iter().enumerate().map(|(index, function)| {
+        let (name, slot) = (format!("nvme{index}"), slot(function));
+        let device = format!(" -device nvme,drive={name},serial={name},addr={slot}");
+        place.disk(&name, NVME_MIB) + &device
+    });
+    format!(
+        "-machine q35,kernel-irqchip=split -m {memory} -device {IOMMU} \
+         {disk} -device virtio-blk-pci,drive=host,addr=01.0 {} \
+         -device edu,addr={},dma_mask={EDU_MASK}",
+        nvme.collect::<String>(),
+        slot(EDU),
+    )
+}
+
+/// Its initial ram disk, made once for all tests.
+fn initrd() -> &'static Path {
+    static INITRD: OnceLock<PathBuf> = OnceLock::new();
+    INITRD.get_or_init(|| {
+        let programs = bed::output(&mut bed::script("guest/build-selftest"));
+        let Some((daemon, inside)) = programs.trim_end().split_once('\n') else {
+            panic!("not two programs: {programs}");
+        };
+        let nested = make_initrd("nested", "nested", &[]);
+        make_initrd(
+            "host",
+            "agent",
+            &[
+                (daemon.as_ref(), "host/vhost-user-iommu"),
+                (inside.as_ref(), "host/inside"),
+                ("scripts/guest/chain".as_ref(), "host/chain"),
+                (&nested, "host/nested.initrd"),
+            ],
+        )
+    })
+}
+
+/// Tells people what a test has seen that succeeds. The test harness would keep it to itself if
+/// it were printed.
+pub fn report(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

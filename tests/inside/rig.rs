@@ -1,0 +1,91 @@
+//! A device model on the kernel's back end, without sockets: requests in, statuses out.
+
+use std::sync::Arc;
+
+use vhost_user_iommu::address::{EndpointId, IovaRange, Pasid};
+use vhost_user_iommu::host::HostIommu;
+use vhost_user_iommu::host::dma::DmaError;
+use vhost_user_iommu::host::iommufd::Iommufd;
+use vhost_user_iommu::iopf::{Doorbell, Iopf, Limits};
+use vhost_user_iommu::viommu::{Settings, Viommu};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::driver::{PAGE, Ram, Request};
+use crate::frontend::feature;
+
+/// Of the mock's page tables.
+const ADDRESSES: (u64, u64) = (0, 0x3f_ffff_ffff);
+
+struct Silent;
+
+impl Doorbell for Silent {
+    fn ring(&self) {}
+}
+
+pub struct Rig {
+    pub viommu: Viommu,
+    pub iommufd: Arc<Iommufd>,
+}
+
+impl Rig {
+    /// A device whose driver takes all features, and whose endpoints are blocked.
+    pub fn new(iommufd: Iommufd, endpoints: &[EndpointId]) -> Self {
+        let limits =
+            Limits { faults: 64, groups: 64, response_time: std::time::Duration::from_secs(3600) };
+        let faults = Arc::new(Iopf::new(endpoints.iter().copied(), limits, Box::new(Silent)));
+        let iommufd = Arc::new(iommufd);
+        let settings = Settings {
+            page_size: PAGE,
+            input_range: IovaRange::new(ADDRESSES.0, ADDRESSES.1).unwrap(),
+            boot_bypass: false,
+            reserved: Vec::new(),
+            limits: Default::default(),
+        };
+        let host: Arc<dyn HostIommu> = iommufd.clone();
+        let ids = endpoints.iter().copied();
+        let mut viommu = Viommu::new(settings, ids, host, faults).unwrap();
+        viommu.accept(feature::DRIVER | feature::PASID | feature::PAGE_REQUEST);
+        Self { viommu, iommufd }
+    }
+
+    pub fn status(&mut self, request: &Request) -> u8 {
+        self.viommu.handle(&request.bytes, request.room).unwrap().status as u8
+    }
+
+    #[track_caller]
+    pub fn ok(&mut self, request: Request) {
+        assert_eq!(self.status(&request), 0, "status of {request:x?}");
+    }
+
+    pub fn set_memory(&mut self, ram: &Ram) {
+        self.viommu.set_memory(&ram.0);
+    }
+}
+
+/// The same memory, but only the lowest so many regions of it.
+pub fn first_regions(ram: &Ram, count: usize) -> Ram {
+    let all: Vec<GuestAddress> = ram.0.iter().map(|region| region.start_addr()).collect();
+    let rest = all[count..].iter().fold(ram.0.clone(), |memory, &start| {
+        let len = memory.find_region(start).unwrap().len();
+        memory.remove_region(start, len).unwrap().0
+    });
+    Ram(rest)
+}
+
+/// Fills each page with its own address.
+pub fn number_pages(ram: &Ram, regions: &[(u64, u64)]) {
+    for &(first, len) in regions {
+        for page in (first..first + len).step_by(PAGE as usize) {
+            ram.write(page, &page.to_le_bytes());
+        }
+    }
+}
+
+/// The number of the page that an access of 8 bytes finds; `None`: it is stopped.
+pub fn page_at(
+    read: impl FnOnce(Option<Pasid>, &mut [u8]) -> Result<(), DmaError>,
+    pasid: Option<u32>,
+) -> Option<u64> {
+    let mut number = [0; 8];
+    read(pasid.map(Pasid), &mut number).ok().map(|()| u64::from_le_bytes(number))
+}

@@ -1,0 +1,259 @@
+//! The n-th call of the kernel fails, for every n: nothing leaks, no domain is half mapped, and
+//! the driver reads the right status.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vhost_user_iommu::address::{EndpointId, Iova};
+use vhost_user_iommu::host::dma::Dma;
+use vhost_user_iommu::host::iommufd::mock::MockDevice;
+use vhost_user_iommu::host::iommufd::{Iommufd, fail};
+
+use crate::driver::request::{
+    RW, attach, attach_pasid, attach_with, detach, detach_pasid, map, unmap,
+};
+use crate::driver::{Ram, Request, status};
+use crate::errors;
+use crate::rig::{Rig, first_regions, number_pages, page_at};
+
+const MIB: u64 = 1 << 20;
+const ENDPOINTS: [EndpointId; 2] = [EndpointId(0x10), EndpointId(0x18)];
+const EP0: u32 = ENDPOINTS[0].0;
+const EP1: u32 = ENDPOINTS[1].0;
+const PASID: u32 = 5;
+
+/// Guest memory: two regions that meet, one that does not, and one that comes later.
+const REGIONS: [(u64, u64); 4] =
+    [(0, 2 * MIB), (2 * MIB, 2 * MIB), (8 * MIB, 2 * MIB), (16 * MIB, 2 * MIB)];
+const ALL: usize = REGIONS.len();
+
+/// Who makes accesses.
+const REQUESTERS: [(usize, Option<u32>); 3] = [(0, None), (0, Some(PASID)), (1, None)];
+
+/// Pages that are looked at: the first and last of each mapping below, and some beside them.
+const LOOKED_AT: [u64; 10] = [
+    0x1000,
+    0x1000_0000,
+    0x103f_f000,
+    0x1060_0000,
+    0x107f_f000,
+    0x1080_0000,
+    0x2000_0000,
+    0x2000_1000,
+    0x3000_0000,
+    0x30ff_f000,
+];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(Request),
+    /// So many of the regions are guest memory.
+    Memory(usize),
+}
+
+fn steps() -> Vec<Step> {
+    use Step::{Ask, Memory};
+    vec![
+        Memory(3),
+        Ask(attach(1, EP0)),
+        Ask(map(1, 0x2000_0000, 0x2000_0fff, 0x5000, RW)),
+        // Over two regions that meet, a hole, and a third.
+        Ask(map(1, 0x1000_0000, 0x1000_0000 + 12 * MIB - 1, 0, RW)),
+        Ask(attach(1, EP1)),
+        Ask(map(1, 0x2000_1000, 0x2000_1fff, 8 * MIB, 1)),
+        Ask(attach_pasid(2, EP0, PASID)),
+        // To memory that is not there yet.
+        Ask(map(2, 0x3000_0000, 0x30ff_ffff, 8 * MIB, RW)),
+        Memory(ALL),
+        Ask(attach_pasid(1, EP0, PASID)),
+        Ask(unmap(1, 0x2000_0000, 0x2000_0fff)),
+        Ask(attach(3, EP1)),
+        Ask(map(3, 0x1000, 0x1fff, 0x7000, RW)),
+        Memory(1),
+        Memory(ALL),
+        Ask(unmap(1, 0, u64::MAX)),
+        Ask(map(1, 0x1000_0000, 0x1000_0fff, 0x9000, RW)),
+        Ask(detach_pasid(1, EP0, PASID)),
+        Ask(attach_with(4, EP1, 1)),
+        Ask(detach(4, EP1)),
+        Ask(detach(1, EP0)),
+    ]
+}
+
+/// What ought to be.
+#[derive(Default)]
+struct Model {
+    regions: usize,
+    /// Domains (0: bypass) by requester.
+    attached: BTreeMap<(usize, Option<u32>), u32>,
+    mappings: BTreeMap<u32, Vec<(u64, u64, u64)>>,
+}
+
+impl Model {
+    /// The request was accepted.
+    fn apply(&mut self, request: &Request) {
+        let le32 = |at: usize| u32::from_le_bytes(request.bytes[at..at + 4].try_into().unwrap());
+        let le64 = |at: usize| u64::from_le_bytes(request.bytes[at..at + 8].try_into().unwrap());
+        let index = |id: u32| ENDPOINTS.iter().position(|endpoint| endpoint.0 == id).unwrap();
+        let domain = le32(4);
+        match request.bytes[0] {
+            1 => {
+                let flags = le32(12);
+                let pasid = (flags & 2 != 0).then(|| le32(16));
+                let domain = if flags & 1 != 0 { 0 } else { domain };
+                self.attached.insert((index(le32(8)), pasid), domain);
+            }
+            2 => {
+                let pasid = (le32(12) & 1 != 0).then(|| le32(16));
+                self.attached.remove(&(index(le32(8)), pasid));
+            }
+            3 => {
+                let mapping = (le64(8), le64(16), le64(24));
+                self.mappings.entry(domain).or_default().push(mapping);
+            }
+            4 => {
+                let (first, last) = (le64(8), le64(16));
+                let mappings = self.mappings.entry(domain).or_default();
+                mappings.retain(|mapping| mapping.1 < first || mapping.0 > last);
+            }
+            kind => panic!("request {kind}"),
+        }
+        let attached: Vec<u32> = self.attached.values().copied().collect();
+        self.mappings.retain(|domain, _| attached.contains(domain));
+    }
+
+    /// The guest-physical page behind an address.
+    fn page_at(&self, requester: (usize, Option<u32>), address: u64) -> Option<u64> {
+        let gpa = match self.attached.get(&requester)? {
+            0 => address,
+            domain => {
+                let mappings = self.mappings.get(domain)?;
+                let hit = mappings.iter().find(|m| m.0 <= address && address <= m.1)?;
+                hit.2 + (address - hit.0)
+            }
+        };
+        let is_there = |&(first, len): &(u64, u64)| first <= gpa && gpa < first + len;
+        REGIONS[..self.regions].iter().any(is_there).then_some(gpa)
+    }
+}
+
+struct Bed {
+    rig: Rig,
+    devices: [Arc<MockDevice>; 2],
+    memories: Vec<Ram>,
+    model: Model,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let mut iommufd = Iommufd::open().unwrap();
+        let devices = ENDPOINTS.map(|id| iommufd.add_mock(id).unwrap());
+        let ram = Ram::new(&REGIONS);
+        number_pages(&ram, &REGIONS);
+        let memories = (0..=ALL).map(|count| first_regions(&ram, count)).collect();
+        Self { rig: Rig::new(iommufd, &ENDPOINTS), devices, memories, model: Model::default() }
+    }
+
+    /// Does a step, which fails if a call of the kernel does; nothing has changed then.
+    fn step(&mut self, step: &Step) {
+        let armed = fail::is_armed();
+        match step {
+            Step::Memory(count) => {
+                self.rig.set_memory(&self.memories[*count]);
+                // There is no status. What could not be done is done the next time.
+                if armed && !fail::is_armed() {
+                    self.rig.set_memory(&self.memories[*count]);
+                }
+                self.model.regions = *count;
+            }
+            Step::Ask(request) => {
+                let status = self.rig.status(request);
+                if status != status::OK {
+                    assert_eq!(status, status::NOMEM, "{request:x?}");
+                    assert!(armed && !fail::is_armed(), "no call has failed: {request:x?}");
+                    self.check(step);
+                    // The driver tries again.
+                    self.rig.ok(request.clone());
+                }
+                self.model.apply(request);
+            }
+        }
+        self.check(step);
+    }
+
+    #[track_caller]
+    fn check(&self, step: &Step) {
+        for requester in REQUESTERS {
+            for address in LOOKED_AT {
+                let (index, pasid) = requester;
+                let device = &self.devices[index];
+                let found = page_at(|pasid, buf| device.read(pasid, Iova(address), buf), pasid);
+                let expected = self.model.page_at(requester, address);
+                assert_eq!(found, expected, "{requester:?} at {address:#x} after {step:x?}");
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        for step in steps() {
+            self.step(&step);
+        }
+    }
+
+    /// Nothing is attached and nothing is memory: the kernel has what it had at the start.
+    fn end(&mut self) -> u32 {
+        self.rig.set_memory(&self.memories[0]);
+        self.model = Model::default();
+        self.rig.iommufd.next_object().unwrap()
+    }
+}
+
+#[test]
+fn each_call_of_the_kernel_fails_in_turn() {
+    let mut bed = Bed::new();
+    bed.run();
+    let clean = bed.end();
+    let mut n = 0;
+    loop {
+        n += 1;
+        fail::nth(n);
+        bed.run();
+        if fail::is_armed() {
+            fail::nth(0);
+            break;
+        }
+        assert_eq!(bed.end(), clean, "objects were left by the failure of call {n}");
+    }
+    println!("{} calls failed in turn", n - 1);
+    assert!(n > 50, "only {n} calls");
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_had_leaves_nothing() {
+    errors::count_from_now();
+    let mut n = 0;
+    loop {
+        let mut iommufd = Iommufd::open().unwrap();
+        let clean = iommufd.next_object().unwrap();
+        n += 1;
+        fail::nth(n);
+        let device = iommufd.add_mock(ENDPOINTS[0]);
+        if fail::is_armed() {
+            fail::nth(0);
+            break;
+        }
+        match device {
+            Ok(device) => {
+                // It can do with less: the call was one that tries what the kernel can do.
+                assert!(iommufd.abilities(ENDPOINTS[0]).is_some());
+                drop(device);
+            }
+            Err(message) => {
+                assert!(message.contains("0000:00:02.0"), "{message}");
+                assert_eq!(iommufd.next_object().unwrap(), clean, "call {n}");
+            }
+        }
+    }
+    assert!(n > 5, "only {n} calls");
+    assert_eq!(errors::count(), 0, "errors in the log");
+}
