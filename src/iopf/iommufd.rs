@@ -18,7 +18,7 @@ use crate::bell::Bell;
 use crate::host::iommufd::{FaultGroup, FaultQueue, Handle};
 
 /// How long to leave the kernel alone when it gives no groups for want of memory.
-const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The page requests of one endpoint, from the kernel to the fault path. Dropping it ends that.
 pub struct KernelSource {

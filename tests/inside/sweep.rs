@@ -257,3 +257,32 @@ fn an_endpoint_that_cannot_be_had_leaves_nothing() {
     assert!(n > 5, "only {n} calls");
     assert_eq!(errors::count(), 0, "errors in the log");
 }
+
+#[test]
+fn a_kernel_that_takes_no_files_is_given_memory_by_address() {
+    errors::count_from_now();
+    fail::pretend_unknown(Some("IOMMU_IOAS_MAP_FILE"));
+    let mut bed = Bed::new();
+    bed.run();
+    bed.end();
+    fail::pretend_unknown(None);
+    assert_eq!(errors::count(), 0, "errors in the log");
+}
+
+#[test]
+fn a_kernel_without_fault_queues_is_too_old() {
+    fail::pretend_unknown(Some("IOMMU_FAULT_QUEUE_ALLOC"));
+    let error = Iommufd::open().unwrap().add_mock(ENDPOINTS[0]).err();
+    fail::pretend_unknown(None);
+    assert!(error.as_ref().is_some_and(|error| error.contains("Linux 6.11")), "{error:?}");
+}
+
+#[test]
+fn a_kernel_that_tells_of_no_pasids_has_none() {
+    fail::pretend_unknown(Some("IOMMU_GET_HW_INFO"));
+    let mut iommufd = Iommufd::open().unwrap();
+    let added = iommufd.add_mock(ENDPOINTS[0]).map(drop);
+    fail::pretend_unknown(None);
+    assert_eq!(added, Ok(()));
+    assert_eq!(iommufd.abilities(ENDPOINTS[0]).unwrap().pasid_bits, 0);
+}

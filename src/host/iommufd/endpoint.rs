@@ -97,6 +97,12 @@ impl Endpoint {
             None => None,
         };
         let old = attachments.get(&pasid);
+        if let (Some(new), Some(old)) = (&new, old)
+            && Arc::ptr_eq(new, old)
+        {
+            // Nothing changes, and so the kernel answers nothing.
+            return Ok(());
+        }
         let change = || match &new {
             Some(to) => self.device.attach(pasid, &to.object, to.space.ioas(), old.is_some()),
             None if old.is_some() => self.device.detach(pasid),

@@ -65,7 +65,7 @@ arguments! {
 /// Calls the kernel for something that can be refused.
 pub(super) fn ioctl<A: Argument>(fd: impl AsFd, argument: &mut A) -> Result<(), Errno> {
     #[cfg(feature = "selftest")]
-    super::fail::count()?;
+    super::fail::count(A::NAME)?;
     ioctl_surely(fd, argument)
 }
 
