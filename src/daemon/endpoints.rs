@@ -8,14 +8,14 @@ use vm_memory::GuestMemoryMmap;
 use super::StartError;
 #[cfg(feature = "selftest")]
 use super::mock::MockFaults;
-use crate::address::{EndpointId, Iova, IovaRange, Pasid};
+use super::sim::SimFaults;
+use crate::address::{EndpointId, IovaRange};
 use crate::args::{DaemonArgs, EndpointArg, EndpointKind};
-use crate::host::Access;
 use crate::host::both::Both;
-use crate::host::dma::{Dma, DmaCause};
+use crate::host::dma::Dma;
 use crate::host::iommufd::Iommufd;
 use crate::host::software::{EndpointMemory, Software};
-use crate::iopf::{Fault, Full, Iopf, KernelSource, PageRequest, Reason, Source};
+use crate::iopf::{Iopf, KernelSource};
 use crate::sim::{FaultReporter, Sim};
 use crate::socket::ListeningSocket;
 use crate::viommu::Settings;
@@ -86,9 +86,8 @@ fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
     let emulated = match (kind, &mut host.iommufd) {
         (BoundKind::Sim(socket), _) => {
             let dma = host.software.add_endpoint(id, memory.clone());
-            let reporter: NewReporter = Box::new(move |faults| {
-                Arc::new(SimFaults { endpoint: id, faults: faults.clone() })
-            });
+            let reporter: NewReporter =
+                Box::new(move |faults| Arc::new(SimFaults::new(id, faults.clone())));
             Some(Emulated { socket, memory, dma, reporter })
         }
         (BoundKind::Vfio(path), Some(iommufd)) => {
@@ -169,45 +168,4 @@ pub(super) fn start(
         }
     }
     Ok(running)
-}
-
-/// Where the faults of an emulated endpoint enter the fault path.
-struct SimFaults {
-    endpoint: EndpointId,
-    faults: Arc<Iopf>,
-}
-
-impl FaultReporter for SimFaults {
-    fn connect(&self, source: Arc<dyn Source>) {
-        self.faults.connect(self.endpoint, source);
-    }
-
-    fn request(&self, request: PageRequest) -> Result<(), Full> {
-        self.faults.request(self.endpoint, request)
-    }
-
-    fn withdraw(&self) {
-        self.faults.withdraw(self.endpoint);
-    }
-
-    fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
-        report(&self.faults, self.endpoint, pasid, address, access, cause);
-    }
-}
-
-/// Reports an access that an IOMMU has stopped for good.
-pub(super) fn report(
-    faults: &Iopf,
-    endpoint: EndpointId,
-    pasid: Option<Pasid>,
-    address: Iova,
-    access: Access,
-    cause: DmaCause,
-) {
-    let reason = match cause {
-        DmaCause::NoDomain => Reason::Domain,
-        DmaCause::NotMapped => Reason::Mapping,
-        DmaCause::NotMemory => return,
-    };
-    faults.report(Fault { endpoint, pasid, address, access, reason });
 }

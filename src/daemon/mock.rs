@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::endpoints::report;
+use super::sim::report;
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::DmaCause;

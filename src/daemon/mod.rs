@@ -3,6 +3,7 @@
 mod endpoints;
 #[cfg(feature = "selftest")]
 mod mock;
+mod sim;
 
 use std::io;
 use std::path::Path;

@@ -5,7 +5,7 @@
 //! - [`driver`] is the guest: memory, rings, requests and events, byte by byte.
 //! - [`accel`] makes an emulated endpoint access memory.
 //! - [`vm`] puts these together, with a driver that takes page requests in [`paging`].
-//! - [`counters`] reads the log; [`suite`] is the tests.
+//! - [`counters`] reads the log, [`random`] makes numbers; [`suite`] is the tests.
 
 mod accel;
 mod counters;
@@ -13,6 +13,7 @@ mod daemon;
 mod driver;
 mod frontend;
 mod paging;
+mod random;
 mod suite;
 mod vm;
 mod wait;

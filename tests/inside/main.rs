@@ -21,6 +21,8 @@ mod mock;
 #[path = "../frontend/paging.rs"]
 mod paging;
 mod queue;
+#[path = "../frontend/random.rs"]
+mod random;
 mod rig;
 mod sweep;
 mod vfio;

@@ -16,6 +16,7 @@ use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Translation};
 
 use crate::driver::PAGE;
 use crate::errors;
+use crate::random::Random;
 use crate::wait;
 
 const ENDPOINT: EndpointId = EndpointId(0x10);
@@ -52,18 +53,6 @@ impl Fates {
         let (told, _) = self.changed.wait_timeout_while(told, wait::patience(), waits).unwrap();
         let left: Vec<_> = names.iter().filter(|name| !told.contains_key(name)).collect();
         assert!(left.is_empty(), "groups without an answer: {left:?}");
-    }
-}
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % end
     }
 }
 

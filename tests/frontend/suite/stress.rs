@@ -6,6 +6,7 @@ use crate::daemon;
 use crate::driver::request::{RW, map, page_resp};
 use crate::driver::{Fault, PAGE, status::*};
 use crate::paging::{Channel, FAILURE, Group, INVALID, SUCCESS, backing};
+use crate::random::Random;
 use crate::vm::{ENDPOINTS, Vm};
 use crate::wait;
 
@@ -26,22 +27,6 @@ fn whatever_happens_each_group_is_answered_once_and_the_sums_add_up() {
             stress.step();
         }
         stress.finish();
-    }
-}
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % end
-    }
-
-    fn coin(&mut self) -> bool {
-        self.below(2) == 0
     }
 }
 
