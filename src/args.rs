@@ -11,6 +11,7 @@ use crate::address::IovaRange;
 use crate::bdf::Bdf;
 use crate::host::{ReservedKind, ReservedRegion};
 use crate::iopf::{Limits as FaultLimits, MAX_GROUPS};
+use crate::socket::SocketAccess;
 use crate::vhost::{Options, Scheduling};
 use crate::viommu::{Limits, Settings};
 
@@ -38,6 +39,15 @@ pub struct DaemonArgs {
     /// Socket for QEMU's vhost-user device.
     #[arg(long, value_name = "PATH", required = true)]
     pub socket_path: Option<PathBuf>,
+
+    /// The group of the sockets, for who runs QEMU: a name or a number. Theirs are then open to
+    /// it (mode 0660) unless --socket-mode says otherwise.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub socket_group: Option<u32>,
+
+    /// The permissions of the sockets, in octal.
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    pub socket_mode: Option<u32>,
 
     /// An endpoint behind the IOMMU: its PCI address in the guest, and what it is.
     /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
@@ -255,6 +265,11 @@ impl DaemonArgs {
         })
     }
 
+    /// Who may connect to the sockets.
+    pub fn socket_access(&self) -> SocketAccess {
+        SocketAccess { group: self.socket_group, mode: self.socket_mode }
+    }
+
     /// What the transport is made with.
     pub fn transport(&self) -> Options {
         let max_poll = Duration::from_micros(self.poll_us.into());
@@ -330,6 +345,24 @@ fn page_size(text: &str) -> Result<u64, String> {
     }
 }
 
+fn group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(format!("there is no group '{text}'; see getent group")),
+        Err(error) => Err(format!("group '{text}': {error}")),
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = if digits { u32::from_str_radix(text, 8).ok() } else { None };
+    mode.filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| format!("'{text}' are no permissions; write them in octal, as in 660"))
+}
+
 fn queue_size(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(size) if size.is_power_of_two() && size <= 32768 => Ok(size),
@@ -369,6 +402,16 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn permissions_are_octal_and_groups_have_names_or_numbers() {
+        assert_eq!((mode("660"), mode("0600")), (Ok(0o660), Ok(0o600)));
+        for text in ["", "8", "rw", "-1", "+7", "1000", "77777777777"] {
+            assert!(mode(text).unwrap_err().contains(&format!("'{text}'")));
+        }
+        assert_eq!((group("0"), group("root"), group("1234")), (Ok(0), Ok(0), Ok(1234)));
+        assert!(group("no such").unwrap_err().contains("'no such'"));
     }
 
     #[test]

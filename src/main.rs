@@ -8,7 +8,16 @@ use clap::Parser;
 use vhost_user_iommu::args::{Args, Command, ViotArgs};
 use vhost_user_iommu::{daemon, qemu_args, viot};
 
+/// What management software is told of this program (QEMU, "Vhost-user Protocol", back-end
+/// program conventions); all other arguments are ignored then.
+const PRINT_CAPABILITIES: &str = "--print-capabilities";
+const CAPABILITIES: &str = r#"{ "type": "iommu", "features": [] }"#;
+
 fn main() -> ExitCode {
+    if std::env::args_os().any(|arg| arg == PRINT_CAPABILITIES) {
+        println!("{CAPABILITIES}");
+        return ExitCode::SUCCESS;
+    }
     let args = Args::parse();
     let result = match &args.command {
         Some(Command::Viot(viot)) => write_viot(viot),

@@ -1,10 +1,19 @@
 //! Unix sockets that the daemon listens on.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, open};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+/// Connections that wait to be accepted, as the standard library has it.
+const BACKLOG: i32 = 128;
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +29,15 @@ pub enum SocketError {
     Io(PathBuf, #[source] io::Error),
 }
 
+/// Who may connect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// The group of the socket's file; `None`: the process's.
+    pub group: Option<u32>,
+    /// Its permissions; `None`: all that the process's umask leaves.
+    pub mode: Option<u32>,
+}
+
 /// A listening socket. Its file goes away with it.
 #[derive(Debug)]
 pub struct ListeningSocket {
@@ -33,11 +51,15 @@ impl ListeningSocket {
     ///
     /// # Errors
     /// When the path is taken or cannot be listened on.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
+        let failed = |error| SocketError::Io(path.into(), error);
+        // Of daemons that start at once on one path, one finds the other's socket.
+        let _turn = lock_directory_of(path).map_err(failed)?;
         remove_stale(path)?;
-        let listener =
-            UnixListener::bind(path).map_err(|error| SocketError::Io(path.into(), error))?;
-        Ok(Self { listener, path: path.into() })
+        let listener = access.bind(path).map_err(failed)?;
+        let socket = Self { listener, path: path.into() };
+        access.apply(path).map_err(failed)?;
+        Ok(socket)
     }
 
     /// The socket itself.
@@ -52,6 +74,42 @@ impl Drop for ListeningSocket {
             log::debug!("{}: {error}", self.path.display());
         }
     }
+}
+
+impl SocketAccess {
+    /// Nobody can connect before [`apply`](Self::apply) has said who may, if somebody is named:
+    /// the file has the permissions that the socket has when it is bound.
+    fn bind(self, path: &Path) -> io::Result<UnixListener> {
+        if self == Self::default() {
+            return UnixListener::bind(path);
+        }
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        fchmod(&socket, Mode::empty())?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        listen(&socket, BACKLOG)?;
+        Ok(UnixListener::from(socket))
+    }
+
+    fn apply(self, path: &Path) -> io::Result<()> {
+        if self == Self::default() {
+            return Ok(());
+        }
+        std::os::unix::fs::chown(path, None, self.group)?;
+        fs::set_permissions(path, Permissions::from_mode(self.mode.unwrap_or(0o660)))
+    }
+}
+
+/// Held until dropped.
+fn lock_directory_of(path: &Path) -> io::Result<OwnedFd> {
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = open(directory, flags, Mode::empty())?;
+    flock(&directory, FlockOperation::LockExclusive)?;
+    Ok(directory)
 }
 
 /// Removes a socket file that nobody listens on.
@@ -76,7 +134,8 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{ListeningSocket, Path, SocketAccess, SocketError, UnixListener, fs};
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn stale_socket_is_replaced() {
@@ -84,7 +143,45 @@ mod tests {
         let path = directory.path().join("sim.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        ListeningSocket::bind(&path).unwrap();
+        bind(&path).unwrap();
+    }
+
+    fn bind(path: &Path) -> Result<ListeningSocket, SocketError> {
+        ListeningSocket::bind(path, SocketAccess::default())
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_one_gets_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sim.sock");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path));
+            let start = std::sync::Barrier::new(8);
+            let got = std::thread::scope(|scope| {
+                let one = || {
+                    start.wait();
+                    bind(&path)
+                };
+                let all: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+            });
+            let taken = |one: &Result<_, SocketError>| matches!(one, Err(SocketError::InUse(_)));
+            assert_eq!(got.iter().filter(|one| one.is_ok()).count(), 1, "{got:?}");
+            assert_eq!(got.iter().filter(|one| taken(one)).count(), 7, "{got:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_connect_is_who_was_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sim.sock");
+        let access = SocketAccess { group: Some(nix::unistd::getgid().as_raw()), mode: None };
+        let socket = ListeningSocket::bind(&path, access).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        drop(socket);
+        let access = SocketAccess { group: None, mode: Some(0o606) };
+        let _socket = ListeningSocket::bind(&path, access).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o606);
     }
 
     #[test]
@@ -92,11 +189,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         fs::File::create(&path).unwrap();
-        assert!(matches!(ListeningSocket::bind(&path), Err(SocketError::NotASocket(_))));
+        assert!(matches!(bind(&path), Err(SocketError::NotASocket(_))));
         assert!(path.exists());
-        assert!(matches!(
-            ListeningSocket::bind(Path::new("/nonexistent/x")),
-            Err(SocketError::Io(..))
-        ));
+        assert!(matches!(bind(Path::new("/nonexistent/x")), Err(SocketError::Io(..))));
     }
 }

@@ -59,12 +59,13 @@ pub(super) struct Running {
 
 /// All sockets before anything else, so that a path that is taken ends the start early.
 pub(super) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
+    let access = args.socket_access();
     let bind = |EndpointArg { bdf, kind }: &EndpointArg| {
         let kind = match kind {
-            EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path)?),
+            EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path, access)?),
             EndpointKind::Vfio(path) => BoundKind::Vfio(path.clone()),
             #[cfg(feature = "selftest")]
-            EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path)?),
+            EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path, access)?),
         };
         Ok(Bound { id: bdf.endpoint(), kind })
     };

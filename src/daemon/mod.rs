@@ -57,7 +57,7 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     // Before any thread runs, so that none of them takes the signal.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let sockets = endpoints::bind(args)?;
-    let socket = ListeningSocket::bind(socket_path)?;
+    let socket = ListeningSocket::bind(socket_path, args.socket_access())?;
 
     let doorbell = FaultDoorbell::new()?;
     let ids: Vec<EndpointId> =

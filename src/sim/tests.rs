@@ -16,7 +16,7 @@ use crate::address::{EndpointId, Iova};
 use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause};
 use crate::host::software::EndpointMemory;
-use crate::socket::{ListeningSocket, SocketError};
+use crate::socket::{ListeningSocket, SocketAccess, SocketError};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -849,7 +849,7 @@ impl Served {
     fn with_dma(memory: EndpointMemory, dma: Arc<dyn Dma>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
-        let socket = ListeningSocket::bind(&path).unwrap();
+        let socket = ListeningSocket::bind(&path, SocketAccess::default()).unwrap();
         let faults = Arc::new(FakeFaults::default());
         let sim = Sim::start(EndpointId(0x10), socket, memory.clone(), dma, faults).unwrap();
         Self { sim: Some(sim), memory, path, _directory: directory }
@@ -1108,6 +1108,7 @@ fn stop_does_not_wait_for_a_client() {
 #[test]
 fn socket_in_use_is_refused_and_left_alone() {
     let served = Served::new();
-    assert!(matches!(ListeningSocket::bind(&served.path), Err(SocketError::InUse(_))));
+    let again = ListeningSocket::bind(&served.path, SocketAccess::default());
+    assert!(matches!(again, Err(SocketError::InUse(_))));
     copy_as_client(&served);
 }

@@ -45,6 +45,9 @@ fn a_bad_value_is_named_in_the_message() {
         ("--input-range zero-0x1fff", "zero"),
         ("--input-range 0-0x10000000000000000", "0x10000000000000000"),
         ("--boot-bypass maybe", "maybe"),
+        ("--socket-mode 999", "999"),
+        ("--socket-mode rw", "rw"),
+        ("--socket-group no-such-group", "no-such-group"),
         ("--queue-size 0", "0"),
         ("--queue-size 100", "100"),
         ("--queue-size 65536", "65536"),
@@ -125,4 +128,28 @@ fn help_and_version_go_to_standard_output() {
     for option in ["--socket-path", "--endpoint", "--page-size", "--boot-bypass"] {
         assert!(help.contains(option), "{option} is not in the help");
     }
+}
+
+#[test]
+fn capabilities_are_printed_whatever_else_is_asked_for() {
+    for args in [&["--print-capabilities"][..], &["--nonsense", "--print-capabilities", "x"]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0));
+        let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(printed["type"], "iommu");
+    }
+}
+
+#[test]
+fn who_may_connect_is_said_by_options() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let group = std::fs::metadata("/proc/self").unwrap().gid();
+    let daemon = crate::vm::daemon(&format!("--socket-group {group}"));
+    for socket in [daemon.socket(), daemon.endpoint_socket(0)] {
+        let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660, "{}", socket.display());
+    }
+    let daemon = crate::vm::daemon("--socket-mode 600");
+    let mode = std::fs::metadata(daemon.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
