@@ -1,0 +1,69 @@
+//! The daemon's back end: a domain that an endpoint on a mock device is attached to.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vhost_user_iommu::address::{DomainId, EndpointId, Gpa, Iova, IovaRange};
+use vhost_user_iommu::host::dma::Dma;
+use vhost_user_iommu::host::iommufd::mock::MockDevice;
+use vhost_user_iommu::host::iommufd::{FaultQueue, Iommufd};
+use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Mapping, Translation};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{Place, Side};
+
+const DOMAIN: DomainId = DomainId(1);
+const ENDPOINT: EndpointId = EndpointId(8);
+
+pub struct Copying {
+    iommufd: Iommufd,
+    pub device: Arc<MockDevice>,
+    pub queue: Arc<FaultQueue>,
+    books: Arc<AddressSpace>,
+}
+
+impl Copying {
+    pub fn new(memory: &GuestMemoryMmap) -> Self {
+        let mut iommufd = Iommufd::open().expect("iommufd");
+        let device = iommufd.add_mock(ENDPOINT).expect("a mock device");
+        let queue = iommufd.fault_queue(ENDPOINT).expect("the mock makes page requests");
+        iommufd.set_memory(memory);
+        let books = Arc::new(AddressSpace::default());
+        let domain = Translation::Domain(DOMAIN, books.clone());
+        iommufd.route(ENDPOINT, None, &domain).expect("attached");
+        Self { iommufd, device, queue, books }
+    }
+
+    /// The device finds the memory that is mapped.
+    pub fn assert_reaches(&self, place: Place, memory: &GuestMemoryMmap) {
+        let mut found = [0; 8];
+        self.device.read(None, Iova(place.iova), &mut found).expect("mapped");
+        let there: u64 = memory.read_obj(GuestAddress(place.offset)).expect("memory");
+        assert_eq!(u64::from_ne_bytes(found), there, "what the device reads");
+    }
+}
+
+impl Side for Copying {
+    fn map(&self, place: Place) -> Duration {
+        let gpa = Gpa(place.offset);
+        let mapping = Mapping { range: range(place), gpa, access: Access::READ_WRITE };
+        let start = Instant::now();
+        self.iommufd.map(DOMAIN, &mapping).expect("MAP");
+        let taken = start.elapsed();
+        self.books.insert(mapping);
+        taken
+    }
+
+    fn unmap(&self, place: Place) -> Duration {
+        let range = range(place);
+        let start = Instant::now();
+        self.iommufd.unmap(DOMAIN, &self.books, range).expect("UNMAP");
+        let taken = start.elapsed();
+        self.books.remove(range);
+        taken
+    }
+}
+
+fn range(place: Place) -> IovaRange {
+    IovaRange::new(place.iova, place.iova + (place.len - 1)).expect("not empty")
+}

@@ -1,0 +1,194 @@
+//! A page request of a mock device, from the device to the daemon and back.
+//!
+//! The device is a thread that asks and sleeps until it is told the answer; a second thread sleeps
+//! until the queue has something, reads it and answers. The yardstick are two threads that do
+//! nothing but wake each other.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use vhost_user_iommu::address::Iova;
+use vhost_user_iommu::host::Access;
+use vhost_user_iommu::host::iommufd::FaultQueue;
+
+use super::Times;
+use super::copying::Copying;
+use super::cores::{Cores, Placement};
+
+const FAULTS: u32 = 2000;
+/// Between two measurements, for both threads to have gone to sleep.
+const PAUSE: Duration = Duration::from_micros(600);
+/// Nothing is mapped here.
+const ADDRESS: Iova = Iova(0);
+
+pub fn print(copying: &Copying) {
+    let cores = Cores::all();
+    let device = Device::new(copying);
+    println!("\nmicroseconds of a fault; the last column counts bare ping-pongs (p50)");
+    for &placement in cores.placements() {
+        print_parts(placement, &measure(&cores, placement, copying, &device));
+    }
+    cores.release();
+}
+
+fn print_parts(placement: Placement, parts: &Parts) {
+    let title = match placement {
+        Placement::Together => "device and daemon on one core",
+        Placement::Apart => "device on a core of its own",
+    };
+    println!("{title:52} {:>8} {:>8} {:>8}", "p50", "p99", "p50");
+    let row = |what: &str, times: &Times| {
+        let (p50, p99) = (times.p50(), times.p99());
+        println!("  {what:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / parts.bare.p50());
+    };
+    row("bare ping-pong of two threads, placed likewise", &parts.bare);
+    row("fault: the device asks, and goes on", &parts.whole);
+    row("  asked, until the daemon wakes", &parts.wake);
+    row("  read and answered, until the device is told", &parts.handled);
+    row("    of which read", &parts.read);
+    row("    of which answered", &parts.answer);
+    row("  told, until the device wakes", &parts.go_on);
+}
+
+/// The yardstick, and a fault with its parts.
+#[derive(Default)]
+struct Parts {
+    bare: Times,
+    whole: Times,
+    wake: Times,
+    handled: Times,
+    read: Times,
+    answer: Times,
+    go_on: Times,
+}
+
+fn measure(cores: &Cores, placement: Placement, copying: &Copying, device: &Device) -> Parts {
+    let mut parts = Parts::default();
+    let pong = cores.start(placement, Pong::start);
+    let queue = copying.queue.clone();
+    let daemon = cores.start(placement, || thread::spawn(move || serve(&queue)));
+    let mut faults = Vec::new();
+    for name in 0..FAULTS {
+        sleep(PAUSE);
+        parts.bare.add(pong.round_trip());
+        sleep(PAUSE);
+        faults.push(device.fault(copying, name));
+    }
+    let served = daemon.join().expect("the daemon's thread");
+    pong.thread.join().expect("the other thread");
+    for (fault, served) in faults.iter().zip(served) {
+        parts.whole.add(fault.end - fault.start);
+        parts.wake.add(served.readable - fault.start);
+        parts.handled.add(fault.told - served.readable);
+        parts.read.add(served.read - served.readable);
+        parts.answer.add(fault.told - served.read);
+        parts.go_on.add(fault.end - fault.told);
+    }
+    parts
+}
+
+/// When the daemon woke, and had read the fault.
+struct Served {
+    readable: Instant,
+    read: Instant,
+}
+
+/// What the daemon does: reads and answers.
+fn serve(queue: &FaultQueue) -> Vec<Served> {
+    let fault = || {
+        wait(queue.as_fd());
+        let readable = Instant::now();
+        let groups = queue.read().expect("the fault queue");
+        let read = Instant::now();
+        let [group] = &groups[..] else { panic!("not one group: {groups:?}") };
+        queue.answer(group.handle, true);
+        Served { readable, read }
+    };
+    (0..FAULTS).map(|_| fault()).collect()
+}
+
+/// When the device asked, was told, and woke by that.
+struct Fault {
+    start: Instant,
+    told: Instant,
+    end: Instant,
+}
+
+/// What wakes the device, and the answers: when, name, and success.
+struct Device {
+    wake: Arc<OwnedFd>,
+    answers: Receiver<(Instant, u32, bool)>,
+}
+
+impl Device {
+    fn new(copying: &Copying) -> Self {
+        let (told, answers) = channel();
+        let wake = event();
+        let device = wake.clone();
+        copying.device.tell(Box::new(move |name, success| {
+            told.send((Instant::now(), name, success)).expect("the device");
+            signal(&device);
+        }));
+        Self { wake, answers }
+    }
+
+    fn fault(&self, copying: &Copying, name: u32) -> Fault {
+        let start = Instant::now();
+        assert!(copying.device.ask(name, None, ADDRESS, Access::READ), "attached");
+        take(&self.wake);
+        let end = Instant::now();
+        let (told, answered, success) = self.answers.try_recv().expect("told before it was woken");
+        assert_eq!((answered, success), (name, true), "the answer");
+        Fault { start, told, end }
+    }
+}
+
+/// A thread that sends back what comes.
+struct Pong {
+    ping: Arc<OwnedFd>,
+    pong: Arc<OwnedFd>,
+    thread: JoinHandle<()>,
+}
+
+impl Pong {
+    fn start() -> Self {
+        let (ping, pong) = (event(), event());
+        let theirs = (ping.clone(), pong.clone());
+        let send_back = move || {
+            for _ in 0..FAULTS {
+                take(&theirs.0);
+                signal(&theirs.1);
+            }
+        };
+        Self { ping, pong, thread: thread::spawn(send_back) }
+    }
+
+    /// Wakes the other thread and sleeps until it wakes this one.
+    fn round_trip(&self) -> Duration {
+        let start = Instant::now();
+        signal(&self.ping);
+        take(&self.pong);
+        start.elapsed()
+    }
+}
+
+fn event() -> Arc<OwnedFd> {
+    Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"))
+}
+
+fn signal(fd: &OwnedFd) {
+    rustix::io::write(fd, &1u64.to_ne_bytes()).expect("eventfd");
+}
+
+fn take(fd: &OwnedFd) {
+    wait(fd.as_fd());
+    rustix::io::read(fd, &mut [0; 8]).expect("eventfd");
+}
+
+fn wait(fd: BorrowedFd) {
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None).expect("poll");
+}

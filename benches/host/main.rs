@@ -1,0 +1,137 @@
+//! What the kernel's back end costs: MAP and UNMAP beside the plain calls of iommufd, and a fault
+//! from the device's request to its answer.
+//!
+//! `./scripts/bench host` runs it in a virtual machine: it needs `/dev/iommu` with the mock device
+//! of its self test, and 1.1 GiB of memory. All that is compared is measured in turn, in one run.
+
+mod copying;
+#[path = "../fault/cores.rs"]
+mod cores;
+mod faults;
+mod plain;
+#[path = "../fault/times.rs"]
+#[expect(dead_code, reason = "differences of samples are for the other benchmark")]
+mod times;
+
+use std::fs::File;
+use std::time::Duration;
+
+use copying::Copying;
+use plain::Plain;
+use times::Times;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+
+const PAGE: u64 = 4 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Mappings that are there besides the one that is measured.
+const LIVE: [u64; 2] = [1, 10_000];
+/// Bytes of a mapping, and how often one is measured.
+const SIZES: [(&str, u64, usize); 3] =
+    [("4 KiB", PAGE, 5000), ("2 MiB", 2 * MIB, 500), ("1 GiB", GIB, 15)];
+
+/// Guest memory: what is measured, then a page for each of the others.
+const MEMORY: u64 = GIB + LIVE[1] * PAGE;
+/// Mappings of one size go round so many places, or as many as there are.
+const PLACES: u64 = 64;
+/// I/O virtual addresses of what is measured, and of the others.
+const HERE: u64 = 4 * GIB;
+const THERE: u64 = 64 * GIB;
+
+/// A mapping: its size, and where it lies in guest memory and in the address space.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    iova: u64,
+    len: u64,
+}
+
+impl Place {
+    /// Of a mapping that is measured.
+    fn measured(len: u64, n: u64) -> Self {
+        let offset = n % PLACES.min(GIB / len) * len;
+        Self { offset, iova: HERE + offset, len }
+    }
+
+    /// Of another mapping. None touches the next.
+    fn other(n: u64) -> Self {
+        Self { offset: GIB + n * PAGE, iova: THERE + 2 * n * PAGE, len: PAGE }
+    }
+}
+
+/// One of the two that are compared.
+trait Side {
+    /// How long it takes to map.
+    fn map(&self, place: Place) -> Duration;
+    /// How long it takes to unmap.
+    fn unmap(&self, place: Place) -> Duration;
+}
+
+fn main() {
+    let memory = memory();
+    let (copying, plain) = (Copying::new(&memory), Plain::new(&memory));
+    let mapped = Place::measured(PAGE, 1);
+    copying.map(mapped);
+    copying.assert_reaches(mapped, &memory);
+    copying.unmap(mapped);
+    print_mappings(&[&copying, &plain]);
+    faults::print(&copying);
+}
+
+/// One region from address 0. All of it is there already: no page has to be made first.
+fn memory() -> GuestMemoryMmap {
+    let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+    let file = File::from(file);
+    file.set_len(MEMORY).expect("memfd of the guest's size");
+    let region = (GuestAddress(0), MEMORY as usize, Some(FileOffset::new(file, 0)));
+    let memory = GuestMemoryMmap::from_ranges_with_files([region]).expect("memory");
+    for page in (0..MEMORY).step_by(PAGE as usize) {
+        memory.write_obj(page, GuestAddress(page)).expect("a page");
+    }
+    memory
+}
+
+fn print_mappings(sides: &[&dyn Side; 2]) {
+    println!("microseconds (medians) of a mapping beside others of 4 KiB");
+    println!("{:14}{:>29}{:>29}", "", "map", "unmap");
+    let columns = format!("{:>11} {:>9} {:>7}", "daemon", "plain", "ratio");
+    println!("others  size  {columns}{columns}");
+    let mut there = 0;
+    for live in LIVE {
+        for n in there..live {
+            for side in sides {
+                side.map(Place::other(n));
+            }
+        }
+        there = live;
+        for (name, len, count) in SIZES {
+            let [copying, plain] = measure(sides, len, count);
+            print!("{live:6}  {name:6}");
+            for (copying, plain) in [(copying.0, plain.0), (copying.1, plain.1)] {
+                let (copying, plain) = (copying.p50(), plain.p50());
+                print!("{copying:11.1} {plain:9.1} {:7.2}", copying / plain);
+            }
+            println!();
+        }
+    }
+}
+
+/// Times of mapping and of unmapping, for each side. Only one has the mapping at a time, and they
+/// take turns in being the first.
+fn measure(sides: &[&dyn Side; 2], len: u64, count: usize) -> [(Times, Times); 2] {
+    let mut times: [(Times, Times); 2] = Default::default();
+    let warm_up = PLACES.min(GIB / len);
+    for n in 0..warm_up + count as u64 {
+        let place = Place::measured(len, n);
+        for turn in [n, n + 1] {
+            let which = (turn % 2) as usize;
+            let (map, unmap) = (sides[which].map(place), sides[which].unmap(place));
+            if n >= warm_up {
+                times[which].0.add(map);
+                times[which].1.add(unmap);
+            }
+        }
+    }
+    times
+}
