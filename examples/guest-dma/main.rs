@@ -8,6 +8,7 @@
 //! accel       the accelerator's driver
 //! ring        descriptors and completion records
 //! memory      buffers, their content and checksums
+//! place       where memory lies
 //! vfio        address spaces and devices, by either interface of VFIO
 //! uio         devices in this process's address space
 //! sys         unsafe code
@@ -21,6 +22,7 @@ mod demo;
 mod endless;
 mod fault;
 mod memory;
+mod place;
 mod ring;
 mod sva;
 mod sys;

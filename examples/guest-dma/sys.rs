@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicU64;
 
 use vfio_bindings::bindings::vfio;
 
+use crate::place;
+
 /// The letter that ioctls of VFIO and iommufd have in common.
 const TYPE: u32 = vfio::VFIO_TYPE as u32;
 
@@ -199,17 +201,21 @@ pub fn map_ioas(
 
 /// Memory of its own, zero, aligned to pages, for the rest of the process's life.
 pub fn leak_pages(bytes: usize) -> io::Result<&'static [AtomicU64]> {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
-    // SAFETY: a new mapping, at an address that the kernel chooses.
-    let base = unsafe {
-        libc::mmap(ptr::null_mut(), bytes, protection, flags | libc::MAP_ANONYMOUS, -1, 0)
-    };
-    if base == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+    let base = place::map(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
     // SAFETY: `bytes` readable and writable bytes, zero, aligned, and never unmapped. Atomics
     // may be changed by others at any time, devices too.
     Ok(unsafe { slice::from_raw_parts(base.cast(), bytes / size_of::<AtomicU64>()) })
+}
+
+/// Maps private memory at an address where nothing is, or with 0 at one that the kernel chooses.
+/// [`place`] knows where.
+pub fn map_private(address: usize, bytes: usize, protection: i32) -> io::Result<*mut libc::c_void> {
+    let fixed = if address == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
+    let address = ptr::without_provenance_mut(address);
+    // SAFETY: a new mapping; if something is there already, the kernel refuses.
+    let base = unsafe { libc::mmap(address, bytes, protection, flags, -1, 0) };
+    if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(base) }
 }
 
 /// Registers of a device.

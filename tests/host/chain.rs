@@ -15,24 +15,27 @@ pub struct Chain {
     pub process: &'static str,
 }
 
-/// With the daemon's own translation.
-pub const SIM: Chain = Chain { kind: "sim", daemon: "", process: "" };
-
 /// The mock maps 38 bits of addresses, so the process must do with them.
 pub const MOCK: Chain =
     Chain { kind: "mock", daemon: "--input-range 0-0x3fffffffff", process: "--below 0x4000000000" };
 
 impl Chain {
-    /// Runs a scenario of `guest-dma sva`, from the daemon's start to its end.
-    pub fn run(&self, host: &mut Host, scenario: &str) {
+    /// Runs scenarios of `guest-dma sva`, from the daemon's start to its end. Returns what it has
+    /// counted.
+    pub fn run(&self, host: &mut Host, scenarios: &[&str]) -> Counters {
         let Self { kind, daemon, process } = self;
-        let sva = format!("sva 00:02.0 {process} {scenario}");
-        let output = host.run(&format!("sh /host/chain {kind} '{daemon}' '{sva}'"));
-        let result = said_by(&output, "guest").find(|line| line.starts_with("ok: "));
-        let result = result.unwrap_or_else(|| panic!("nothing was verified:\n{output}"));
+        let (sva, all) = (format!("sva 00:02.0 {process}"), scenarios.join(" "));
+        let output = host.run(&format!("sh /host/chain {kind} '{daemon}' '{sva}' {all}"));
+        for scenario in scenarios {
+            let start = format!("ok: {scenario}: ");
+            let result = said_by(&output, "guest").find(|line| line.starts_with(&start));
+            let result = result.unwrap_or_else(|| panic!("{scenario} has failed:\n{output}"));
+            report(&format!("chain with {kind}: {result}"));
+        }
         check_guest(&output);
         let counters = check_daemon(&output);
-        report(&format!("chain with {kind}: {result}; {counters:?}"));
+        report(&format!("chain with {kind}: {counters:?}"));
+        counters
     }
 }
 

@@ -45,6 +45,7 @@ pub fn program(options: &Options, channel: u32, scenario: &str) -> Command {
     command.args(["sva", &options.function.to_string(), "--channel", &channel.to_string()]);
     command.args(["--group-pages", &options.group_pages.to_string()]);
     command.args(options.poll.then_some("--poll"));
+    command.args(options.below.map(|end| format!("--below={end}")));
     command.arg(scenario);
     command
 }

@@ -37,7 +37,7 @@ use vhost_user_iommu::bdf::Bdf;
 use crate::accel::{Accelerator, Access, Channel, Wait};
 use crate::memory::Memory;
 use crate::ring::{Area, Ring};
-use crate::{Result, name, regs, uio};
+use crate::{Result, name, place, regs, uio};
 
 #[derive(Args)]
 pub struct Options {
@@ -51,6 +51,11 @@ pub struct Options {
     /// Look at completion records instead of waiting for interrupts.
     #[arg(long)]
     poll: bool,
+    /// Have all memory that the accelerator is handed below this address (0x for hexadecimal), for
+    /// accelerators that do not reach all of a process. What the process cannot move, heap and
+    /// stack, they are not handed then.
+    #[arg(long, value_name = "ADDRESS", value_parser = limit)]
+    below: Option<u64>,
     #[command(subcommand)]
     scenario: Scenario,
 }
@@ -115,7 +120,16 @@ enum Scenario {
     },
 }
 
+/// An address in hexadecimal with 0x, else in decimal.
+fn limit(text: &str) -> Result<u64> {
+    match text.strip_prefix("0x") {
+        Some(_) => crate::address(text),
+        None => text.parse().map_err(|error| format!("'{text}' is no address: {error}")),
+    }
+}
+
 pub fn run(options: &Options) -> Result<()> {
+    options.below.map_or(Ok(()), place::keep_below)?;
     let verified = match &options.scenario {
         Scenario::Touch => with_channel(options, touch::run),
         Scenario::Refuse => with_channel(options, refuse::run),

@@ -7,8 +7,8 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-use crate::Result;
 use crate::memory::PAGE;
+use crate::{Result, place};
 
 /// Size of a huge page, in bytes.
 pub const HUGE: usize = 2 << 20;
@@ -88,6 +88,11 @@ impl Region {
 
     /// Memory of its own at an address where nothing is.
     pub fn at(address: usize, bytes: usize) -> Result<Self> {
+        if !place::is_reached(address as u64, bytes) {
+            return Err(format!(
+                "this scenario needs memory at {address:#x}, which --below forbids"
+            ));
+        }
         let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
         let address = ptr::without_provenance_mut(address);
         // SAFETY: a new mapping; if something is there already, the kernel refuses.
@@ -174,13 +179,8 @@ impl Drop for Region {
 
 /// Addresses that nothing else will get.
 fn reserve(bytes: usize) -> Result<*mut libc::c_void> {
-    let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping, at an address that the kernel chooses.
-    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
-    if base == libc::MAP_FAILED {
-        return Err(format!("cannot reserve {bytes} bytes: {}", io::Error::last_os_error()));
-    }
-    Ok(base)
+    place::map(bytes, libc::PROT_NONE)
+        .map_err(|error| format!("cannot reserve {bytes} bytes: {error}"))
 }
 
 #[derive(Clone, Copy, Debug)]

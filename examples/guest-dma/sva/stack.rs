@@ -7,17 +7,19 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
 
 use super::{pages, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::PAGE;
-use crate::ring;
+use crate::{Result, place, ring};
 
 const PATTERN: u64 = 0x4242_4242_4242_4242;
 /// More than the kernel maps for a stack at first.
 const LOCAL: usize = 512 << 10;
 
 pub fn run(channel: &mut Channel) -> Result<String> {
-    let (first, _) = pages::stack()?;
+    let (first, end) = pages::stack()?;
+    if !place::is_reached(first, (end - first) as usize) {
+        return Err(format!("the stack ends at {end:#x}, and not where --below wants it"));
+    }
     lowest_page(channel, first)?;
 
     let below = first - PAGE as u64;
