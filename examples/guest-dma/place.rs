@@ -51,7 +51,7 @@ impl Low {
                 return Err(io::Error::other(format!("no address is left below {:#x}", self.end)));
             }
             match sys::map_private(address, bytes, protection) {
-                // What is there lies there by chance: the next try is behind it, or near its end.
+                // Something else lies there: on with the addresses behind.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 result => return result,
             }

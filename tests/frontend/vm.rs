@@ -162,6 +162,12 @@ impl Vm {
         self.start();
     }
 
+    /// The same, and its driver has made a first request.
+    pub fn lose_front_end(&mut self) {
+        self.replace_front_end();
+        self.expect(status::NOENT, request::detach(0, NO_ENDPOINT));
+    }
+
     /// The front end goes, and another connects.
     pub fn reconnect(&mut self) {
         self.session = Session::connect(&self.daemon);

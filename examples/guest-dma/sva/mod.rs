@@ -51,9 +51,9 @@ pub struct Options {
     /// Look at completion records instead of waiting for interrupts.
     #[arg(long)]
     poll: bool,
-    /// Have all memory that the accelerator is handed below this address (0x for hexadecimal), for
-    /// accelerators that do not reach all of a process. What the process cannot move, heap and
-    /// stack, they are not handed then.
+    /// Keep all memory that the accelerator is handed below this address (hexadecimal with 0x,
+    /// else decimal), for accelerators that do not reach all of a process. Heap and stack stay
+    /// where they are: "touch" leaves them out then, and "stack" fails.
     #[arg(long, value_name = "ADDRESS", value_parser = limit)]
     below: Option<u64>,
     #[command(subcommand)]

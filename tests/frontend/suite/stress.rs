@@ -123,8 +123,11 @@ impl Stress {
             95..97 => self.refill(),
             97 => self.stop_and_go_on(),
             98 => self.reset_a_function(),
-            _ if self.random.below(5) == 0 => self.reset_the_device(),
-            _ => {}
+            _ => match self.random.below(10) {
+                0 => self.begin_anew(Vm::reset),
+                1 => self.begin_anew(Vm::lose_front_end),
+                _ => {}
+            },
         }
     }
 
@@ -335,9 +338,10 @@ impl Stress {
         self.end_jobs(Fate::Gone, |channel| channel.index == index);
     }
 
-    fn reset_the_device(&mut self) {
+    /// The driver resets the device, or the front end goes and another comes.
+    fn begin_anew(&mut self, how: fn(&mut Vm)) {
         self.vm.events.hold = false;
-        self.vm.reset();
+        how(&mut self.vm);
         self.end_jobs(Fate::Gone, |_| true);
         // The events of before have gone with their ring.
         self.parts.clear();
