@@ -53,8 +53,8 @@ type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultReporter>>;
 /// All endpoints, at work. Dropping it stops them: no access is under way then, and no fault is
 /// reported any more.
 pub(super) struct Running {
-    _sims: Vec<Sim>,
-    _sources: Vec<KernelSource>,
+    sims: Vec<Sim>,
+    sources: Vec<KernelSource>,
 }
 
 /// All sockets before anything else, so that a path that is taken ends the start early.
@@ -74,9 +74,7 @@ pub(super) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
 
 /// Makes the back ends, with all endpoints.
 pub(super) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Both, Vec<Idle>), String> {
-    let is_emulated = |bound: &Bound| matches!(bound.kind, BoundKind::Sim(_));
-    let iommufd = if bound.iter().all(is_emulated) { None } else { Some(Iommufd::open()?) };
-    let mut host = Both { software: Software::new(&settings.reserved), iommufd };
+    let mut host = Both { software: Software::new(&settings.reserved), iommufd: None };
     let idle =
         bound.into_iter().map(|bound| add_one(&mut host, bound)).collect::<Result<_, _>>()?;
     Ok((host, idle))
@@ -84,19 +82,20 @@ pub(super) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Both, Vec<I
 
 fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
     let memory = EndpointMemory::new(GuestMemoryMmap::new());
-    let emulated = match (kind, &mut host.iommufd) {
-        (BoundKind::Sim(socket), _) => {
+    let emulated = match kind {
+        BoundKind::Sim(socket) => {
             let dma = host.software.add_endpoint(id, memory.clone());
             let reporter: NewReporter =
                 Box::new(move |faults| Arc::new(SimFaults::new(id, faults.clone())));
             Some(Emulated { socket, memory, dma, reporter })
         }
-        (BoundKind::Vfio(path), Some(iommufd)) => {
-            iommufd.add_vfio(id, &path)?;
+        BoundKind::Vfio(path) => {
+            iommufd_of(host)?.add_vfio(id, &path)?;
             None
         }
         #[cfg(feature = "selftest")]
-        (BoundKind::Mock(socket), Some(iommufd)) => {
+        BoundKind::Mock(socket) => {
+            let iommufd = iommufd_of(host)?;
             let dma = iommufd.add_mock(id)?;
             let queue = iommufd.fault_queue(id).ok_or("the mock device makes no page requests")?;
             let device = dma.clone();
@@ -105,9 +104,16 @@ fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
             });
             Some(Emulated { socket, memory, dma, reporter })
         }
-        (_, None) => None,
     };
     Ok(Idle { id, emulated })
+}
+
+/// The kernel's back end, opened for the first endpoint that needs it.
+fn iommufd_of(host: &mut Both) -> Result<&mut Iommufd, String> {
+    match &mut host.iommufd {
+        Some(iommufd) => Ok(iommufd),
+        none => Ok(none.insert(Iommufd::open()?)),
+    }
 }
 
 /// Restricts the device to what the host's IOMMU can do for all endpoints.
@@ -158,14 +164,14 @@ pub(super) fn start(
     host: &Both,
     faults: &Arc<Iopf>,
 ) -> Result<Running, StartError> {
-    let mut running = Running { _sims: Vec::new(), _sources: Vec::new() };
+    let mut running = Running { sims: Vec::new(), sources: Vec::new() };
     for Idle { id, emulated } in idle {
         let queue = host.iommufd.as_ref().and_then(|iommufd| iommufd.fault_queue(id));
         if let Some(queue) = queue {
-            running._sources.push(KernelSource::start(id, queue, faults.clone())?);
+            running.sources.push(KernelSource::start(id, queue, faults.clone())?);
         }
         if let Some(Emulated { socket, memory, dma, reporter }) = emulated {
-            running._sims.push(Sim::start(id, socket, memory, dma, reporter(faults))?);
+            running.sims.push(Sim::start(id, socket, memory, dma, reporter(faults))?);
         }
     }
     Ok(running)

@@ -8,7 +8,7 @@ use super::{AddressSpace, HostError, HostIommu, Mapping, PageRequests, Translati
 use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
 
 /// The software back end, and iommufd where an endpoint needs it. Domains can have endpoints of
-/// both.
+/// both, and come to each with the endpoints: neither has to hear of domains as such.
 pub struct Both {
     /// Has the emulated endpoints. It keeps nothing of domains that could differ from the books.
     pub software: Software,
@@ -27,16 +27,6 @@ impl Both {
 }
 
 impl HostIommu for Both {
-    fn create_domain(&self, domain: DomainId) -> Result<(), HostError> {
-        self.iommufd.as_ref().map_or(Ok(()), |iommufd| iommufd.create_domain(domain))
-    }
-
-    fn destroy_domain(&self, domain: DomainId) {
-        if let Some(iommufd) = &self.iommufd {
-            iommufd.destroy_domain(domain);
-        }
-    }
-
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
         self.iommufd.as_ref().map_or(Ok(()), |iommufd| iommufd.map(domain, mapping))
     }

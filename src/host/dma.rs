@@ -38,3 +38,21 @@ pub trait Dma: Send + Sync {
     /// Writes `buf` to `address`; no byte past an error has been written.
     fn write(&self, pasid: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError>;
 }
+
+/// Runs `piece(address, offset, room)` for one piece after the other of an access to `len` bytes.
+/// It returns how many bytes it did, at least 1.
+pub(super) fn in_pieces(
+    address: Iova,
+    len: usize,
+    mut piece: impl FnMut(Iova, usize, usize) -> Result<usize, DmaCause>,
+) -> Result<(), DmaError> {
+    let mut done = 0;
+    while done < len {
+        let here = address.0.checked_add(done as u64);
+        let stopped = |cause| DmaError { address: Iova(here.unwrap_or(u64::MAX)), done, cause };
+        let here = here.ok_or(stopped(DmaCause::NotMapped))?;
+        let room = (len - done).min(MAX_PIECE - here as usize % MAX_PIECE);
+        done += piece(Iova(here), done, room).map_err(stopped)?;
+    }
+    Ok(())
+}

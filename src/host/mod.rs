@@ -77,11 +77,14 @@ pub struct PageRequests {
 /// The device model checks each request against its own books first and calls only for changes
 /// that are consistent; when a call fails, the books stay as they were.
 pub trait HostIommu: Send + Sync {
-    /// A domain came into being.
-    fn create_domain(&self, domain: DomainId) -> Result<(), HostError>;
+    /// A domain came into being. Its books come with [`route`](Self::route), which is enough for
+    /// back ends that keep nothing of domains that nothing of theirs is attached to.
+    fn create_domain(&self, _domain: DomainId) -> Result<(), HostError> {
+        Ok(())
+    }
 
     /// A domain to which nothing is attached any more went away, with its mappings.
-    fn destroy_domain(&self, domain: DomainId);
+    fn destroy_domain(&self, _domain: DomainId) {}
 
     /// Adds a mapping to a domain.
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;

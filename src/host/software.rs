@@ -8,7 +8,7 @@ use vm_memory::{
     GuestMemoryRegion,
 };
 
-use super::dma::{Dma, DmaCause, DmaError, MAX_PIECE};
+use super::dma::{Dma, DmaCause, DmaError, in_pieces};
 use super::{
     Access, AddressSpace, HostError, HostIommu, Mapping, PageRequests, ReservedRegion, Target,
     Translation,
@@ -81,12 +81,6 @@ impl Software {
 
 impl HostIommu for Software {
     // The ports read the domain's address space itself, so there is nothing to mirror.
-    fn create_domain(&self, _: DomainId) -> Result<(), HostError> {
-        Ok(())
-    }
-
-    fn destroy_domain(&self, _: DomainId) {}
-
     fn map(&self, _: DomainId, _: &Mapping) -> Result<(), HostError> {
         Ok(())
     }
@@ -162,20 +156,13 @@ impl Port {
         wanted: Access,
         mut piece: impl FnMut(usize, usize, Gpa) -> usize,
     ) -> Result<(), DmaError> {
-        let mut done = 0;
-        while done < len {
-            let stopped = |cause| DmaError { address: at(address, done), done, cause };
-            let here = address.0.checked_add(done as u64).ok_or(stopped(DmaCause::NotMapped))?;
-            let room = (len - done).min(MAX_PIECE - here as usize % MAX_PIECE);
-            done += self
-                .with_piece(pasid, Iova(here), wanted, |target| {
-                    let room = room
-                        .min(usize::try_from(target.span).map_or(room, |s| s.saturating_add(1)));
-                    piece(done, room, target.gpa)
-                })
-                .map_err(stopped)?;
-        }
-        Ok(())
+        in_pieces(address, len, |here, done, room| {
+            self.with_piece(pasid, here, wanted, |target| {
+                let room =
+                    room.min(usize::try_from(target.span).map_or(room, |s| s.saturating_add(1)));
+                piece(done, room, target.gpa)
+            })
+        })
     }
 }
 
@@ -202,10 +189,6 @@ impl Dma for Port {
 
 fn identity(address: Iova) -> Target {
     Target { gpa: Gpa(address.0), span: u64::MAX - address.0 }
-}
-
-fn at(address: Iova, done: usize) -> Iova {
-    Iova(address.0.saturating_add(done as u64))
 }
 
 /// How many of the `len` bytes at `gpa` are memory without a hole.

@@ -62,6 +62,8 @@ pub struct Viommu {
     /// What endpoints without a domain do (`bypass` in the configuration space).
     bypass: bool,
     properties: Vec<u8>,
+    /// Room that is offered to properties, in bytes: enough for every endpoint.
+    probe_size: usize,
 }
 
 impl Viommu {
@@ -75,13 +77,14 @@ impl Viommu {
         host: Arc<dyn HostIommu>,
         faults: Arc<Iopf>,
     ) -> Result<Self, HostError> {
+        let endpoints: BTreeMap<_, _> =
+            endpoints.into_iter().map(|id| (id, reserved(&settings, &*host, id))).collect();
+        let rooms = endpoints.values().map(|reserved| probe::room(reserved));
         let viommu = Self {
             bypass: settings.boot_bypass,
             properties: Vec::new(),
-            endpoints: endpoints
-                .into_iter()
-                .map(|id| (id, reserved(&settings, &*host, id)))
-                .collect(),
+            probe_size: rooms.fold(MIN_PROBE_SIZE, usize::max),
+            endpoints,
             attachments: BTreeMap::new(),
             domains: BTreeMap::new(),
             mappings: 0,
@@ -115,7 +118,7 @@ impl Viommu {
         let probed = is_probe && status == Status::Ok;
         Some(Reply {
             status,
-            tail_offset: if is_probe { self.probe_size().min(room) } else { 0 },
+            tail_offset: if is_probe { self.probe_size.min(room) } else { 0 },
             properties: if probed { &self.properties } else { &[] },
         })
     }
@@ -128,7 +131,7 @@ impl Viommu {
 
     /// The configuration space as the driver reads it.
     pub fn config(&self) -> [u8; size::CONFIG] {
-        config::read(&self.settings, self.probe_size() as u32, self.bypass)
+        config::read(&self.settings, self.probe_size as u32, self.bypass)
     }
 
     /// The driver writes `bytes` at `offset` of the configuration space.
@@ -249,8 +252,8 @@ impl Viommu {
 
     fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), Refusal> {
         let reserved = self.endpoints.get(&endpoint).ok_or(Refusal::NoEndpoint(endpoint.0))?;
-        if room < self.probe_size() {
-            return Err(Refusal::SmallBuffer(self.probe_size()));
+        if room < self.probe_size {
+            return Err(Refusal::SmallBuffer(self.probe_size));
         }
         self.properties = probe::properties(reserved, self.abilities(endpoint));
         Ok(())
@@ -403,11 +406,6 @@ impl Viommu {
             self.faults.attach(endpoint, pasid, handler);
         }
         routed
-    }
-
-    fn probe_size(&self) -> usize {
-        let rooms = self.endpoints.values().map(|reserved| probe::room(reserved));
-        rooms.fold(MIN_PROBE_SIZE, usize::max)
     }
 }
 

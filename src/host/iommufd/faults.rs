@@ -78,7 +78,7 @@ pub struct FaultPage {
 /// locked.
 pub(super) trait Answered: Send + Sync {
     /// The kernel has answered the group that the device called `index`.
-    fn answered(&self, pasid: Option<Pasid>, index: u32, success: bool);
+    fn answered(&self, index: u32, success: bool);
 }
 
 /// A queue, and the groups that were read and wait for their answers.
@@ -112,7 +112,7 @@ struct Waiting {
     index: u32,
 }
 
-/// A group out of the buffer.
+/// A request out of the buffer, and whose group it belongs to.
 #[derive(Debug, PartialEq, Eq)]
 struct Record {
     cookie: u32,
@@ -204,7 +204,7 @@ impl FaultQueue {
 
     fn say(&self, group: &Waiting, success: bool) {
         if let Some(listener) = self.answered.get() {
-            listener.answered(group.pasid, group.index, success);
+            listener.answered(group.index, success);
         }
     }
 

@@ -121,7 +121,6 @@ impl Kernel {
     /// An empty address space (IOAS).
     pub(super) fn new_ioas(self: &Arc<Self>) -> Result<Object, KernelError> {
         let mut alloc = iommufd::iommu_ioas_alloc::default();
-        alloc.size = structure_size(&alloc);
         self.call(&mut alloc, String::new)?;
         Ok(self.object(alloc.out_ioas_id))
     }
@@ -144,7 +143,6 @@ impl Kernel {
             iova,
             ..Default::default()
         };
-        map.size = structure_size(&map);
         self.call(&mut map, || format!("{len:#x} bytes at {offset:#x} of a file at {iova:#x}"))
     }
 
@@ -164,7 +162,6 @@ impl Kernel {
             iova,
             ..Default::default()
         };
-        map.size = structure_size(&map);
         self.call(&mut map, || format!("{len:#x} bytes of memory at {iova:#x}"))
     }
 
@@ -189,7 +186,6 @@ impl Kernel {
             src_iova: from_iova,
             ..Default::default()
         };
-        copy.size = structure_size(&copy);
         self.call(&mut copy, || {
             format!("{len:#x} bytes at {from_iova:#x} of guest memory at {iova:#x}, {access:?}")
         })
@@ -205,7 +201,6 @@ impl Kernel {
             length: range.span().saturating_add(1),
             ..Default::default()
         };
-        unmap.size = structure_size(&unmap);
         self.call(&mut unmap, || range.to_string())
     }
 
@@ -219,7 +214,6 @@ impl Kernel {
             allowed_iovas: found.as_mut_ptr() as u64,
             ..Default::default()
         };
-        ranges.size = structure_size(&ranges);
         self.call(&mut ranges, || format!("of address space {}", ioas.id))?;
         let count = MOST.min(ranges.num_iovas as usize);
         let range = |range: &iommufd::iommu_iova_range| IovaRange::new(range.start, range.last);
@@ -230,7 +224,6 @@ impl Kernel {
     /// A queue of page requests, and the descriptor to read it.
     pub(super) fn new_fault_queue(self: &Arc<Self>) -> Result<(Object, OwnedFd), KernelError> {
         let mut alloc = iommufd::iommu_fault_alloc::default();
-        alloc.size = structure_size(&alloc);
         self.call(&mut alloc, String::new)?;
         Ok((self.object(alloc.out_fault_id), sys::new_descriptor(alloc.out_fault_fd)))
     }
@@ -245,7 +238,7 @@ impl Kernel {
         let with_faults = extras.fault_queue.map_or(0, |_| WITH_FAULTS);
         let with_pasids = if extras.pasids { WITH_PASIDS } else { 0 };
         let (data_type, data) = extras.driver_data.unwrap_or_default();
-        let data_len = if extras.driver_data.is_some() { structure_size(&data) } else { 0 };
+        let data_len = if extras.driver_data.is_some() { size_of_val(&data) as u32 } else { 0 };
         let mut alloc = iommufd::iommu_hwpt_alloc {
             flags: with_faults | with_pasids,
             dev_id: device,
@@ -256,7 +249,6 @@ impl Kernel {
             fault_id: extras.fault_queue.unwrap_or(0),
             ..Default::default()
         };
-        alloc.size = structure_size(&alloc);
         self.call(&mut alloc, || format!("for device {device}, {extras:?}"))?;
         Ok(self.object(alloc.out_hwpt_id))
     }
@@ -264,14 +256,12 @@ impl Kernel {
     /// How many bits the PASIDs of a device have; 0 when it has none that can be used.
     pub(super) fn pasid_bits(&self, device: u32) -> Result<u8, KernelError> {
         let mut info = iommufd::iommu_hw_info { dev_id: device, ..Default::default() };
-        info.size = structure_size(&info);
         self.call(&mut info, || format!("of device {device}"))?;
         Ok(info.out_max_pasid_log2.min(20))
     }
 
     fn destroy(&self, id: u32) -> Result<(), KernelError> {
         let mut destroy = iommufd::iommu_destroy { id, ..Default::default() };
-        destroy.size = structure_size(&destroy);
         sys::ioctl_surely(&self.0, &mut destroy)
             .map_err(|errno| KernelError::new(iommufd::iommu_destroy::NAME, id, errno))
     }
@@ -303,8 +293,4 @@ impl Drop for Object {
             log::error!("left behind until the daemon ends: {error}");
         }
     }
-}
-
-fn structure_size<T>(_: &T) -> u32 {
-    size_of::<T>() as u32
 }

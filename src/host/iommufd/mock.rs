@@ -20,7 +20,7 @@ use super::kernel::{Extras, Kernel, KernelError, Object};
 use super::sys::{self, Argument};
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::Access;
-use crate::host::dma::{Dma, DmaCause, DmaError, MAX_PIECE};
+use crate::host::dma::{Dma, DmaCause, DmaError, in_pieces};
 
 const DATA_SELFTEST: u32 = 0xdead;
 const PAGE_TABLE_HUGE: u32 = 1;
@@ -52,6 +52,10 @@ struct TestCommand {
 unsafe impl Argument for TestCommand {
     const NAME: &'static str = "IOMMU_TEST_CMD";
     const NUMBER: u32 = sys::iommufd_number(iommufd_bindings::IOMMUFD_CMD_BASE + 32);
+
+    fn size(&mut self) -> &mut u32 {
+        &mut self.size
+    }
 }
 
 impl TestCommand {
@@ -67,7 +71,7 @@ impl TestCommand {
     }
 
     fn new(op: u32, id: u32, words: &[u32]) -> Self {
-        let mut command = Self { size: size_of::<Self>() as u32, op, id, ..Self::default() };
+        let mut command = Self { op, id, ..Self::default() };
         command.words[..words.len()].copy_from_slice(words);
         command
     }
@@ -259,24 +263,6 @@ impl MockDevice {
             }
         }
     }
-
-    /// Runs `piece(offset, len)` for each piece of an access.
-    fn pieces(
-        address: Iova,
-        len: usize,
-        mut piece: impl FnMut(Iova, usize, usize) -> Result<(), DmaCause>,
-    ) -> Result<(), DmaError> {
-        let mut done = 0;
-        while done < len {
-            let here = address.0.checked_add(done as u64);
-            let stopped = |cause| DmaError { address: Iova(here.unwrap_or(u64::MAX)), done, cause };
-            let start = here.ok_or(stopped(DmaCause::NotMapped))?;
-            let room = (len - done).min(MAX_PIECE - start as usize % MAX_PIECE);
-            piece(Iova(start), done, room).map_err(stopped)?;
-            done += room;
-        }
-        Ok(())
-    }
 }
 
 impl Device for MockDevice {
@@ -326,7 +312,7 @@ impl Device for MockDevice {
 }
 
 impl Answered for MockDevice {
-    fn answered(&self, _: Option<Pasid>, index: u32, success: bool) {
+    fn answered(&self, index: u32, success: bool) {
         // Not there: forgotten, or told already when its attachment went.
         let known = self.asked().by.remove(&index);
         if let Some((_, name)) = known {
@@ -337,16 +323,16 @@ impl Answered for MockDevice {
 
 impl Dma for MockDevice {
     fn read(&self, pasid: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        Self::pieces(address, buf.len(), |address, offset, len| {
+        in_pieces(address, buf.len(), |address, offset, len| {
             let memory = buf[offset..offset + len].as_mut_ptr();
-            self.access(pasid, address, memory, len, false)
+            self.access(pasid, address, memory, len, false).map(|()| len)
         })
     }
 
     fn write(&self, pasid: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        Self::pieces(address, buf.len(), |address, offset, len| {
+        in_pieces(address, buf.len(), |address, offset, len| {
             let memory = buf[offset..offset + len].as_ptr().cast_mut();
-            self.access(pasid, address, memory, len, true)
+            self.access(pasid, address, memory, len, true).map(|()| len)
         })
     }
 }

@@ -49,11 +49,17 @@ pub struct Iommufd {
 }
 
 struct State {
-    /// Domains that endpoints of the kernel's are attached to.
-    domains: BTreeMap<DomainId, Arc<Space>>,
-    /// Address spaces of those that bypass.
-    bypasses: BTreeMap<EndpointId, Arc<Space>>,
+    /// Those that an endpoint of the kernel's is attached to.
+    spaces: BTreeMap<Key, Arc<Space>>,
     ram: Ram,
+}
+
+/// What an address space in the kernel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Domain(DomainId),
+    /// An endpoint that bypasses.
+    Bypass(EndpointId),
 }
 
 impl Iommufd {
@@ -64,7 +70,7 @@ impl Iommufd {
     pub fn open() -> Result<Self, String> {
         let kernel = Kernel::open()?;
         let ram = Ram::new(kernel.clone()).map_err(|error| error.to_string())?;
-        let state = Mutex::new(State { domains: BTreeMap::new(), bypasses: BTreeMap::new(), ram });
+        let state = Mutex::new(State { spaces: BTreeMap::new(), ram });
         Ok(Self { endpoints: BTreeMap::new(), state, kernel })
     }
 
@@ -99,38 +105,24 @@ impl Iommufd {
 }
 
 impl State {
-    fn domain(
+    /// The address space for `key`; one that is not there yet is made after `books`.
+    fn space(
         &mut self,
         kernel: &Arc<Kernel>,
-        id: DomainId,
-        books: &Arc<AddressSpace>,
+        key: Key,
+        books: impl FnOnce() -> Arc<AddressSpace>,
     ) -> Result<Arc<Space>, HostError> {
-        if let Some(space) = self.domains.get(&id) {
+        if let Some(space) = self.spaces.get(&key) {
             return Ok(space.clone());
         }
-        let space = Arc::new(Space::new(kernel, &self.ram, books.clone())?);
-        self.domains.insert(id, space.clone());
-        Ok(space)
-    }
-
-    fn bypass(
-        &mut self,
-        kernel: &Arc<Kernel>,
-        id: EndpointId,
-        ranges: &[IovaRange],
-    ) -> Result<Arc<Space>, HostError> {
-        if let Some(space) = self.bypasses.get(&id) {
-            return Ok(space.clone());
-        }
-        let space = Arc::new(Space::new(kernel, &self.ram, identity(ranges))?);
-        self.bypasses.insert(id, space.clone());
+        let space = Arc::new(Space::new(kernel, &self.ram, books())?);
+        self.spaces.insert(key, space.clone());
         Ok(space)
     }
 
     /// Forgets the address spaces that nothing is attached to.
     fn prune(&mut self) {
-        self.domains.retain(|_, space| Arc::strong_count(space) > 1);
-        self.bypasses.retain(|_, space| Arc::strong_count(space) > 1);
+        self.spaces.retain(|_, space| Arc::strong_count(space) > 1);
     }
 }
 
@@ -145,16 +137,9 @@ fn identity(ranges: &[IovaRange]) -> Arc<AddressSpace> {
 }
 
 impl HostIommu for Iommufd {
-    // A domain comes to the kernel with the first endpoint of the kernel's.
-    fn create_domain(&self, _: DomainId) -> Result<(), HostError> {
-        Ok(())
-    }
-
-    fn destroy_domain(&self, _: DomainId) {}
-
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
         let state = self.lock();
-        match state.domains.get(&domain) {
+        match state.spaces.get(&Key::Domain(domain)) {
             Some(space) => space.map(&state.ram, mapping),
             None => Ok(()),
         }
@@ -162,7 +147,7 @@ impl HostIommu for Iommufd {
 
     fn unmap(&self, domain: DomainId, _: &AddressSpace, range: IovaRange) -> Result<(), HostError> {
         let state = self.lock();
-        match state.domains.get(&domain) {
+        match state.spaces.get(&Key::Domain(domain)) {
             Some(space) => space.unmap(&state.ram, range),
             None => Ok(()),
         }
@@ -186,8 +171,8 @@ impl HostIommu for Iommufd {
     }
 
     fn set_memory(&self, memory: &GuestMemoryMmap) {
-        let State { domains, bypasses, ram } = &mut *self.lock();
-        let spaces = || domains.values().chain(bypasses.values());
+        let State { spaces, ram } = &mut *self.lock();
+        let spaces = || spaces.values();
         let forget = |ram: &mut Ram, region: &Identity| {
             spaces().try_for_each(|space| space.uncover(region)).and_then(|()| ram.remove(region))
         };
@@ -220,9 +205,12 @@ impl HostIommu for Iommufd {
         let space = match to {
             Translation::Blocked => None,
             Translation::Bypass => {
-                Some(state.bypass(&self.kernel, endpoint, &device.abilities.ranges)?)
+                let books = || identity(&device.abilities.ranges);
+                Some(state.space(&self.kernel, Key::Bypass(endpoint), books)?)
             }
-            Translation::Domain(id, books) => Some(state.domain(&self.kernel, *id, books)?),
+            Translation::Domain(id, books) => {
+                Some(state.space(&self.kernel, Key::Domain(*id), || books.clone())?)
+            }
         };
         let routed = device.route(pasid, space);
         state.prune();

@@ -21,14 +21,21 @@ pub(super) unsafe trait Argument {
     const NAME: &'static str;
     /// The ioctl's number.
     const NUMBER: u32;
+
+    /// Its first field: how large it is, in bytes.
+    fn size(&mut self) -> &mut u32;
 }
 
 macro_rules! arguments {
-    ($($structure:ty: $name:literal = $number:expr;)*) => {
+    ($($structure:ty, $size:ident: $name:literal = $number:expr;)*) => {
         // SAFETY: number and structure belong together in the header named.
         $(unsafe impl Argument for $structure {
             const NAME: &'static str = $name;
             const NUMBER: u32 = $number;
+
+            fn size(&mut self) -> &mut u32 {
+                &mut self.$size
+            }
         })*
     };
 }
@@ -44,22 +51,22 @@ const fn vfio_number(command: u32) -> u32 {
 }
 
 arguments! {
-    iommufd::iommu_destroy: "IOMMU_DESTROY" = iommufd_number(iommufd::IOMMUFD_CMD_DESTROY);
-    iommufd::iommu_ioas_alloc: "IOMMU_IOAS_ALLOC" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_ALLOC);
-    iommufd::iommu_ioas_iova_ranges: "IOMMU_IOAS_IOVA_RANGES" =
+    iommufd::iommu_destroy, size: "IOMMU_DESTROY" = iommufd_number(iommufd::IOMMUFD_CMD_DESTROY);
+    iommufd::iommu_ioas_alloc, size: "IOMMU_IOAS_ALLOC" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_ALLOC);
+    iommufd::iommu_ioas_iova_ranges, size: "IOMMU_IOAS_IOVA_RANGES" =
         iommufd_number(iommufd::IOMMUFD_CMD_IOAS_IOVA_RANGES);
-    iommufd::iommu_ioas_map: "IOMMU_IOAS_MAP" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_MAP);
-    iommufd::iommu_ioas_map_file: "IOMMU_IOAS_MAP_FILE" =
+    iommufd::iommu_ioas_map, size: "IOMMU_IOAS_MAP" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_MAP);
+    iommufd::iommu_ioas_map_file, size: "IOMMU_IOAS_MAP_FILE" =
         iommufd_number(iommufd::IOMMUFD_CMD_IOAS_MAP_FILE);
-    iommufd::iommu_ioas_copy: "IOMMU_IOAS_COPY" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_COPY);
-    iommufd::iommu_ioas_unmap: "IOMMU_IOAS_UNMAP" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_UNMAP);
-    iommufd::iommu_hwpt_alloc: "IOMMU_HWPT_ALLOC" = iommufd_number(iommufd::IOMMUFD_CMD_HWPT_ALLOC);
-    iommufd::iommu_hw_info: "IOMMU_GET_HW_INFO" = iommufd_number(iommufd::IOMMUFD_CMD_GET_HW_INFO);
-    iommufd::iommu_fault_alloc: "IOMMU_FAULT_QUEUE_ALLOC" =
+    iommufd::iommu_ioas_copy, size: "IOMMU_IOAS_COPY" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_COPY);
+    iommufd::iommu_ioas_unmap, size: "IOMMU_IOAS_UNMAP" = iommufd_number(iommufd::IOMMUFD_CMD_IOAS_UNMAP);
+    iommufd::iommu_hwpt_alloc, size: "IOMMU_HWPT_ALLOC" = iommufd_number(iommufd::IOMMUFD_CMD_HWPT_ALLOC);
+    iommufd::iommu_hw_info, size: "IOMMU_GET_HW_INFO" = iommufd_number(iommufd::IOMMUFD_CMD_GET_HW_INFO);
+    iommufd::iommu_fault_alloc, size: "IOMMU_FAULT_QUEUE_ALLOC" =
         iommufd_number(iommufd::IOMMUFD_CMD_FAULT_QUEUE_ALLOC);
-    vfio::vfio_device_bind_iommufd: "VFIO_DEVICE_BIND_IOMMUFD" = vfio_number(18);
-    vfio::vfio_device_attach_iommufd_pt: "VFIO_DEVICE_ATTACH_IOMMUFD_PT" = vfio_number(19);
-    vfio::vfio_device_detach_iommufd_pt: "VFIO_DEVICE_DETACH_IOMMUFD_PT" = vfio_number(20);
+    vfio::vfio_device_bind_iommufd, argsz: "VFIO_DEVICE_BIND_IOMMUFD" = vfio_number(18);
+    vfio::vfio_device_attach_iommufd_pt, argsz: "VFIO_DEVICE_ATTACH_IOMMUFD_PT" = vfio_number(19);
+    vfio::vfio_device_detach_iommufd_pt, argsz: "VFIO_DEVICE_DETACH_IOMMUFD_PT" = vfio_number(20);
 }
 
 /// Calls the kernel for something that can be refused.
@@ -71,6 +78,7 @@ pub(super) fn ioctl<A: Argument>(fd: impl AsFd, argument: &mut A) -> Result<(), 
 
 /// Calls the kernel for something that fails only by a defect.
 pub(super) fn ioctl_surely<A: Argument>(fd: impl AsFd, argument: &mut A) -> Result<(), Errno> {
+    *argument.size() = size_of::<A>() as u32;
     let fd = fd.as_fd().as_raw_fd();
     loop {
         // SAFETY: the descriptor is open, and the argument is what the kernel expects for the

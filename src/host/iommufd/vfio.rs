@@ -28,7 +28,6 @@ impl VfioDevice {
     pub(super) fn open(kernel: &Kernel, path: &Path) -> Result<Self, String> {
         let file = open(path)?;
         let mut bind = vfio::vfio_device_bind_iommufd {
-            argsz: size_of::<vfio::vfio_device_bind_iommufd>() as u32,
             iommufd: kernel.as_fd().as_raw_fd(),
             ..Default::default()
         };
@@ -59,19 +58,19 @@ impl Device for VfioDevice {
         _: bool,
     ) -> Result<(), KernelError> {
         let mut attach = vfio::vfio_device_attach_iommufd_pt {
-            argsz: size_of::<vfio::vfio_device_attach_iommufd_pt>() as u32,
             flags: pasid.map_or(0, |_| WITH_PASID),
             pt_id: page_table.id(),
             pasid: pasid.map_or(0, |pasid| pasid.0),
+            ..Default::default()
         };
         sys::ioctl(&self.file, &mut attach).map_err(|errno| self.error(&attach, pasid, errno))
     }
 
     fn detach(&self, pasid: Option<Pasid>) -> Result<(), KernelError> {
         let mut detach = vfio::vfio_device_detach_iommufd_pt {
-            argsz: size_of::<vfio::vfio_device_detach_iommufd_pt>() as u32,
             flags: pasid.map_or(0, |_| WITH_PASID),
             pasid: pasid.map_or(0, |pasid| pasid.0),
+            ..Default::default()
         };
         sys::ioctl_surely(&self.file, &mut detach)
             .map_err(|errno| self.error(&detach, pasid, errno))
