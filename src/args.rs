@@ -37,8 +37,21 @@ pub enum Command {
 #[derive(ClapArgs, Debug, Clone)]
 pub struct DaemonArgs {
     /// Socket for QEMU's vhost-user device.
-    #[arg(long, value_name = "PATH", required = true)]
+    #[arg(long, value_name = "PATH", required_unless_present = "fd")]
     pub socket_path: Option<PathBuf>,
+
+    /// Instead of --socket-path: the descriptor of that socket, which whoever starts the daemon
+    /// has opened, 3 or more. Of a socket that listens, as systemd passes it, front ends are
+    /// served one after the other; of one that is connected, this front end, and then the daemon
+    /// ends.
+    #[arg(long, value_name = "N", conflicts_with = "socket_path",
+          value_parser = clap::value_parser!(i32).range(3..))]
+    pub fd: Option<i32>,
+
+    /// Options in a file, in TOML: `page-size = "4K"`, `endpoint = ["00:02.0,sim=/run/a"]`.
+    /// An option on the command line stands in place of the file's.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// The group of the sockets, for who runs QEMU: a name or a number. Theirs are then open to
     /// it (mode 0660) unless --socket-mode says otherwise.

@@ -16,6 +16,7 @@ pub mod address;
 pub mod args;
 pub mod bdf;
 pub mod bell;
+pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod iopf;

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use vhost_user_iommu::args::{Args, Command, ViotArgs};
-use vhost_user_iommu::{daemon, qemu_args, viot};
+use vhost_user_iommu::args::{Args, Command, DaemonArgs, ViotArgs};
+use vhost_user_iommu::daemon::StartError;
+use vhost_user_iommu::{config, daemon, qemu_args, viot};
 
 /// What management software is told of this program (QEMU, "Vhost-user Protocol", back-end
 /// program conventions); all other arguments are ignored then.
@@ -18,36 +19,46 @@ fn main() -> ExitCode {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
     }
-    let args = Args::parse();
-    let result = match &args.command {
-        Some(Command::Viot(viot)) => write_viot(viot),
-        Some(Command::QemuArgs(qemu)) => {
-            qemu_args::lines(qemu).map(|lines| print_continued(&lines))
-        }
-        None => {
-            let level =
-                env_logger::Env::default().default_filter_or(args.daemon.log_level.as_str());
-            env_logger::Builder::from_env(level).format_timestamp_micros().init();
-            daemon::run(&args.daemon).map_err(|error| error.to_string())
-        }
-    };
-    match result {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("vhost-user-iommu: {message}");
-            ExitCode::FAILURE
+        Err(error) => {
+            eprintln!("vhost-user-iommu: {error}");
+            ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn write_viot(args: &ViotArgs) -> Result<(), String> {
-    let table = viot::table(args.iommu, &args.endpoints)?;
+fn run() -> Result<(), StartError> {
+    let line = config::with_file(std::env::args_os().collect()).map_err(StartError::Options)?;
+    let args = Args::parse_from(line);
+    match &args.command {
+        Some(Command::Viot(viot)) => write_viot(viot),
+        Some(Command::QemuArgs(qemu)) => {
+            let lines = qemu_args::lines(qemu).map_err(StartError::Options)?;
+            print_continued(&lines);
+            Ok(())
+        }
+        None => run_daemon(&args.daemon),
+    }
+}
+
+fn run_daemon(args: &DaemonArgs) -> Result<(), StartError> {
+    let level = env_logger::Env::default().default_filter_or(args.log_level.as_str());
+    env_logger::Builder::from_env(level).format_timestamp_micros().init();
+    daemon::run(args)
+}
+
+fn write_viot(args: &ViotArgs) -> Result<(), StartError> {
+    let table = viot::table(args.iommu, &args.endpoints).map_err(StartError::Options)?;
     let written = if args.output == Path::new("-") {
         std::io::stdout().write_all(&table)
     } else {
         std::fs::write(&args.output, &table)
     };
-    written.map_err(|error| format!("cannot write {}: {error}", args.output.display()))
+    written.map_err(|error| {
+        let what = format!("cannot write {}: {error}", args.output.display());
+        StartError::Io(std::io::Error::new(error.kind(), what))
+    })
 }
 
 /// One option a line, each but the last continued for a shell.

@@ -44,6 +44,20 @@ pub enum StartError {
     Io(#[from] io::Error),
 }
 
+impl StartError {
+    /// What the process ends with; 0 is a clean end, and 2 also that of a command line that
+    /// cannot be read.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io(_) => 1,
+            Self::Options(_) => 2,
+            Self::Socket(_) => 3,
+            Self::Endpoint(_) | Self::Host(_) => 4,
+            Self::Realtime(_) => 5,
+        }
+    }
+}
+
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
