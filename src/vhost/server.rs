@@ -46,10 +46,14 @@ impl Stop {
         }
     }
 
+    fn is_requested(&self) -> bool {
+        is_readable(self.0.requested.as_fd())
+    }
+
     fn set_connection(&self, connection: Option<ShutdownHandle>) {
         *self.connection() = connection;
         // A request that came before there was a connection to shut down.
-        if is_readable(self.0.requested.as_fd())
+        if self.is_requested()
             && let Some(connection) = &*self.connection()
         {
             connection.shutdown();
@@ -117,6 +121,9 @@ impl Server {
 
     /// Serves the next front end; `false`: there was none before [`Stop::request`].
     pub fn run_once(&mut self, told: &dyn Fn(Phase)) -> bool {
+        if self.stop.is_requested() {
+            return false;
+        }
         told(Phase::Waiting);
         if !self.wait_for_front_end() {
             return false;
