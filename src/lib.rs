@@ -21,6 +21,7 @@ pub mod daemon;
 pub mod host;
 pub mod iopf;
 pub mod qemu_args;
+pub mod sandbox;
 pub mod sim;
 pub mod socket;
 pub mod vhost;

@@ -6,17 +6,19 @@ mod mock;
 mod sim;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use rustix::thread::CapabilitySet;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::address::EndpointId;
-use crate::args::DaemonArgs;
-use crate::host::HostError;
+use crate::args::{DaemonArgs, EndpointKind};
+use crate::host::{HostError, iommufd};
 use crate::iopf::Iopf;
+use crate::sandbox::{self, Needs, Role};
 use crate::socket::{ListeningSocket, SocketError};
 use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
@@ -39,6 +41,9 @@ pub enum StartError {
     /// The host refused an endpoint's initial state.
     #[error("{0}")]
     Host(#[from] HostError),
+    /// The kernel refuses the sandbox.
+    #[error("no sandbox: {0}; --sandbox=off does without")]
+    Sandbox(#[from] sandbox::Error),
     /// Descriptors, threads, signals.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -54,6 +59,7 @@ impl StartError {
             Self::Socket(_) => 3,
             Self::Endpoint(_) | Self::Host(_) => 4,
             Self::Realtime(_) => 5,
+            Self::Sandbox(_) => 6,
         }
     }
 }
@@ -82,7 +88,6 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
     let host = Arc::new(host);
     let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
-    let running = endpoints::start(idle, &host, &faults)?;
 
     let viommu = Arc::new(Mutex::new(viommu));
     let mut server = Server::new(
@@ -92,6 +97,9 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         faults.clone(),
         doorbell,
     )?;
+    // All is open and bound, and no thread runs yet.
+    sandbox::enter(args.sandbox, &needs(args))?;
+    let running = endpoints::start(idle, &host, &faults)?;
     obey_signals(signals, server.stop(), faults.clone())?;
     log::info!("ready: {} endpoints, waiting on {}", args.endpoints.len(), socket_path.display());
     server.run();
@@ -100,6 +108,30 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     faults.reset();
     log_counters(&faults);
     Ok(())
+}
+
+/// What the daemon still does once it runs.
+fn needs(args: &DaemonArgs) -> Needs {
+    let kinds = || args.endpoints.iter().map(|endpoint| &endpoint.kind);
+    let sockets = kinds().filter_map(EndpointKind::socket).chain(args.socket_path.as_deref());
+    let on_host = kinds().any(EndpointKind::is_on_host);
+    let kept = [
+        // The kernel counts pinned memory otherwise, of which a guest has much.
+        (on_host, CapabilitySet::IPC_LOCK),
+        (args.realtime, CapabilitySet::SYS_NICE),
+    ];
+    Needs {
+        removable: sockets.map(directory_of).collect(),
+        ioctls: if on_host { iommufd::ioctls() } else { Vec::new() },
+        capabilities: kept.iter().filter(|(needed, _)| *needed).map(|(_, one)| *one).collect(),
+    }
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory.into(),
+        _ => ".".into(),
+    }
 }
 
 /// What became of every fault, one line for each kind and endpoint.
@@ -112,6 +144,7 @@ fn log_counters(faults: &Iopf) {
 
 fn obey_signals(mut signals: Signals, stop: Stop, faults: Arc<Iopf>) -> io::Result<()> {
     let wait = move || {
+        sandbox::enter_role(Role::Signals);
         for signal in signals.forever() {
             if signal == SIGUSR1 {
                 log_counters(&faults);

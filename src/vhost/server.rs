@@ -87,6 +87,11 @@ impl Server {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
         let stop = Stop::new()?;
         let listener = Listener::from(listener);
+        // Where there is one core, whoever is polled for cannot run. Asked for once: the answer
+        // is in files, which cannot be read later.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let max_poll = if cores > 1 { options.max_poll } else { Duration::ZERO };
+        let options = Options { max_poll, ..options };
         Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop })
     }
 
@@ -138,7 +143,8 @@ impl Server {
             events: Arc::new(EventQueue::new(self.faults.clone(), memory.clone(), gate, timer)),
             doorbell: self.doorbell.clone(),
             look: look.clone(),
-            scheduled: Once::new(),
+            request_thread: Once::new(),
+            event_thread: Once::new(),
             exits: Exits::new()?,
         });
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), backend, memory)

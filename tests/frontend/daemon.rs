@@ -62,6 +62,8 @@ impl Builder {
         let dir = tempfile::tempdir().unwrap();
         let mut command = command(lifetime_seconds());
         command.arg("--socket-path").arg(dir.path().join("vhost")).args(&self.args);
+        // A call that a list lacks ends the daemon, and the test.
+        command.arg("--sandbox=kill");
         for (index, (kind, bdf)) in self.endpoints.iter().enumerate() {
             let socket = dir.path().join(format!("endpoint{index}"));
             command.args(["--endpoint", &format!("{bdf},{kind}={}", socket.display())]);
@@ -88,6 +90,8 @@ impl Builder {
 pub fn command(seconds: u32) -> Command {
     let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
     let mut command = Command::new(env::var_os(PROGRAM).unwrap_or(built.into()));
+    // A panic that is told in full looks into files, which is the end where that kills.
+    command.env_remove("RUST_BACKTRACE");
     // SAFETY: alarm is async-signal-safe. It survives exec.
     unsafe {
         command.pre_exec(move || {

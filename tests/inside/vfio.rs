@@ -229,6 +229,7 @@ fn the_daemon_takes_devices_and_says_what_they_cannot() {
 
 fn command(dir: &tempfile::TempDir, endpoint: &str) -> Command {
     let mut command = daemon::command(60);
+    command.arg("--sandbox=kill");
     command.arg("--socket-path").arg(dir.path().join("vhost"));
     command.args(["--endpoint", &format!("00:02.0,{endpoint}")]);
     command

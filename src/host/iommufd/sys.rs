@@ -37,6 +37,9 @@ macro_rules! arguments {
                 &mut self.$size
             }
         })*
+
+        /// The numbers of all these.
+        pub(super) const NUMBERS: &[u32] = &[$($number),*];
     };
 }
 
