@@ -147,6 +147,11 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "on|off|kill", default_value = "on")]
     pub sandbox: sandbox::Mode,
 
+    /// Instead of serving, try what the sandbox is to refuse, with the files in a directory.
+    #[cfg(feature = "selftest")]
+    #[arg(long, value_name = "DIRECTORY[,ROLE,ATTEMPT]", hide = true)]
+    pub sandbox_attempts: Option<sandbox::attempts::Attempts>,
+
     /// What is logged: error, warn, info, debug or trace. RUST_LOG, when set, is obeyed instead.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,

@@ -99,6 +99,11 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     )?;
     // All is open and bound, and no thread runs yet.
     sandbox::enter(args.sandbox, &needs(args))?;
+    #[cfg(feature = "selftest")]
+    if let Some(attempts) = &args.sandbox_attempts {
+        attempts.run();
+        return Ok(());
+    }
     let running = endpoints::start(idle, &host, &faults)?;
     obey_signals(signals, server.stop(), faults.clone())?;
     log::info!("ready: {} endpoints, waiting on {}", args.endpoints.len(), socket_path.display());

@@ -10,6 +10,8 @@
 //! `docs/sandbox.md` tells why each call is on its list.
 
 mod allocator;
+#[cfg(feature = "selftest")]
+pub mod attempts;
 mod calls;
 mod capabilities;
 mod files;
