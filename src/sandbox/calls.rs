@@ -125,6 +125,8 @@ pub(super) const ACCEPTS: &[Call] = &[
     Any(libc::SYS_accept4),
     If(libc::SYS_ioctl, &[Is(1, libc::FIONBIO as u32)]),
     If(libc::SYS_fcntl, &[Is(1, libc::F_DUPFD_CLOEXEC as u32)]),
+    // musl says it again.
+    If(libc::SYS_fcntl, &[Is(1, libc::F_SETFD as u32)]),
 ];
 
 /// To talk over a connection, and take descriptors from it.
