@@ -31,7 +31,7 @@ const fn row(role: Role, calls: &'static [&'static [Call]]) -> Row {
 
 /// All of them.
 pub(super) const ROLES: &[Row] = &[
-    row(Role::Requests, &[to::SERVES_QUEUE, to::SCHEDULES, to::DELIVERS, to::HOST]),
+    row(Role::Requests, &[to::SERVES_QUEUE, to::DELIVERS, to::HOST]),
     row(Role::Events, &[to::SERVES_QUEUE, to::DELIVERS]),
     row(Role::Accelerator, &[to::DELIVERS, to::EMULATED_BY_KERNEL]),
     row(
@@ -49,10 +49,11 @@ pub(super) const ROLES: &[Row] = &[
     row(Role::Signals, &[to::SHUTS_DOWN]),
 ];
 
-/// What threads without a role do: the one that starts all others and waits for front ends, and
-/// those that talk to one. The list of the process is this and that of each role.
+/// What threads without a role do: the one that starts all others and waits for front ends, those
+/// that talk to one, and the rest before they take their roles. The list of the process is this and that of each role.
 pub(super) const NO_ROLE: &[&[Call]] = &[
     to::THREADS,
+    to::SCHEDULES,
     to::POLLS,
     to::ACCEPTS,
     to::TALKS,

@@ -25,6 +25,15 @@ const PROGRAM: &str = "VUI_DAEMON";
 /// What endpoints are, if not `sim`.
 const ENDPOINT_KIND: &str = "VUI_ENDPOINT_KIND";
 
+/// What becomes of a call that a list of the sandbox lacks, if not the end of the daemon and of
+/// the test.
+const SANDBOX: &str = "VUI_SANDBOX";
+
+/// The option.
+pub fn sandbox() -> String {
+    format!("--sandbox={}", env::var(SANDBOX).unwrap_or("kill".into()))
+}
+
 fn endpoint_kind() -> String {
     env::var(ENDPOINT_KIND).unwrap_or("sim".into())
 }
@@ -62,8 +71,7 @@ impl Builder {
         let dir = tempfile::tempdir().unwrap();
         let mut command = command(lifetime_seconds());
         command.arg("--socket-path").arg(dir.path().join("vhost")).args(&self.args);
-        // A call that a list lacks ends the daemon, and the test.
-        command.arg("--sandbox=kill");
+        command.arg(sandbox());
         for (index, (kind, bdf)) in self.endpoints.iter().enumerate() {
             let socket = dir.path().join(format!("endpoint{index}"));
             command.args(["--endpoint", &format!("{bdf},{kind}={}", socket.display())]);

@@ -16,7 +16,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("shut-down", &["None", "VfioUser", "Signals"]),
     ("start-thread", &["None"]),
     ("wait-for-queue", &["None", "Requests", "Events"]),
-    ("schedule", &["None", "Requests"]),
+    ("schedule", &["None"]),
     ("restrict", &["None"]),
 ];
 

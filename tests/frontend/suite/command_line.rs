@@ -70,6 +70,7 @@ fn a_bad_value_is_named_in_the_message() {
         ("--page-response-timeout 0", "0"),
         ("--page-response-timeout=-1", "-1"),
         ("--poll-us soon", "soon"),
+        ("--sandbox maybe", "maybe"),
         ("--log-level loud", "loud"),
         ("--no-such-option", "--no-such-option"),
         ("left-over", "left-over"),
