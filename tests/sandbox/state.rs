@@ -28,11 +28,12 @@ fn field(status: &str, name: &str) -> String {
 /// Name and status of each thread.
 fn threads(pid: u32) -> Vec<(String, String)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // A thread that has ended meanwhile has none any more.
     let status = |task: std::io::Result<fs::DirEntry>| {
-        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-        (field(&status, "Name"), status)
+        let status = fs::read_to_string(task.unwrap().path().join("status")).ok()?;
+        Some((field(&status, "Name"), status))
     };
-    tasks.map(status).collect()
+    tasks.filter_map(status).collect()
 }
 
 fn capabilities(status: &str, set: &str) -> u64 {
