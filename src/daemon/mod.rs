@@ -6,7 +6,7 @@ mod mock;
 mod sim;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -17,7 +17,9 @@ use crate::address::EndpointId;
 use crate::args::DaemonArgs;
 use crate::host::HostError;
 use crate::iopf::Iopf;
+use crate::metrics::{Metrics, Sources};
 use crate::socket::{ListeningSocket, SocketError};
+use crate::status::StatusError;
 use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
 
@@ -39,6 +41,9 @@ pub enum StartError {
     /// The host refused an endpoint's initial state.
     #[error("{0}")]
     Host(#[from] HostError),
+    /// The figures of a daemon cannot be shown.
+    #[error("{0}")]
+    Status(#[from] StatusError),
     /// Descriptors, threads, signals.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -49,9 +54,9 @@ impl StartError {
     /// cannot be read.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io(_) => 1,
+            Self::Io(_) | Self::Status(StatusError::Print(_)) => 1,
             Self::Options(_) => 2,
-            Self::Socket(_) => 3,
+            Self::Socket(_) | Self::Status(_) => 3,
             Self::Endpoint(_) | Self::Host(_) => 4,
             Self::Realtime(_) => 5,
         }
@@ -72,6 +77,8 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let sockets = endpoints::bind(args)?;
     let socket = ListeningSocket::bind(socket_path, args.socket_access())?;
+    let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
+    let metrics_socket = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;
 
     let doorbell = FaultDoorbell::new()?;
     let ids: Vec<EndpointId> =
@@ -79,11 +86,15 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let limits = args.fault_limits();
     let faults = Arc::new(Iopf::new(ids.iter().copied(), limits, Box::new(doorbell.clone())));
     let (host, idle) = endpoints::add(&settings, sockets).map_err(StartError::Endpoint)?;
+    if metrics_socket.is_some() {
+        faults.time_answers();
+    }
     let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
     let host = Arc::new(host);
     let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
     let running = endpoints::start(idle, &host, &faults)?;
 
+    let device = viommu.tally();
     let viommu = Arc::new(Mutex::new(viommu));
     let mut server = Server::new(
         socket.listener().try_clone()?,
@@ -92,29 +103,37 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         faults.clone(),
         doorbell,
     )?;
-    obey_signals(signals, server.stop(), faults.clone())?;
+    let sources = Sources { device, transport: server.tally(), faults: faults.clone() };
+    let start = |socket| Metrics::start(socket, sources.clone());
+    let metrics = metrics_socket.map(start).transpose()?;
+    obey_signals(signals, server.stop(), sources.clone())?;
     log::info!("ready: {} endpoints, waiting on {}", args.endpoints.len(), socket_path.display());
     server.run();
     drop(running);
     // What still waits to be delivered never will be.
     faults.reset();
-    log_counters(&faults);
+    drop(metrics);
+    log_counters(&sources);
     Ok(())
 }
 
-/// What became of every fault, one line for each kind and endpoint.
-fn log_counters(faults: &Iopf) {
-    for (endpoint, faults, requests) in faults.counters() {
+/// What became of every fault, one line for each kind and endpoint, and of every request, one for
+/// each type that there was.
+fn log_counters(sources: &Sources) {
+    for read in sources.device.requests().iter().filter(|read| read.total() > 0) {
+        log::info!("requests of type {}: {read}", read.kind.name());
+    }
+    for (endpoint, faults, requests) in sources.faults.counters() {
         log::info!("faults of endpoint {endpoint}: {faults}");
         log::info!("page requests of endpoint {endpoint}: {requests}");
     }
 }
 
-fn obey_signals(mut signals: Signals, stop: Stop, faults: Arc<Iopf>) -> io::Result<()> {
+fn obey_signals(mut signals: Signals, stop: Stop, sources: Sources) -> io::Result<()> {
     let wait = move || {
         for signal in signals.forever() {
             if signal == SIGUSR1 {
-                log_counters(&faults);
+                log_counters(&sources);
             } else {
                 log::info!("signal {signal}: stopping");
                 stop.request();

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use counters::{FaultCounters, RequestCounters};
+pub use counters::{AnswerTimes, FaultCounters, RequestCounters};
 use endpoint::{EndpointFaults, Now};
 pub use fault::{Fault, Reason};
 use groups::Progress;
@@ -288,6 +288,16 @@ impl Iopf {
             let (faults, requests) = faults.counters();
             (id, faults, requests)
         })
+    }
+
+    /// Takes the time of page requests from now on, for [`answer_times`](Self::answer_times).
+    pub fn time_answers(&self) {
+        self.endpoints.values().for_each(EndpointFaults::time_answers);
+    }
+
+    /// How long the groups of page requests of each endpoint have waited for their answers.
+    pub fn answer_times(&self) -> impl Iterator<Item = (EndpointId, AnswerTimes)> {
+        self.endpoints.iter().map(|(&id, faults)| (id, faults.answer_times()))
     }
 
     fn now(&self) -> Now {

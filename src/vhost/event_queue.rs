@@ -12,6 +12,7 @@ use super::gate::Gate;
 use super::notify::signal_driver;
 use super::request_queue::next_chain;
 use super::ring::{Memory, Ring, Start};
+use super::tally::TransportTally;
 use super::timer::Timer;
 use crate::iopf::{Delivered, Event, Iopf};
 use crate::viommu::Features;
@@ -29,12 +30,19 @@ pub struct EventQueue {
     gate: Arc<Gate>,
     /// Runs while the guest owes an answer.
     timer: Timer,
+    tally: Arc<TransportTally>,
 }
 
 impl EventQueue {
     /// Tells the driver of what comes out of `faults`, which `timer` keeps the time of.
-    pub fn new(faults: Arc<Iopf>, memory: Memory, gate: Arc<Gate>, timer: Timer) -> Self {
-        Self { faults, memory, features: AtomicU64::new(0), gate, timer }
+    pub fn new(
+        faults: Arc<Iopf>,
+        memory: Memory,
+        gate: Arc<Gate>,
+        timer: Timer,
+        tally: Arc<TransportTally>,
+    ) -> Self {
+        Self { faults, memory, features: AtomicU64::new(0), gate, timer, tally }
     }
 
     /// The driver has accepted `features`.
@@ -88,7 +96,7 @@ impl EventQueue {
                 && put(ring, &mut vring, &memory, &event::encode(&event, features))
         });
         if vring.get_queue().next_used() != used {
-            signal_driver(ring, &mut vring, &memory);
+            signal_driver(ring, &mut vring, &memory, &self.tally.event_signals);
         }
         match delivered {
             Delivered::All => false,

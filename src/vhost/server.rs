@@ -17,6 +17,7 @@ use super::event_queue::EventQueue;
 use super::exits::Exits;
 use super::gate::Gate;
 use super::request_queue::RequestQueue;
+use super::tally::TransportTally;
 use super::timer::Timer;
 use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
 use crate::bell::Bell;
@@ -69,6 +70,7 @@ pub struct Server {
     faults: Arc<Iopf>,
     doorbell: FaultDoorbell,
     stop: Stop,
+    tally: Arc<TransportTally>,
 }
 
 impl Server {
@@ -87,12 +89,18 @@ impl Server {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
         let stop = Stop::new()?;
         let listener = Listener::from(listener);
-        Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop })
+        let tally = Arc::new(TransportTally::new(options.timed));
+        Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop, tally })
     }
 
     /// What ends [`run`](Self::run).
     pub fn stop(&self) -> Stop {
         self.stop.clone()
+    }
+
+    /// What is counted here, for who reads it.
+    pub fn tally(&self) -> Arc<TransportTally> {
+        self.tally.clone()
     }
 
     /// Serves one front end after the other until [`Stop::request`]. A connection that fails is
@@ -104,6 +112,7 @@ impl Server {
                 // Out of descriptors or memory: do not spin on a connection that waits.
                 std::thread::sleep(Duration::from_millis(100));
             }
+            self.tally.connected.set(0);
             self.stop.set_connection(None);
             self.doorbell.disconnect();
             self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
@@ -134,8 +143,15 @@ impl Server {
                 memory.clone(),
                 gate.clone(),
                 self.options.max_poll,
+                self.tally.clone(),
             )),
-            events: Arc::new(EventQueue::new(self.faults.clone(), memory.clone(), gate, timer)),
+            events: Arc::new(EventQueue::new(
+                self.faults.clone(),
+                memory.clone(),
+                gate,
+                timer,
+                self.tally.clone(),
+            )),
             doorbell: self.doorbell.clone(),
             look: look.clone(),
             scheduled: Once::new(),
@@ -145,6 +161,8 @@ impl Server {
             .map_err(ServeError::Daemon)?;
         daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
         log::info!("front end connected");
+        self.tally.front_ends.add(1);
+        self.tally.connected.set(1);
         self.stop.set_connection(daemon.shutdown_handle());
         for (thread, fd, event) in [
             (EVENT_THREAD, self.doorbell.bell().as_raw_fd(), DOORBELL),
