@@ -30,7 +30,7 @@ pub enum Command {
     /// Write the ACPI VIOT table that tells the guest which functions are behind the IOMMU.
     Viot(ViotArgs),
     /// Print the QEMU options that match a daemon command line.
-    QemuArgs(QemuArgs),
+    QemuArgs(Box<QemuArgs>),
     /// Show what a running daemon does, from its --metrics-socket.
     Status(StatusArgs),
 }

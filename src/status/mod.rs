@@ -42,7 +42,10 @@ pub enum StatusError {
 pub fn run(args: &StatusArgs) -> Result<(), StatusError> {
     let mut last = look(args)?;
     print(args, &table::table(&last.view, None))?;
-    while args.watch {
+    if !args.watch {
+        return Ok(());
+    }
+    loop {
         thread::sleep(PERIOD);
         let next = look(args)?;
         let time = next.at.duration_since(last.at);
@@ -52,7 +55,6 @@ pub fn run(args: &StatusArgs) -> Result<(), StatusError> {
         }
         last = next;
     }
-    Ok(())
 }
 
 /// What there was to see at a time.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 const PAGE_REQUESTS: &str = "page requests of endpoint ";
 const FAULTS: &str = "] faults of endpoint ";
+const REQUESTS: &str = "] requests of type ";
 
 /// Numbers by their names, as one line of the log has them.
 pub type Counters = BTreeMap<String, u64>;
@@ -19,6 +20,11 @@ pub fn faults(log: &str, bdf: &str) -> Vec<Counters> {
     of_endpoint(log, FAULTS, bdf).inspect(assert_faults_add_up).collect()
 }
 
+/// What was said last of the requests of each type: `received`, and how they ended.
+pub fn requests(log: &str) -> BTreeMap<&str, Counters> {
+    lines(log, REQUESTS).inspect(|(_, counters)| assert_requests_add_up(counters)).collect()
+}
+
 fn of_endpoint<'a>(log: &'a str, what: &'a str, bdf: &'a str) -> impl Iterator<Item = Counters> {
     let of_bdf = move |(endpoint, _): &(&str, _)| endpoint.ends_with(bdf);
     lines(log, what).filter(of_bdf).map(|(_, counters)| counters)
@@ -28,6 +34,7 @@ fn of_endpoint<'a>(log: &'a str, what: &'a str, bdf: &'a str) -> impl Iterator<I
 pub fn assert_nothing_left(log: &str) {
     lines(log, PAGE_REQUESTS).for_each(|(_, counters)| assert_groups_add_up(&counters));
     lines(log, FAULTS).for_each(|(_, counters)| assert_faults_add_up(&counters));
+    requests(log);
     for what in [PAGE_REQUESTS, FAULTS] {
         let last: BTreeMap<_, _> = lines(log, what).collect();
         for (endpoint, counters) in last {
@@ -48,7 +55,12 @@ fn assert_faults_add_up(counters: &Counters) {
     assert_eq!(total, 2 * counters["reported"], "{counters:?}");
 }
 
-/// Endpoint and counters of each line that `what` begins, but of one that is still being written.
+fn assert_requests_add_up(counters: &Counters) {
+    let total: u64 = counters.values().sum();
+    assert_eq!(total, 2 * counters["received"], "{counters:?}");
+}
+
+/// Endpoint (or whatever follows `what`) and counters of each line that `what` begins, but of one that is still being written.
 fn lines<'a>(log: &'a str, what: &'a str) -> impl Iterator<Item = (&'a str, Counters)> {
     let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let texts = whole.lines().filter_map(move |line| Some(line.split_once(what)?.1));

@@ -52,7 +52,7 @@ impl Builder {
         self
     }
 
-    /// Adds arguments, split at white space.
+    /// Adds arguments, split at white space. `DIR` is the daemon's directory.
     pub fn args(mut self, args: &str) -> Self {
         self.args.extend(args.split_whitespace().map(String::from));
         self
@@ -61,7 +61,9 @@ impl Builder {
     pub fn start(self) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
         let mut command = command(lifetime_seconds());
-        command.arg("--socket-path").arg(dir.path().join("vhost")).args(&self.args);
+        let in_dir = |arg: &String| arg.replace("DIR", dir.path().to_str().unwrap());
+        command.arg("--socket-path").arg(dir.path().join("vhost"));
+        command.args(self.args.iter().map(in_dir));
         for (index, (kind, bdf)) in self.endpoints.iter().enumerate() {
             let socket = dir.path().join(format!("endpoint{index}"));
             command.args(["--endpoint", &format!("{bdf},{kind}={}", socket.display())]);
@@ -117,6 +119,11 @@ impl Daemon {
 
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("vhost")
+    }
+
+    /// A file of the daemon's directory, which arguments call `DIR`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub fn pid(&self) -> u32 {
