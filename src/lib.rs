@@ -26,6 +26,7 @@ pub mod sim;
 pub mod socket;
 pub mod status;
 pub mod tally;
+pub mod trace;
 pub mod vhost;
 pub mod viommu;
 pub mod viot;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::counters::RequestTally;
 use super::{Cookie, Response, Source};
 use crate::address::{EndpointId, Pasid};
+use crate::trace;
 
 /// How a group was answered, and by whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,7 @@ impl Ticket {
     fn give(&mut self, answer: Answer) {
         self.answered = true;
         self.log(format_args!("answered: {answer:?}"));
+        trace::group_answered(self.endpoint, self.pasid, self.cookie.0, answer.index());
         self.tally.count(answer, self.begun);
         self.source.respond(self.pasid, self.cookie, answer.response());
     }

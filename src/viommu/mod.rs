@@ -22,6 +22,7 @@ use crate::host::{
     Access, HostError, HostIommu, Mapping, ReservedKind, ReservedRegion, Translation,
 };
 use crate::iopf::{GroupId, Handler, Iopf, Response};
+use crate::trace;
 pub use config::{Features, Limits, Settings};
 use domain::Domain;
 use probe::Abilities;
@@ -109,7 +110,9 @@ impl Viommu {
     /// because there is no room for a status.
     pub fn handle(&mut self, bytes: &[u8], room: usize) -> Option<Reply<'_>> {
         let kind = Kind::of(bytes);
+        trace::request_taken(bytes.first().copied(), bytes.len());
         let status = self.status_of(bytes, room);
+        trace::request_done(bytes.first().copied(), status.map(|status| status as u8));
         self.tally.count(kind, status);
         self.note_size();
         let (status, room) = (status?, room.checked_sub(size::TAIL)?);

@@ -85,11 +85,16 @@ impl Builder {
     }
 }
 
+/// The program.
+pub fn program() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
+    env::var_os(PROGRAM).unwrap_or(built.into()).into()
+}
+
 /// The program, not yet started. The kernel ends it after `seconds`, so that a peer that waits
 /// for it without a limit fails too, and nothing is left over when a test is killed.
 pub fn command(seconds: u32) -> Command {
-    let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
-    let mut command = Command::new(env::var_os(PROGRAM).unwrap_or(built.into()));
+    let mut command = Command::new(program());
     // SAFETY: alarm is async-signal-safe. It survives exec.
     unsafe {
         command.pre_exec(move || {

@@ -17,5 +17,6 @@ mod paging;
 mod random;
 mod scrape;
 mod suite;
+mod uprobe;
 mod vm;
 mod wait;

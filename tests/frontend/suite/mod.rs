@@ -22,4 +22,5 @@ mod starved;
 mod status;
 mod storm;
 mod stress;
+mod trace;
 mod unmap;
