@@ -1,0 +1,108 @@
+//! What it costs to be watched: MAP and UNMAP on a daemon that serves figures, to a scraper that
+//! asks each second, and on one that does not.
+//!
+//! `cargo bench --bench metrics`, or `./scripts/bench metrics`. Both run at the same time and take
+//! turns of a fraction of a millisecond, so that whatever else the machine does is shared by both.
+//! Prints the median time for a request on each, the ratio of these, and the median of the ratios
+//! of neighbouring turns; fails if that of all batch sizes together is 1.02 or more.
+
+mod common;
+#[path = "common/driver.rs"]
+mod driver;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Daemon;
+use driver::Driver;
+
+const BATCHES: [usize; 3] = [1, 16, 256];
+const LIVE: usize = 1_000;
+/// Requests of one turn: half of them MAP, half UNMAP.
+const TURN: usize = 512;
+/// How long each batch size is measured.
+const TIME: Duration = Duration::from_secs(20);
+/// What is too much.
+const LIMIT: f64 = 1.02;
+
+fn main() {
+    let watched = Daemon::start_with(1, |dir| {
+        vec!["--metrics-socket".into(), metrics(dir).display().to_string()]
+    });
+    let alone = Daemon::start(1);
+    let mut drivers = [&watched, &alone].map(Driver::connect);
+    let socket = metrics(watched.dir.path());
+    let (stop, stopped) = channel();
+    let scraper = thread::spawn(move || scrape(&socket, &stopped));
+    println!("nanoseconds for a request (medians)");
+    println!("batch  watched    alone   ratio   ratio of neighbours");
+    let all: Vec<f64> =
+        BATCHES.into_iter().flat_map(|batch| measure(&mut drivers, batch)).collect();
+    drop(stop);
+    println!("scrapes: {}", scraper.join().expect("scrapes"));
+    let ratio = median(all);
+    println!("all: {ratio:.4}");
+    assert!(ratio < LIMIT, "being watched costs more than it may: {ratio:.4}");
+}
+
+fn metrics(dir: &Path) -> PathBuf {
+    dir.join("metrics.sock")
+}
+
+/// Asks each second until told to stop; returns how often.
+fn scrape(socket: &Path, stopped: &Receiver<()>) -> usize {
+    for count in 0.. {
+        match stopped.recv_timeout(Duration::from_secs(1)) {
+            Err(RecvTimeoutError::Timeout) => {}
+            _ => return count,
+        }
+        let mut stream = UnixStream::connect(socket).expect("the socket of the figures");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.ends_with("# EOF\n"), "{answer}");
+    }
+    0
+}
+
+/// Measures both in turns, prints a line, and returns the ratios of neighbouring turns.
+fn measure(drivers: &mut [Driver; 2], batch: usize) -> Vec<f64> {
+    drivers.iter_mut().for_each(|driver| driver.populate(LIVE));
+    let mut times = [vec![], vec![]];
+    let start = Instant::now();
+    for round in 0.. {
+        if start.elapsed() > TIME {
+            break;
+        }
+        // Neither is always the first.
+        for index in [round % 2, 1 - round % 2] {
+            times[index].push(turn(&mut drivers[index], batch));
+        }
+    }
+    drivers.iter_mut().for_each(Driver::clear);
+    let ratios: Vec<f64> = times[0].iter().zip(&times[1]).map(|(a, b)| a / b).collect();
+    let [watched, alone] = times.map(median);
+    let neighbours = median(ratios.clone());
+    println!("{batch:5} {watched:8.1} {alone:8.1} {:7.4} {neighbours:21.4}", watched / alone);
+    ratios
+}
+
+/// Nanoseconds for a request.
+fn turn(driver: &mut Driver, batch: usize) -> f64 {
+    let mut time = Duration::ZERO;
+    for _ in 0..TURN / 2 / batch {
+        let chosen = driver.choose(batch, 0..LIVE);
+        time += driver.unmap(&chosen);
+        time += driver.map(&chosen);
+    }
+    time.as_nanos() as f64 / TURN as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
