@@ -1,8 +1,10 @@
 //! What it costs to be watched: MAP and UNMAP on a daemon that serves figures, to a scraper that
 //! asks each second, and on one that does not.
 //!
-//! `cargo bench --bench metrics`, or `./scripts/bench metrics`. Both run at the same time and take
-//! turns of a fraction of a millisecond, so that whatever else the machine does is shared by both.
+//! `cargo bench --bench metrics`, or `./scripts/bench metrics`. They take turns of a fraction of a
+//! millisecond, so that whatever else the machine does is shared by both. Whose turn it is not is
+//! stopped, so that its polling takes no core from the other; both poll long enough to see the
+//! next turn begin.
 //! Prints the median time for a request on each, the ratio of these, and the median of the ratios
 //! of neighbouring turns; fails if that of all batch sizes together is 1.02 or more.
 
@@ -22,26 +24,30 @@ use driver::Driver;
 
 const BATCHES: [usize; 3] = [1, 16, 256];
 const LIVE: usize = 1_000;
-/// Requests of one turn: half of them MAP, half UNMAP.
+/// Requests of one turn that are timed: half of them MAP, half UNMAP.
 const TURN: usize = 512;
+/// The same that are not, before them.
+const WARM_UP: usize = 512;
+/// How long both poll, in microseconds.
+const POLL: &str = "100000";
 /// How long each batch size is measured.
 const TIME: Duration = Duration::from_secs(20);
 /// What is too much.
 const LIMIT: f64 = 1.02;
 
 fn main() {
-    let watched = Daemon::start_with(1, |dir| {
-        vec!["--metrics-socket".into(), metrics(dir).display().to_string()]
+    let watched = Daemon::start(1, |dir| {
+        let socket = metrics(dir).display().to_string();
+        ["--poll-us", POLL, "--metrics-socket", &socket].map(String::from).into()
     });
-    let alone = Daemon::start(1);
-    let mut drivers = [&watched, &alone].map(Driver::connect);
+    let alone = Daemon::start(1, |_| ["--poll-us", POLL].map(String::from).into());
+    let mut sides = [&watched, &alone].map(|daemon| (daemon, Driver::connect(daemon)));
     let socket = metrics(watched.dir.path());
     let (stop, stopped) = channel();
     let scraper = thread::spawn(move || scrape(&socket, &stopped));
     println!("nanoseconds for a request (medians)");
     println!("batch  watched    alone   ratio   ratio of neighbours");
-    let all: Vec<f64> =
-        BATCHES.into_iter().flat_map(|batch| measure(&mut drivers, batch)).collect();
+    let all: Vec<f64> = BATCHES.into_iter().flat_map(|batch| measure(&mut sides, batch)).collect();
     drop(stop);
     println!("scrapes: {}", scraper.join().expect("scrapes"));
     let ratio = median(all);
@@ -70,8 +76,9 @@ fn scrape(socket: &Path, stopped: &Receiver<()>) -> usize {
 }
 
 /// Measures both in turns, prints a line, and returns the ratios of neighbouring turns.
-fn measure(drivers: &mut [Driver; 2], batch: usize) -> Vec<f64> {
-    drivers.iter_mut().for_each(|driver| driver.populate(LIVE));
+fn measure(sides: &mut [(&Daemon, Driver); 2], batch: usize) -> Vec<f64> {
+    sides.iter_mut().for_each(|(_, driver)| driver.populate(LIVE));
+    sides.iter().for_each(|(daemon, _)| signal(daemon, libc::SIGSTOP));
     let mut times = [vec![], vec![]];
     let start = Instant::now();
     for round in 0.. {
@@ -80,10 +87,15 @@ fn measure(drivers: &mut [Driver; 2], batch: usize) -> Vec<f64> {
         }
         // Neither is always the first.
         for index in [round % 2, 1 - round % 2] {
-            times[index].push(turn(&mut drivers[index], batch));
+            let (daemon, driver) = &mut sides[index];
+            signal(daemon, libc::SIGCONT);
+            work(driver, batch, WARM_UP);
+            times[index].push(work(driver, batch, TURN));
+            signal(daemon, libc::SIGSTOP);
         }
     }
-    drivers.iter_mut().for_each(Driver::clear);
+    sides.iter().for_each(|(daemon, _)| signal(daemon, libc::SIGCONT));
+    sides.iter_mut().for_each(|(_, driver)| driver.clear());
     let ratios: Vec<f64> = times[0].iter().zip(&times[1]).map(|(a, b)| a / b).collect();
     let [watched, alone] = times.map(median);
     let neighbours = median(ratios.clone());
@@ -92,14 +104,20 @@ fn measure(drivers: &mut [Driver; 2], batch: usize) -> Vec<f64> {
 }
 
 /// Nanoseconds for a request.
-fn turn(driver: &mut Driver, batch: usize) -> f64 {
+fn work(driver: &mut Driver, batch: usize, requests: usize) -> f64 {
     let mut time = Duration::ZERO;
-    for _ in 0..TURN / 2 / batch {
+    for _ in 0..requests / 2 / batch {
         let chosen = driver.choose(batch, 0..LIVE);
         time += driver.unmap(&chosen);
         time += driver.map(&chosen);
     }
-    time.as_nanos() as f64 / TURN as f64
+    time.as_nanos() as f64 / requests as f64
+}
+
+fn signal(daemon: &Daemon, signal: i32) {
+    // SAFETY: the child has not been waited for, so its id is still its own.
+    let sent = unsafe { libc::kill(daemon.child.id() as i32, signal) };
+    assert_eq!(sent, 0, "the daemon runs");
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -24,7 +24,7 @@ const NEAR: usize = 512;
 const REQUESTS: usize = 32_768;
 
 fn main() {
-    let daemon = Daemon::start(1);
+    let daemon = Daemon::start(1, |_| Vec::new());
     let mut driver = Driver::connect(&daemon);
     println!("memory: {:.0} bytes per mapping", bytes_per_mapping(&mut driver, &daemon));
     println!("nanoseconds for a request; in brackets: times that with {} live mappings", LIVE[0]);

@@ -12,13 +12,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it with so many emulated endpoints, at most 240.
-    pub fn start(endpoints: u32) -> Self {
-        Self::start_with(endpoints, |_| Vec::new())
-    }
-
-    /// The same with more arguments, which can name files of its directory.
-    pub fn start_with(endpoints: u32, args: impl FnOnce(&Path) -> Vec<String>) -> Self {
+    /// Starts it with so many emulated endpoints, at most 240, and more arguments, which can name
+    /// files of its directory.
+    pub fn start(endpoints: u32, args: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-iommu"));
         command.arg("--socket-path").arg(dir.path().join("viommu.sock"));
