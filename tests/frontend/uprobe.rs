@@ -19,6 +19,7 @@ const STAPSDT: NoteType = NoteType(3);
 /// A place of a trace point in the program; it can have several.
 #[derive(Clone, Debug)]
 pub struct Place {
+    pub address: u64,
     /// Offset in the file of the instruction that the kernel can put a probe on.
     pub offset: u64,
     /// How many arguments it has.
@@ -46,7 +47,7 @@ pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Place>> {
             });
             let offset = offset.expect("a place in the program");
             let arguments = words[2].split_whitespace().count();
-            points.entry(words[1].clone()).or_default().push(Place { offset, arguments });
+            points.entry(words[1].clone()).or_default().push(Place { address, offset, arguments });
         }
     }
     points
