@@ -1,12 +1,14 @@
 //! What it costs to be watched: MAP and UNMAP on a daemon that serves figures, to a scraper that
-//! asks each second, and on one that does not.
+//! asks each second, and on one that does not. A third one, like the second, shows what a
+//! difference between two that are the same looks like.
 //!
 //! `cargo bench --bench metrics`, or `./scripts/bench metrics`. They take turns of a fraction of a
 //! millisecond, so that whatever else the machine does is shared by both. Whose turn it is not is
 //! stopped, so that its polling takes no core from the other; both poll long enough to see the
 //! next turn begin.
-//! Prints the median time for a request on each, the ratio of these, and the median of the ratios
-//! of neighbouring turns; fails if that of all batch sizes together is 1.02 or more.
+//! Prints for each batch size the median time for a request on the second, and the medians of what
+//! the others took in the same round, as ratios to it. Fails if that of the first, over all, is
+//! 1.02 or more.
 
 mod common;
 #[path = "common/driver.rs"]
@@ -40,18 +42,19 @@ fn main() {
         let socket = metrics(dir).display().to_string();
         ["--poll-us", POLL, "--metrics-socket", &socket].map(String::from).into()
     });
-    let alone = Daemon::start(1, |_| ["--poll-us", POLL].map(String::from).into());
-    let mut sides = [&watched, &alone].map(|daemon| (daemon, Driver::connect(daemon)));
+    let alone = || Daemon::start(1, |_| ["--poll-us", POLL].map(String::from).into());
+    let (alone, same) = (alone(), alone());
+    let mut sides = [&alone, &watched, &same].map(|daemon| (daemon, Driver::connect(daemon)));
     let socket = metrics(watched.dir.path());
     let (stop, stopped) = channel();
     let scraper = thread::spawn(move || scrape(&socket, &stopped));
-    println!("nanoseconds for a request (medians)");
-    println!("batch  watched    alone   ratio   ratio of neighbours");
-    let all: Vec<f64> = BATCHES.into_iter().flat_map(|batch| measure(&mut sides, batch)).collect();
+    println!("batch  alone, ns   watched / alone   alone / alone");
+    let all: Vec<[f64; 2]> =
+        BATCHES.into_iter().flat_map(|batch| measure(&mut sides, batch)).collect();
     drop(stop);
     println!("scrapes: {}", scraper.join().expect("scrapes"));
-    let ratio = median(all);
-    println!("all: {ratio:.4}");
+    let ratio = median(all.iter().map(|ratios| ratios[0]));
+    println!("  all {ratio:27.4} {:15.4}", median(all.iter().map(|ratios| ratios[1])));
     assert!(ratio < LIMIT, "being watched costs more than it may: {ratio:.4}");
 }
 
@@ -75,32 +78,39 @@ fn scrape(socket: &Path, stopped: &Receiver<()>) -> usize {
     0
 }
 
-/// Measures both in turns, prints a line, and returns the ratios of neighbouring turns.
-fn measure(sides: &mut [(&Daemon, Driver); 2], batch: usize) -> Vec<f64> {
+/// Measures all in turns, prints a line, and returns the ratios of each round.
+fn measure(sides: &mut [(&Daemon, Driver); 3], batch: usize) -> Vec<[f64; 2]> {
     sides.iter_mut().for_each(|(_, driver)| driver.populate(LIVE));
     sides.iter().for_each(|(daemon, _)| signal(daemon, libc::SIGSTOP));
-    let mut times = [vec![], vec![]];
     let start = Instant::now();
-    for round in 0.. {
-        if start.elapsed() > TIME {
-            break;
-        }
-        // Neither is always the first.
-        for index in [round % 2, 1 - round % 2] {
-            let (daemon, driver) = &mut sides[index];
-            signal(daemon, libc::SIGCONT);
-            work(driver, batch, WARM_UP);
-            times[index].push(work(driver, batch, TURN));
-            signal(daemon, libc::SIGSTOP);
-        }
+    let mut rounds = Vec::new();
+    while start.elapsed() < TIME {
+        rounds.push(round(sides, batch, rounds.len()));
     }
     sides.iter().for_each(|(daemon, _)| signal(daemon, libc::SIGCONT));
     sides.iter_mut().for_each(|(_, driver)| driver.clear());
-    let ratios: Vec<f64> = times[0].iter().zip(&times[1]).map(|(a, b)| a / b).collect();
-    let [watched, alone] = times.map(median);
-    let neighbours = median(ratios.clone());
-    println!("{batch:5} {watched:8.1} {alone:8.1} {:7.4} {neighbours:21.4}", watched / alone);
+    let ratios: Vec<[f64; 2]> =
+        rounds.iter().map(|[alone, watched, same]| [watched / alone, same / alone]).collect();
+    println!(
+        "{batch:5} {:10.1} {:17.4} {:15.4}",
+        median(rounds.iter().map(|times| times[0])),
+        median(ratios.iter().map(|ratios| ratios[0])),
+        median(ratios.iter().map(|ratios| ratios[1])),
+    );
     ratios
+}
+
+/// One turn each; none is always the first.
+fn round(sides: &mut [(&Daemon, Driver); 3], batch: usize, number: usize) -> [f64; 3] {
+    let mut times = [0.0; 3];
+    for index in (0..3).map(|turn| (turn + number) % 3) {
+        let (daemon, driver) = &mut sides[index];
+        signal(daemon, libc::SIGCONT);
+        work(driver, batch, WARM_UP);
+        times[index] = work(driver, batch, TURN);
+        signal(daemon, libc::SIGSTOP);
+    }
+    times
 }
 
 /// Nanoseconds for a request.
@@ -120,7 +130,8 @@ fn signal(daemon: &Daemon, signal: i32) {
     assert_eq!(sent, 0, "the daemon runs");
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
 }
