@@ -1,6 +1,6 @@
 //! One request over HTTP, on a unix socket.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const MAX_ANSWER: u64 = 64 << 20;
 pub(super) fn fetch(path: &Path) -> Result<String, StatusError> {
     let mut stream =
         UnixStream::connect(path).map_err(|error| StatusError::Nobody(path.into(), error))?;
-    let answer = ask(&mut stream).map_err(|error| error.to_string());
+    let answer = ask(&mut stream).map_err(|error| reason(&error));
     let text = answer.and_then(|answer| body(&answer));
     text.map_err(|error| StatusError::NoFigures(path.into(), error))
 }
@@ -33,6 +33,13 @@ fn ask(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     Ok(answer)
+}
+
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock => format!("nothing within {} seconds", PATIENCE.as_secs()),
+        _ => error.to_string(),
+    }
 }
 
 /// What follows the head of an answer that says that all is well.
@@ -53,7 +60,14 @@ fn body(answer: &[u8]) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::body;
+    use super::{body, reason};
+
+    #[test]
+    fn that_nothing_comes_is_said_as_such() {
+        let reason = |error: i32| reason(&std::io::Error::from_raw_os_error(error));
+        assert_eq!(reason(libc::EAGAIN), "nothing within 5 seconds");
+        assert!(reason(libc::ECONNRESET).contains("reset"));
+    }
 
     #[test]
     fn only_a_whole_answer_that_is_well_has_a_body() {
