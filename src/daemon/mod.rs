@@ -8,6 +8,7 @@ mod needs;
 mod sim;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -19,10 +20,12 @@ use crate::args::DaemonArgs;
 use crate::daemon::front_ends::FrontEnds;
 use crate::host::HostError;
 use crate::iopf::Iopf;
+use crate::metrics::{Metrics, Sources};
 use crate::pulse::Pulse;
 use crate::sandbox::{self, Role};
 use crate::service::{Manager, watch};
-use crate::socket::SocketError;
+use crate::socket::{ListeningSocket, SocketError};
+use crate::status::StatusError;
 use crate::vhost::{FaultDoorbell, Phase, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
 
@@ -47,6 +50,9 @@ pub enum StartError {
     /// The kernel refuses the sandbox.
     #[error("no sandbox: {0}; --sandbox=off does without")]
     Sandbox(#[from] sandbox::Error),
+    /// The figures of a daemon cannot be shown.
+    #[error("{0}")]
+    Status(#[from] StatusError),
     /// Descriptors, threads, signals.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -57,9 +63,9 @@ impl StartError {
     /// cannot be read.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io(_) => 1,
+            Self::Io(_) | Self::Status(StatusError::Print(_)) => 1,
             Self::Options(_) => 2,
-            Self::Socket(_) => 3,
+            Self::Socket(_) | Self::Status(_) => 3,
             Self::Endpoint(_) | Self::Host(_) => 4,
             Self::Realtime(_) => 5,
             Self::Sandbox(_) => 6,
@@ -84,6 +90,8 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let sockets = endpoints::bind(args)?;
     let front_ends = passed.map_or_else(|| FrontEnds::bind(args), Ok)?;
     let waiting = format!("waiting for a front end on {front_ends}");
+    let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
+    let metrics_socket = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;
 
     let doorbell = FaultDoorbell::new()?;
     let ids: Vec<EndpointId> =
@@ -91,10 +99,14 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let limits = args.fault_limits();
     let faults = Arc::new(Iopf::new(ids.iter().copied(), limits, Box::new(doorbell.clone())));
     let (host, idle) = endpoints::add(&settings, sockets).map_err(StartError::Endpoint)?;
+    if metrics_socket.is_some() {
+        faults.time_answers();
+    }
     let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
     let host = Arc::new(host);
     let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
 
+    let device = viommu.tally();
     let viommu = Arc::new(Mutex::new(viommu));
     let pulse = Pulse::default();
     let server = Server::new(
@@ -113,7 +125,10 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         return Ok(());
     }
     let running = endpoints::start(idle, &host, &faults)?;
-    obey_signals(signals, server.stop(), faults.clone())?;
+    let sources = Sources { device, transport: server.tally(), faults: faults.clone() };
+    let start = |socket| Metrics::start(socket, sources.clone());
+    let metrics = metrics_socket.map(start).transpose()?;
+    obey_signals(signals, server.stop(), sources.clone())?;
     watch(manager.clone(), pulse)?;
     log::info!("ready: {} endpoints, {waiting}", args.endpoints.len());
     manager.ready();
@@ -122,7 +137,8 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     drop(running);
     // What still waits to be delivered never will be.
     faults.reset();
-    log_counters(&faults);
+    drop(metrics);
+    log_counters(&sources);
     Ok(())
 }
 
@@ -147,20 +163,24 @@ fn serve(
     Ok(())
 }
 
-/// What became of every fault, one line for each kind and endpoint.
-fn log_counters(faults: &Iopf) {
-    for (endpoint, faults, requests) in faults.counters() {
+/// What became of every fault, one line for each kind and endpoint, and of every request, one for
+/// each type that there was.
+fn log_counters(sources: &Sources) {
+    for read in sources.device.requests().iter().filter(|read| read.total() > 0) {
+        log::info!("requests of type {}: {read}", read.kind.name());
+    }
+    for (endpoint, faults, requests) in sources.faults.counters() {
         log::info!("faults of endpoint {endpoint}: {faults}");
         log::info!("page requests of endpoint {endpoint}: {requests}");
     }
 }
 
-fn obey_signals(mut signals: Signals, stop: Stop, faults: Arc<Iopf>) -> io::Result<()> {
+fn obey_signals(mut signals: Signals, stop: Stop, sources: Sources) -> io::Result<()> {
     let wait = move || {
         sandbox::enter_role(Role::Signals);
         for signal in signals.forever() {
             if signal == SIGUSR1 {
-                log_counters(&faults);
+                log_counters(&sources);
             } else {
                 log::info!("signal {signal}: stopping");
                 stop.request();

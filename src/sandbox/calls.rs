@@ -137,6 +137,9 @@ pub(super) const TALKS: &[Call] = &[
     Any(libc::SYS_shutdown),
 ];
 
+/// To read from a connection.
+pub(super) const LISTENS_TO: &[Call] = &[Any(libc::SYS_recvfrom)];
+
 /// To take in the guest's memory: how long the file is, and which.
 pub(super) const TAKES_MEMORY: &[Call] = &[
     Any(libc::SYS_lseek),

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use crate::program::Place;
 
-const ROLES: [&str; 9] = [
+const ROLES: [&str; 10] = [
     "None",
     "Requests",
     "Events",
@@ -15,6 +15,7 @@ const ROLES: [&str; 9] = [
     "Signals",
     "Relay",
     "Watchdog",
+    "Metrics",
 ];
 
 /// What some threads may do: the attempt and their roles. All else is refused to all.
@@ -22,7 +23,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     // For this the allocator would open files, if it could.
     ("allocate", &ROLES),
     ("allocate-in-threads", &["None"]),
-    ("accept", &["None", "VfioUser"]),
+    ("accept", &["None", "VfioUser", "Metrics"]),
     ("receive", &["None", "VfioUser", "Relay"]),
     ("send", &["None", "VfioUser", "Relay"]),
     ("shut-down", &["None", "VfioUser", "Signals", "Relay"]),
