@@ -1,33 +1,24 @@
 //! Puts the parts together and runs until told to stop.
 
+mod assembly;
 mod endpoints;
 mod front_ends;
 #[cfg(feature = "selftest")]
 mod mock;
 mod needs;
+mod opened;
+mod signals;
 mod sim;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::thread;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
-
-use crate::address::EndpointId;
 use crate::args::DaemonArgs;
-use crate::daemon::front_ends::FrontEnds;
 use crate::host::HostError;
-use crate::iopf::Iopf;
-use crate::metrics::{Metrics, Sources};
-use crate::pulse::Pulse;
-use crate::sandbox::{self, Role};
-use crate::service::{Manager, watch};
-use crate::socket::{ListeningSocket, SocketError};
+use crate::sandbox;
+use crate::socket::SocketError;
 use crate::status::StatusError;
-use crate::vhost::{FaultDoorbell, Phase, Server, Stop, check_realtime};
-use crate::viommu::Viommu;
+use assembly::Assembly;
+use opened::Opened;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -80,112 +71,13 @@ impl StartError {
 /// When it cannot start. Once started, whatever happens is logged and survived.
 pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = args.settings().map_err(StartError::Options)?;
-    let passed = FrontEnds::take(args)?;
-    let manager = Arc::new(Manager::from_environment());
-    if args.realtime {
-        check_realtime().map_err(StartError::Realtime)?;
-    }
-    // Before any thread runs, so that none of them takes the signal.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-    let sockets = endpoints::bind(args)?;
-    let front_ends = passed.map_or_else(|| FrontEnds::bind(args), Ok)?;
-    let waiting = format!("waiting for a front end on {front_ends}");
-    let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
-    let metrics_socket = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;
-
-    let doorbell = FaultDoorbell::new()?;
-    let ids: Vec<EndpointId> =
-        args.endpoints.iter().map(|endpoint| endpoint.bdf.endpoint()).collect();
-    let limits = args.fault_limits();
-    let faults = Arc::new(Iopf::new(ids.iter().copied(), limits, Box::new(doorbell.clone())));
-    let (host, idle) = endpoints::add(&settings, sockets).map_err(StartError::Endpoint)?;
-    if metrics_socket.is_some() {
-        faults.time_answers();
-    }
-    let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
-    let host = Arc::new(host);
-    let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
-
-    let device = viommu.tally();
-    let viommu = Arc::new(Mutex::new(viommu));
-    let pulse = Pulse::default();
-    let server = Server::new(
-        front_ends.listener().try_clone()?,
-        args.transport(),
-        viommu,
-        faults.clone(),
-        doorbell,
-        pulse.clone(),
-    )?;
-    // All is open and bound, and no thread runs yet.
+    let opened = Opened::new(args)?;
+    let assembly = Assembly::new(args, settings, opened)?;
     sandbox::enter(args.sandbox, &needs::of(args))?;
     #[cfg(feature = "selftest")]
     if let Some(attempts) = &args.sandbox_attempts {
         attempts.run();
         return Ok(());
     }
-    let running = endpoints::start(idle, &host, &faults)?;
-    let sources = Sources { device, transport: server.tally(), faults: faults.clone() };
-    let start = |socket| Metrics::start(socket, sources.clone());
-    let metrics = metrics_socket.map(start).transpose()?;
-    obey_signals(signals, server.stop(), sources.clone())?;
-    watch(manager.clone(), pulse)?;
-    log::info!("ready: {} endpoints, {waiting}", args.endpoints.len());
-    manager.ready();
-    serve(server, front_ends, &manager, &waiting)?;
-    manager.stopping();
-    drop(running);
-    // What still waits to be delivered never will be.
-    faults.reset();
-    drop(metrics);
-    log_counters(&sources);
-    Ok(())
-}
-
-/// Serves front ends until told to stop, or until the only one has gone.
-fn serve(
-    mut server: Server,
-    front_ends: FrontEnds,
-    manager: &Manager,
-    waiting: &str,
-) -> io::Result<()> {
-    let told = |phase| match phase {
-        Phase::Waiting => manager.status(waiting),
-        Phase::Connected => manager.status("front end connected"),
-    };
-    match front_ends {
-        FrontEnds::Connected(_listener, relay) => {
-            relay.start()?;
-            server.run_once(&told);
-        }
-        FrontEnds::Own(_) | FrontEnds::Passed(_) => server.run(&told),
-    }
-    Ok(())
-}
-
-/// What became of every fault, one line for each kind and endpoint, and of every request, one for
-/// each type that there was.
-fn log_counters(sources: &Sources) {
-    for read in sources.device.requests().iter().filter(|read| read.total() > 0) {
-        log::info!("requests of type {}: {read}", read.kind.name());
-    }
-    for (endpoint, faults, requests) in sources.faults.counters() {
-        log::info!("faults of endpoint {endpoint}: {faults}");
-        log::info!("page requests of endpoint {endpoint}: {requests}");
-    }
-}
-
-fn obey_signals(mut signals: Signals, stop: Stop, sources: Sources) -> io::Result<()> {
-    let wait = move || {
-        sandbox::enter_role(Role::Signals);
-        for signal in signals.forever() {
-            if signal == SIGUSR1 {
-                log_counters(&sources);
-            } else {
-                log::info!("signal {signal}: stopping");
-                stop.request();
-            }
-        }
-    };
-    thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+    assembly.run()
 }
