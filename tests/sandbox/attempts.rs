@@ -9,13 +9,14 @@ const ROLES: [&str; 7] =
     ["None", "Requests", "Events", "Accelerator", "VfioUser", "FaultReader", "Signals"];
 
 /// What some threads may do: the attempt and their roles. All else is refused to all.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     // For this the allocator would open files, if it could.
     ("allocate", &ROLES),
     ("allocate-in-threads", &["None"]),
     ("accept", &["None", "VfioUser"]),
     ("receive", &["None", "VfioUser"]),
     ("send", &["None", "VfioUser"]),
+    ("send-to", &["None", "VfioUser"]),
     ("shut-down", &["None", "VfioUser", "Signals"]),
     ("start-thread", &["None"]),
     ("wait-for-queue", &["None", "Requests", "Events"]),
