@@ -24,6 +24,9 @@ impl Daemon {
             let endpoint = format!("00:{device:02x}.{function},sim={}", socket.display());
             command.args(["--endpoint", &endpoint]);
         }
+        // To compare what a sandbox costs.
+        let sandbox = std::env::var("VUI_SANDBOX").ok();
+        command.args(sandbox.map(|mode| format!("--sandbox={mode}")));
         let command =
             command.args(args(dir.path())).args(["--log-level", "error"]).stdin(Stdio::null());
         let child = command.spawn().expect("the daemon starts");

@@ -134,6 +134,8 @@ pub(super) const TALKS: &[Call] = &[
     Any(libc::SYS_recvfrom),
     Any(libc::SYS_recvmsg),
     Any(libc::SYS_sendmsg),
+    // Hot. With an address too, as that call can have one in memory, where no list sees it.
+    Any(libc::SYS_sendto),
     Any(libc::SYS_shutdown),
 ];
 
