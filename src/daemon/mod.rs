@@ -1,12 +1,12 @@
 //! Puts the parts together and runs until told to stop.
 
 mod endpoints;
+mod front_ends;
 #[cfg(feature = "selftest")]
 mod mock;
 mod sim;
 
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -15,10 +15,13 @@ use signal_hook::iterator::Signals;
 
 use crate::address::EndpointId;
 use crate::args::DaemonArgs;
+use crate::daemon::front_ends::FrontEnds;
 use crate::host::HostError;
 use crate::iopf::Iopf;
-use crate::socket::{ListeningSocket, SocketError};
-use crate::vhost::{FaultDoorbell, Server, Stop, check_realtime};
+use crate::pulse::Pulse;
+use crate::service::{Manager, watch};
+use crate::socket::SocketError;
+use crate::vhost::{FaultDoorbell, Phase, Server, Stop, check_realtime};
 use crate::viommu::Viommu;
 
 /// Why the daemon could not start.
@@ -58,20 +61,22 @@ impl StartError {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT, or the end of the only connection that it was started
+/// with.
 ///
 /// # Errors
 /// When it cannot start. Once started, whatever happens is logged and survived.
 pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = args.settings().map_err(StartError::Options)?;
-    let socket_path = args.socket_path.as_deref().unwrap_or(Path::new(""));
+    let passed = FrontEnds::take(args)?;
+    let manager = Arc::new(Manager::from_environment());
     if args.realtime {
         check_realtime().map_err(StartError::Realtime)?;
     }
     // Before any thread runs, so that none of them takes the signal.
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let sockets = endpoints::bind(args)?;
-    let socket = ListeningSocket::bind(socket_path, args.socket_access())?;
+    let front_ends = passed.map_or_else(|| FrontEnds::bind(args), Ok)?;
 
     let doorbell = FaultDoorbell::new()?;
     let ids: Vec<EndpointId> =
@@ -82,23 +87,44 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
     let host = Arc::new(host);
     let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
-    let running = endpoints::start(idle, &host, &faults)?;
-
     let viommu = Arc::new(Mutex::new(viommu));
-    let mut server = Server::new(
-        socket.listener().try_clone()?,
+    let pulse = Pulse::default();
+    let server = Server::new(
+        front_ends.listener().try_clone()?,
         args.transport(),
         viommu,
         faults.clone(),
         doorbell,
+        pulse.clone(),
     )?;
+    let running = endpoints::start(idle, &host, &faults)?;
     obey_signals(signals, server.stop(), faults.clone())?;
-    log::info!("ready: {} endpoints, waiting on {}", args.endpoints.len(), socket_path.display());
-    server.run();
+    watch(manager.clone(), pulse)?;
+    log::info!("ready: {} endpoints, waiting on {front_ends}", args.endpoints.len());
+    manager.ready();
+    serve(server, front_ends, &manager)?;
+    manager.stopping();
     drop(running);
     // What still waits to be delivered never will be.
     faults.reset();
     log_counters(&faults);
+    Ok(())
+}
+
+/// Serves front ends until told to stop, or until the only one has gone.
+fn serve(mut server: Server, front_ends: FrontEnds, manager: &Manager) -> io::Result<()> {
+    let waiting = format!("waiting for a front end on {front_ends}");
+    let told = |phase| match phase {
+        Phase::Waiting => manager.status(&waiting),
+        Phase::Connected => manager.status("front end connected"),
+    };
+    match front_ends {
+        FrontEnds::Connected(_listener, relay) => {
+            relay.start()?;
+            server.run_once(&told);
+        }
+        FrontEnds::Own(_) | FrontEnds::Passed(_) => server.run(&told),
+    }
     Ok(())
 }
 

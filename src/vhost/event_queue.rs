@@ -14,6 +14,7 @@ use super::request_queue::next_chain;
 use super::ring::{Memory, Ring, Start};
 use super::timer::Timer;
 use crate::iopf::{Delivered, Event, Iopf};
+use crate::pulse::Beat;
 use crate::viommu::Features;
 use crate::viommu::event::{self, Encoded};
 
@@ -29,12 +30,20 @@ pub struct EventQueue {
     gate: Arc<Gate>,
     /// Runs while the guest owes an answer.
     timer: Timer,
+    beat: Beat,
 }
 
 impl EventQueue {
-    /// Tells the driver of what comes out of `faults`, which `timer` keeps the time of.
-    pub fn new(faults: Arc<Iopf>, memory: Memory, gate: Arc<Gate>, timer: Timer) -> Self {
-        Self { faults, memory, features: AtomicU64::new(0), gate, timer }
+    /// Tells the driver of what comes out of `faults`, which `timer` keeps the time of. `beat` is
+    /// that of the loop it is served in.
+    pub fn new(
+        faults: Arc<Iopf>,
+        memory: Memory,
+        gate: Arc<Gate>,
+        timer: Timer,
+        beat: Beat,
+    ) -> Self {
+        Self { faults, memory, features: AtomicU64::new(0), gate, timer, beat }
     }
 
     /// The driver has accepted `features`.
@@ -54,7 +63,10 @@ impl EventQueue {
     /// is dropped and counted: the driver can do nothing about it but log, and its buffers say
     /// how much it wants to log (virtio 1.4, 5.13.6.8.2). A page request waits for one.
     pub fn serve(&self, ring: &Ring) {
-        while !self.serve_a_little(ring) {}
+        self.beat.turn();
+        while !self.serve_a_little(ring) {
+            self.beat.turn();
+        }
     }
 
     /// Does what [`serve`](Self::serve) does, but for a few turns at most; `true` when it is done.

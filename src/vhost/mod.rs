@@ -39,7 +39,7 @@ use exits::Exits;
 use request_queue::RequestQueue;
 use ring::{Memory, Ring};
 pub use sched::{Scheduling, check_realtime};
-pub use server::{Server, Stop};
+pub use server::{Phase, Server, Stop};
 
 /// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
 const QUEUES: usize = 2;

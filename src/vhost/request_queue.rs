@@ -14,6 +14,7 @@ use super::gate::Gate;
 use super::notify::signal_driver;
 use super::poll::Poller;
 use super::ring::{Memory, Ring, Start};
+use crate::pulse::Beat;
 use crate::viommu::status::Status;
 use crate::viommu::wire::size;
 use crate::viommu::{Reply, Viommu};
@@ -29,6 +30,7 @@ pub struct RequestQueue {
     memory: Memory,
     gate: Arc<Gate>,
     poller: Poller,
+    beat: Beat,
     /// The answer to a request is put together here.
     answer: Vec<u8>,
 }
@@ -45,18 +47,20 @@ enum Look {
 }
 
 impl RequestQueue {
-    /// Serves requests to `viommu` and polls for at most `max_poll` after each.
+    /// Serves requests to `viommu` and polls for at most `max_poll` after each. `beat` is that of
+    /// the loop it is served in.
     pub fn new(
         viommu: Arc<Mutex<Viommu>>,
         memory: Memory,
         gate: Arc<Gate>,
         max_poll: Duration,
+        beat: Beat,
     ) -> Self {
         // Where there is one core, whoever is polled for cannot run.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let max_poll = if cores > 1 { max_poll } else { Duration::ZERO };
         let poller = Poller::new(max_poll, Instant::now());
-        Self { viommu, memory, gate, poller, answer: Vec::new() }
+        Self { viommu, memory, gate, poller, beat, answer: Vec::new() }
     }
 
     /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
@@ -79,6 +83,7 @@ impl RequestQueue {
 
     /// A few looks: everything that is there, up to a batch, then one signal if it is wanted.
     fn look(&mut self, ring: &Ring) -> Look {
+        self.beat.turn();
         let mut vring = ring.lock_as_worker();
         if !ring.is_running(&vring) {
             self.gate.open();

@@ -21,6 +21,7 @@ use super::timer::Timer;
 use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
 use crate::bell::Bell;
 use crate::iopf::Iopf;
+use crate::pulse::Pulse;
 use crate::viommu::Viommu;
 
 /// Ends a [`Server`] from another thread.
@@ -45,10 +46,14 @@ impl Stop {
         }
     }
 
+    fn is_requested(&self) -> bool {
+        is_readable(self.0.requested.as_fd())
+    }
+
     fn set_connection(&self, connection: Option<ShutdownHandle>) {
         *self.connection() = connection;
         // A request that came before there was a connection to shut down.
-        if is_readable(self.0.requested.as_fd())
+        if self.is_requested()
             && let Some(connection) = &*self.connection()
         {
             connection.shutdown();
@@ -60,6 +65,15 @@ impl Stop {
     }
 }
 
+/// What a [`Server`] is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No front end is connected.
+    Waiting,
+    /// One is.
+    Connected,
+}
+
 /// Serves the device on a socket.
 pub struct Server {
     listener: Listener,
@@ -69,11 +83,14 @@ pub struct Server {
     faults: Arc<Iopf>,
     doorbell: FaultDoorbell,
     stop: Stop,
+    pulse: Pulse,
+    /// Wakes who waits for a front end.
+    wake: Bell,
 }
 
 impl Server {
     /// A server for front ends that connect to `listener`. `doorbell` is the one that `faults`
-    /// rings.
+    /// rings; `pulse` comes to know the server's loops.
     ///
     /// # Errors
     /// When the process has no file descriptor left.
@@ -83,11 +100,12 @@ impl Server {
         viommu: Arc<Mutex<Viommu>>,
         faults: Arc<Iopf>,
         doorbell: FaultDoorbell,
+        pulse: Pulse,
     ) -> io::Result<Self> {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
-        let stop = Stop::new()?;
+        let (stop, wake) = (Stop::new()?, Bell::new()?);
         let listener = Listener::from(listener);
-        Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop })
+        Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop, pulse, wake })
     }
 
     /// What ends [`run`](Self::run).
@@ -96,36 +114,56 @@ impl Server {
     }
 
     /// Serves one front end after the other until [`Stop::request`]. A connection that fails is
-    /// logged and the next one awaited.
-    pub fn run(&mut self) {
-        while self.wait_for_front_end() {
-            if let Err(error) = self.serve_one() {
-                log::error!("front end not served: {error}");
-                // Out of descriptors or memory: do not spin on a connection that waits.
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            self.stop.set_connection(None);
-            self.doorbell.disconnect();
-            self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
+    /// logged and the next one awaited. `told` is called at the beginning of each phase.
+    pub fn run(&mut self, told: &dyn Fn(Phase)) {
+        while self.run_once(told) {}
+    }
+
+    /// Serves the next front end; `false`: there was none before [`Stop::request`].
+    pub fn run_once(&mut self, told: &dyn Fn(Phase)) -> bool {
+        if self.stop.is_requested() {
+            return false;
         }
+        told(Phase::Waiting);
+        if !self.wait_for_front_end() {
+            return false;
+        }
+        if let Err(error) = self.serve_one(told) {
+            log::error!("front end not served: {error}");
+            // Out of descriptors or memory: do not spin on a connection that waits.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.stop.set_connection(None);
+        self.doorbell.disconnect();
+        self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
+        true
     }
 
     /// `false` when the server is to stop.
     fn wait_for_front_end(&self) -> bool {
-        let mut fds = [
-            PollFd::new(&self.stop.0.requested, PollFlags::IN),
-            PollFd::new(&self.listener_fd, PollFlags::IN),
-        ];
-        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-        fds[0].revents().is_empty()
+        let beat = self.pulse.add("front ends", &self.wake);
+        loop {
+            let fds = [self.stop.0.requested.as_fd(), self.listener_fd.as_fd(), self.wake.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            let _ = poll(&mut fds, None);
+            let [stop, front_end, wake] = fds.map(|fd| !fd.revents().is_empty());
+            if stop || front_end {
+                return !stop;
+            }
+            if wake {
+                self.wake.quiet();
+            }
+            beat.turn();
+        }
     }
 
-    fn serve_one(&mut self) -> Result<(), ServeError> {
+    fn serve_one(&mut self, told: &dyn Fn(Phase)) -> Result<(), ServeError> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let timer = Timer::new(self.options.clock_period)?;
         let clock = timer.as_raw_fd();
         let look = Bell::new()?;
-        let gate = Arc::new(Gate::new(look.clone(), self.doorbell.bell().clone()));
+        let events = self.doorbell.bell();
+        let gate = Arc::new(Gate::new(look.clone(), events.clone()));
         let backend = Arc::new(Backend {
             options: self.options,
             viommu: self.viommu.clone(),
@@ -134,8 +172,15 @@ impl Server {
                 memory.clone(),
                 gate.clone(),
                 self.options.max_poll,
+                self.pulse.add("requests", &look),
             )),
-            events: Arc::new(EventQueue::new(self.faults.clone(), memory.clone(), gate, timer)),
+            events: Arc::new(EventQueue::new(
+                self.faults.clone(),
+                memory.clone(),
+                gate,
+                timer,
+                self.pulse.add("events", events),
+            )),
             doorbell: self.doorbell.clone(),
             look: look.clone(),
             scheduled: Once::new(),
@@ -145,6 +190,7 @@ impl Server {
             .map_err(ServeError::Daemon)?;
         daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
         log::info!("front end connected");
+        told(Phase::Connected);
         self.stop.set_connection(daemon.shutdown_handle());
         for (thread, fd, event) in [
             (EVENT_THREAD, self.doorbell.bell().as_raw_fd(), DOORBELL),

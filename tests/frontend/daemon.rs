@@ -3,8 +3,8 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -38,7 +38,23 @@ pub struct Builder {
     /// Kind and PCI address.
     endpoints: Vec<(String, String)>,
     args: Vec<String>,
+    env: Vec<(String, String)>,
+    socket: Socket,
 }
+
+/// How the daemon gets its vhost-user socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Socket {
+    /// It binds it.
+    Path,
+    /// It is started with one that listens.
+    Listening,
+    /// It is started with one that is connected.
+    Connected,
+}
+
+/// The descriptor under which the daemon is started with a socket.
+const PASSED: RawFd = 100;
 
 impl Builder {
     /// Adds an emulated endpoint at a PCI address.
@@ -58,21 +74,55 @@ impl Builder {
         self
     }
 
+    /// Sets a variable of the environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts the daemon with its vhost-user socket, which listens already.
+    pub fn with_listening_socket(mut self) -> Self {
+        self.socket = Socket::Listening;
+        self
+    }
+
+    /// Starts the daemon with a connection to the front end.
+    pub fn with_connected_socket(mut self) -> Self {
+        self.socket = Socket::Connected;
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
         let mut command = command(lifetime_seconds());
-        command.arg("--socket-path").arg(dir.path().join("vhost")).args(&self.args);
+        command.args(&self.args).envs(self.env);
+        let path = dir.path().join("vhost");
+        let mut front_end = None;
+        let passed: Option<OwnedFd> = match self.socket {
+            Socket::Path => {
+                command.arg("--socket-path").arg(path);
+                None
+            }
+            Socket::Listening => Some(UnixListener::bind(path).unwrap().into()),
+            Socket::Connected => {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                front_end = Some(ours);
+                Some(theirs.into())
+            }
+        };
+        if let Some(socket) = &passed {
+            pass(&mut command, socket.as_raw_fd());
+        }
         for (index, (kind, bdf)) in self.endpoints.iter().enumerate() {
             let socket = dir.path().join(format!("endpoint{index}"));
             command.args(["--endpoint", &format!("{bdf},{kind}={}", socket.display())]);
         }
         let log = File::create(dir.path().join("log")).unwrap();
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let mut daemon = Daemon { child, dir, status: None, panics_tolerated: false };
-        for name in ["vhost".into()]
-            .into_iter()
-            .chain((0..self.endpoints.len()).map(|index| format!("endpoint{index}")))
-        {
+        let mut daemon = Daemon { child, dir, status: None, panics_tolerated: false, front_end };
+        let endpoints = (0..self.endpoints.len()).map(|index| format!("endpoint{index}"));
+        let own = (self.socket != Socket::Connected).then_some("vhost".into());
+        for name in own.into_iter().chain(endpoints) {
             let path = daemon.dir.path().join(&name);
             wait::until(&format!("socket {name}"), || {
                 daemon.assert_alive();
@@ -98,17 +148,37 @@ pub fn command(seconds: u32) -> Command {
     command
 }
 
+/// Has the program start with the descriptor `fd`, as `--fd`.
+fn pass(command: &mut Command, fd: RawFd) {
+    command.args(["--fd", &PASSED.to_string()]);
+    // SAFETY: dup2 is async-signal-safe, and leaves the copy open across exec.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(fd, PASSED) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+}
+
 /// A running daemon. When it goes out of scope it must still run, and end on SIGTERM with 0.
 pub struct Daemon {
     child: Child,
     dir: TempDir,
     status: Option<ExitStatus>,
     panics_tolerated: bool,
+    /// The front end's side of the connection that it was started with.
+    front_end: Option<UnixStream>,
 }
 
 impl Daemon {
     pub fn builder() -> Builder {
-        Builder { endpoints: Vec::new(), args: Vec::new() }
+        let (endpoints, args, env) = (Vec::new(), Vec::new(), Vec::new());
+        Builder { endpoints, args, env, socket: Socket::Path }
+    }
+
+    /// A front end's connection.
+    pub fn connect(&mut self) -> UnixStream {
+        self.front_end.take().unwrap_or_else(|| connect(&self.socket()))
     }
 
     pub fn endpoint_socket(&self, index: usize) -> PathBuf {
@@ -148,6 +218,11 @@ impl Daemon {
     /// Sends `signal` and waits for the end, which must be clean and with no fault left over.
     pub fn stop(&mut self, signal: i32) {
         self.signal(signal);
+        self.ends();
+    }
+
+    /// Waits for the end, which must be clean and with no fault left over.
+    pub fn ends(&mut self) {
         let pid = self.child.id() as i32;
         // SAFETY: the child has not been waited for, so its id is still its own.
         let pidfd =

@@ -5,7 +5,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{Result, VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::daemon::{self, Daemon};
+use crate::daemon::Daemon;
 use crate::driver::Ring;
 use crate::wait;
 
@@ -81,8 +81,8 @@ pub struct Session {
 
 impl Session {
     /// Connects, and sends nothing yet.
-    pub fn connect(daemon: &Daemon) -> Self {
-        let stream = daemon::connect(&daemon.socket());
+    pub fn connect(daemon: &mut Daemon) -> Self {
+        let stream = daemon.connect();
         stream.set_read_timeout(Some(wait::patience())).unwrap();
         let protocol = VhostUserProtocolFeatures::empty();
         Self { vu: Frontend::from_stream(stream, 2), features: 0, protocol, ask_for_replies: true }

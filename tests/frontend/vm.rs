@@ -78,11 +78,11 @@ impl Vm {
     }
 
     /// A machine whose front end has not said anything.
-    pub fn connected(daemon: Daemon) -> Self {
+    pub fn connected(mut daemon: Daemon) -> Self {
         let ram = Ram::new(&[LOW, HIGH]);
         Self {
             accels: [const { None }; _],
-            session: Session::connect(&daemon),
+            session: Session::connect(&mut daemon),
             requests: Ring::new(
                 &ram,
                 RING_SIZE,
@@ -170,7 +170,7 @@ impl Vm {
 
     /// The front end goes, and another connects.
     pub fn reconnect(&mut self) {
-        self.session = Session::connect(&self.daemon);
+        self.session = Session::connect(&mut self.daemon);
     }
 
     pub fn memory(&self) -> Vec<VhostUserMemoryRegionInfo> {

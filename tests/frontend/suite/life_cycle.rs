@@ -403,6 +403,6 @@ fn a_signal_while_dma_runs_ends_the_daemon_cleanly() {
 #[test]
 fn a_signal_with_the_next_front_end_waiting_ends_the_daemon_cleanly() {
     let mut vm = mapped();
-    let _next = Session::connect(&vm.daemon);
+    let _next = Session::connect(&mut vm.daemon);
     vm.daemon.stop(libc::SIGTERM);
 }

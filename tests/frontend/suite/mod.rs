@@ -16,6 +16,7 @@ mod page_request;
 mod page_response;
 mod pasid;
 mod probe;
+mod service;
 mod starved;
 mod storm;
 mod stress;

@@ -1,4 +1,7 @@
-//! Unix sockets that the daemon listens on.
+//! Unix sockets that the daemon listens on, and those that it is given.
+
+mod passed;
+mod relay;
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -12,10 +15,13 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
+pub use passed::PassedSocket;
+pub use relay::Relay;
+
 /// Connections that wait to be accepted, as the standard library has it.
 const BACKLOG: i32 = 128;
 
-/// Why a socket cannot be listened on.
+/// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another process accepts connections there.
@@ -24,6 +30,9 @@ pub enum SocketError {
     /// Something else has the name.
     #[error("cannot listen on {0}: exists and is no socket; remove it or choose another path")]
     NotASocket(PathBuf),
+    /// A descriptor that was to be a socket is none that can be served.
+    #[error("--fd {0}: {1}; pass a unix stream socket that listens or is connected")]
+    Descriptor(i32, String),
     /// The system refuses.
     #[error("cannot listen on {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
@@ -60,6 +69,11 @@ impl ListeningSocket {
         let socket = Self { listener, path: path.into() };
         access.apply(path).map_err(failed)?;
         Ok(socket)
+    }
+
+    /// Where its file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The socket itself.
