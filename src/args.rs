@@ -30,7 +30,7 @@ pub enum Command {
     /// Write the ACPI VIOT table that tells the guest which functions are behind the IOMMU.
     Viot(ViotArgs),
     /// Print the QEMU options that match a daemon command line.
-    QemuArgs(QemuArgs),
+    QemuArgs(Box<QemuArgs>),
 }
 
 /// What the daemon runs with.
@@ -53,27 +53,28 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// The group of the sockets, for who runs QEMU: a name or a number. Theirs are then open to
-    /// it (mode 0660) unless --socket-mode says otherwise.
+    /// The group of all sockets, for who runs QEMU: a name or a number. They are then open to it
+    /// (mode 0660) unless --socket-mode says otherwise.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub socket_group: Option<u32>,
 
-    /// The permissions of the sockets, in octal.
+    /// The permissions of the sockets, in octal; without, what the umask leaves.
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub socket_mode: Option<u32>,
 
-    /// An endpoint behind the IOMMU: its PCI address in the guest, and what it is.
+    /// An endpoint behind the IOMMU: its PCI address in the guest, [SSSS:]BB:DD.F, and what it is.
     /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
     /// `vfio=/dev/vfio/devices/vfioN`: a device of the host. Repeatable.
     #[arg(long = "endpoint", value_name = "BDF,KIND=PATH", required = true)]
     pub endpoints: Vec<EndpointArg>,
 
-    /// The granule of mappings in bytes, a power of two. A guest whose pages are smaller cannot
-    /// use the device.
+    /// The granule of mappings in bytes, a power of two; the host's, where that is larger. A guest
+    /// whose pages are smaller cannot use the device.
     #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = page_size)]
     pub page_size: u64,
 
-    /// Addresses that the guest can map, in hexadecimal, both ends included.
+    /// Addresses that the guest can map, in hexadecimal, both ends included; without those that
+    /// the host's IOMMU does not have.
     #[arg(long, value_name = "FIRST-LAST", default_value = "0-0xffffffffffffffff",
           value_parser = range)]
     pub input_range: IovaRange,
@@ -124,8 +125,8 @@ pub struct DaemonArgs {
     pub max_page_groups: u16,
 
     /// How long the guest can take to answer a group of page requests, in seconds; then the
-    /// daemon answers that the access is invalid. Time in which the guest is stopped does not
-    /// count.
+    /// daemon answers that the access is invalid; fractions are allowed. Time in which the guest is
+    /// stopped does not count.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = response_time)]
     pub page_response_timeout: Duration,
 
@@ -140,6 +141,11 @@ pub struct DaemonArgs {
     /// that floods the device take a core from others.
     #[arg(long)]
     pub realtime: bool,
+
+    /// Print what QEMU's conventions for back-end programs ask for, and end; whatever else is on
+    /// the command line.
+    #[arg(long)]
+    pub print_capabilities: bool,
 
     /// What is logged: error, warn, info, debug or trace. RUST_LOG, when set, is obeyed instead.
     #[arg(long, value_name = "LEVEL", default_value = "info")]

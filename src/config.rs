@@ -7,14 +7,15 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, CommandFactory};
+use clap::{Arg, ArgMatches, CommandFactory};
 use toml::{Table, Value};
 
 use crate::args::Args;
 
 /// The options that the file cannot set.
-const NOT_IN_A_FILE: [&str; 3] = ["config", "help", "version"];
+const NOT_IN_A_FILE: [&str; 4] = ["config", "help", "version", "print_capabilities"];
 
 /// Two ways to say the same: one on the command line stands in place of the other in the file.
 const ALTERNATIVES: [&str; 2] = ["socket_path", "fd"];
@@ -59,13 +60,11 @@ fn check(table: &Table) -> Result<(), String> {
     for (key, value) in table {
         line.extend(arguments(&option(key)?, key, value)?);
     }
-    let command = without_duties(Args::command());
-    command.try_get_matches_from(line).map(drop).map_err(|error| sentence(&error))
-}
-
-/// Requires nothing.
-fn without_duties(command: Command) -> Command {
-    command.mut_args(|arg| arg.required(false).required_unless_present_any([] as [&str; 0]))
+    match Args::command().try_get_matches_from(line) {
+        // What the file does not give, the command line may.
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => Err(sentence(&error)),
+        _ => Ok(()),
+    }
 }
 
 /// What clap says, without advice on the command line.

@@ -18,7 +18,8 @@ pub fn lines(args: &QemuArgs) -> Result<Vec<String>, String> {
     args.daemon.settings()?;
     let endpoints: Vec<Bdf> = args.daemon.endpoints.iter().map(|endpoint| endpoint.bdf).collect();
     viot::table(args.iommu, &endpoints)?;
-    let socket = args.daemon.socket_path.as_deref().unwrap_or(Path::new(""));
+    let no_path = "qemu-args needs --socket-path, instead of --fd: where QEMU is to connect";
+    let socket = args.daemon.socket_path.as_deref().ok_or(no_path)?;
     let memory = &args.memory;
     let mut lines = vec![
         "-machine q35,memory-backend=mem".to_owned(),

@@ -1,6 +1,5 @@
 //! The endpoints of a command line: from their sockets and devices to their faults.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
@@ -13,14 +12,14 @@ use crate::address::{EndpointId, IovaRange};
 use crate::args::{DaemonArgs, EndpointArg, EndpointKind};
 use crate::host::both::Both;
 use crate::host::dma::Dma;
-use crate::host::iommufd::Iommufd;
+use crate::host::iommufd::{Iommufd, VfioFile};
 use crate::host::software::{EndpointMemory, Software};
 use crate::iopf::{Iopf, KernelSource};
 use crate::sim::{FaultReporter, Sim};
 use crate::socket::ListeningSocket;
 use crate::viommu::Settings;
 
-/// An endpoint whose socket is bound.
+/// An endpoint whose socket is bound, or whose file is open.
 pub(super) struct Bound {
     id: EndpointId,
     kind: BoundKind,
@@ -28,7 +27,7 @@ pub(super) struct Bound {
 
 enum BoundKind {
     Sim(ListeningSocket),
-    Vfio(PathBuf),
+    Vfio(VfioFile),
     #[cfg(feature = "selftest")]
     Mock(ListeningSocket),
 }
@@ -57,13 +56,15 @@ pub(super) struct Running {
     sources: Vec<KernelSource>,
 }
 
-/// All sockets before anything else, so that a path that is taken ends the start early.
+/// All sockets and files before anything else, so that a wrong path ends the start early.
 pub(super) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
     let access = args.socket_access();
     let bind = |EndpointArg { bdf, kind }: &EndpointArg| {
         let kind = match kind {
             EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path, access)?),
-            EndpointKind::Vfio(path) => BoundKind::Vfio(path.clone()),
+            EndpointKind::Vfio(path) => {
+                BoundKind::Vfio(VfioFile::open(path).map_err(StartError::Endpoint)?)
+            }
             #[cfg(feature = "selftest")]
             EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path, access)?),
         };
@@ -89,8 +90,8 @@ fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
                 Box::new(move |faults| Arc::new(SimFaults::new(id, faults.clone())));
             Some(Emulated { socket, memory, dma, reporter })
         }
-        BoundKind::Vfio(path) => {
-            iommufd_of(host)?.add_vfio(id, &path)?;
+        BoundKind::Vfio(file) => {
+            iommufd_of(host)?.add_vfio(id, file)?;
             None
         }
         #[cfg(feature = "selftest")]

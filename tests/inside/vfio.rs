@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vhost_user_iommu::address::EndpointId;
 use vhost_user_iommu::host::HostIommu;
-use vhost_user_iommu::host::iommufd::Iommufd;
+use vhost_user_iommu::host::iommufd::{Iommufd, VfioFile};
 
 use crate::daemon::{self, Daemon};
 use crate::driver::request::{ATTACH_BYPASS, READ, RW, attach, attach_with, detach, map, unmap};
@@ -111,7 +111,7 @@ impl Edu {
 fn rig(path: &Path) -> (Rig, Arc<Ram>) {
     errors::count_from_now();
     let mut iommufd = Iommufd::open().unwrap();
-    iommufd.add_vfio(ENDPOINTS[0], path).unwrap();
+    iommufd.add_vfio(ENDPOINTS[0], VfioFile::open(path).unwrap()).unwrap();
     let mut rig = Rig::new(iommufd, &ENDPOINTS[..1]);
     let ram = Ram::new(&REGIONS);
     rig.set_memory(&ram);

@@ -25,7 +25,6 @@ mod sys;
 mod vfio;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
@@ -39,6 +38,7 @@ pub use kernel::{Kernel, KernelError};
 use ram::{Identity, Ram};
 use space::Space;
 use vfio::VfioDevice;
+pub use vfio::VfioFile;
 
 /// The endpoints that the kernel holds.
 pub struct Iommufd {
@@ -74,12 +74,12 @@ impl Iommufd {
         Ok(Self { endpoints: BTreeMap::new(), state, kernel })
     }
 
-    /// Adds the physical device at `path`, `/dev/vfio/devices/vfioN`. It is blocked at first.
+    /// Adds a physical device. It is blocked at first.
     ///
     /// # Errors
     /// Why it cannot be had, in a sentence.
-    pub fn add_vfio(&mut self, id: EndpointId, path: &Path) -> Result<(), String> {
-        let device = VfioDevice::open(&self.kernel, path)?;
+    pub fn add_vfio(&mut self, id: EndpointId, file: VfioFile) -> Result<(), String> {
+        let device = VfioDevice::bind(&self.kernel, file)?;
         self.add(id, Arc::new(device))
     }
 

@@ -4,7 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio;
@@ -23,15 +23,31 @@ pub(super) struct VfioDevice {
     id: u32,
 }
 
+/// A device's file, open.
+#[derive(Debug)]
+pub struct VfioFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl VfioFile {
+    /// Opens `/dev/vfio/devices/vfioN`.
+    ///
+    /// # Errors
+    /// What it is instead, or why it cannot be opened, in a sentence.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        Ok(Self { file: open(path)?, path: path.into() })
+    }
+}
+
 impl VfioDevice {
-    /// Opens `/dev/vfio/devices/vfioN` and binds the device to iommufd.
-    pub(super) fn open(kernel: &Kernel, path: &Path) -> Result<Self, String> {
-        let file = open(path)?;
+    /// Binds the device to iommufd.
+    pub(super) fn bind(kernel: &Kernel, VfioFile { file, path }: VfioFile) -> Result<Self, String> {
         let mut bind = vfio::vfio_device_bind_iommufd {
             iommufd: kernel.as_fd().as_raw_fd(),
             ..Default::default()
         };
-        sys::ioctl(&file, &mut bind).map_err(|errno| cannot_bind(path, errno))?;
+        sys::ioctl(&file, &mut bind).map_err(|errno| cannot_bind(&path, errno))?;
         Ok(Self { file, id: bind.out_devid })
     }
 

@@ -1,6 +1,12 @@
 //! What the command line refuses, and how it says so.
 
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Output;
+
+use clap::{Arg, Command, CommandFactory};
+use vhost_user_iommu::args::Args;
 
 use crate::daemon;
 use crate::vm::Vm;
@@ -9,100 +15,288 @@ fn run(args: &[&str]) -> Output {
     daemon::command(10).args(args).output().unwrap()
 }
 
-/// Runs with a socket and an endpoint in a directory of their own, and `args`.
-fn run_with(args: &str) -> Output {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name).display().to_string();
-    let mut all: Vec<String> = vec!["--socket-path".into(), at("vhost")];
-    if !args.contains("--endpoint ") {
-        all.extend(["--endpoint".into(), format!("00:02.0,sim={}", at("endpoint"))]);
-    }
-    all.extend(args.split_whitespace().map(|arg| arg.replace("DIR", dir.path().to_str().unwrap())));
-    daemon::command(10).args(all).output().unwrap()
-}
-
-/// A clean end with an error that contains `message`.
+/// An end with an error that contains `message`.
 fn refusal(output: &Output, message: &str) -> Result<(), String> {
     let error = String::from_utf8_lossy(&output.stderr);
-    let refused = matches!(output.status.code(), Some(1..));
+    let refused = output.status.code() == Some(SOCKET);
     match refused && error.contains(message) && !error.contains("panicked") {
         true => Ok(()),
         false => Err(format!("expected {message:?}, got {}: {error}", output.status)),
     }
 }
 
+/// A command line that the daemon refuses.
+struct Row {
+    /// What is added to a socket and an endpoint; DIR stands for a directory.
+    args: &'static str,
+    /// What the message says.
+    message: &'static str,
+    /// The exit status.
+    code: i32,
+}
+
+const fn row(args: &'static str, message: &'static str, code: i32) -> Row {
+    Row { args, message, code }
+}
+
+/// Exit statuses: README has them.
+const IO: i32 = 1;
+const OPTIONS: i32 = 2;
+const SOCKET: i32 = 3;
+const ENDPOINT: i32 = 4;
+const REALTIME: i32 = 5;
+
+/// At least one for each option; where several options meet, the first is the one of the row.
+const ROWS: &[Row] = &[
+    row("--page-size 0", "'0'", OPTIONS),
+    row("--page-size 3000", "3000", OPTIONS),
+    row("--page-size 2048x", "2048x", OPTIONS),
+    row("--page-size=-4096", "-4096", OPTIONS),
+    row("--page-size 99999999999999999999", "99999999999999999999", OPTIONS),
+    row("--input-range 0x1000", "0x1000", OPTIONS),
+    row("--input-range 0x2000-0x1000", "0x2000", OPTIONS),
+    row("--input-range 0x2000-0x1fff", "0x2000", OPTIONS),
+    row("--input-range zero-0x1fff", "zero", OPTIONS),
+    row("--input-range 0-0x10000000000000000", "0x10000000000000000", OPTIONS),
+    row("--input-range 0x800-0x1fff", "0x800", OPTIONS),
+    row("--boot-bypass maybe", "maybe", OPTIONS),
+    row("--socket-path DIR/none/vhost", "/none/vhost", SOCKET),
+    row("--socket-path DIR", "is no socket", SOCKET),
+    row("--socket-path=", "--socket-path", OPTIONS),
+    row("--socket-mode 999", "999", OPTIONS),
+    row("--socket-mode rw", "rw", OPTIONS),
+    row("--socket-mode 1777", "1777", OPTIONS),
+    row("--socket-group no-such-group", "no-such-group", OPTIONS),
+    row("--fd 2", "2", OPTIONS),
+    row("--fd=-1", "-1", OPTIONS),
+    row("--fd three", "three", OPTIONS),
+    row("--fd 200", "--fd 200: it is not open", SOCKET),
+    row("--fd 200 --socket-path DIR/vhost", "--socket-path", OPTIONS),
+    row("--config DIR/none.toml", "none.toml", OPTIONS),
+    row("--config DIR", "DIR", OPTIONS),
+    row("--config=", "--config", OPTIONS),
+    row("--queue-size 0", "'0'", OPTIONS),
+    row("--queue-size 100", "100", OPTIONS),
+    row("--queue-size 65536", "65536", OPTIONS),
+    row("--queue-size many", "many", OPTIONS),
+    row("--reserved-region 0x1000", "0x1000", OPTIONS),
+    row("--reserved-region 0x2000-0x1000", "0x2000", OPTIONS),
+    row("--reserved-region 0x1000-0x1fff,type=other", "other", OPTIONS),
+    row("--reserved-region 0x1000-0x1fff,kind=msi", "kind", OPTIONS),
+    row(
+        "--reserved-region 0x1000-0x2fff --reserved-region 0x2000-0x3fff",
+        "0x2000-0x3fff overlaps",
+        OPTIONS,
+    ),
+    row(
+        "--reserved-region 0x1000-0x1fff,type=msi --reserved-region 0x3000-0x3fff,type=msi",
+        "0x3000",
+        OPTIONS,
+    ),
+    row("--max-domains few", "few", OPTIONS),
+    row("--max-domains 0", "'0'", OPTIONS),
+    row("--max-mappings=-1", "-1", OPTIONS),
+    row("--max-endpoints-per-domain none", "none", OPTIONS),
+    row("--fault-queue-depth 0", "'0'", OPTIONS),
+    row("--fault-queue-depth deep", "deep", OPTIONS),
+    row("--max-page-groups 0", "0", OPTIONS),
+    row("--max-page-groups 32768", "32768", OPTIONS),
+    row("--page-response-timeout never", "never", OPTIONS),
+    row("--page-response-timeout 0", "'0'", OPTIONS),
+    row("--page-response-timeout=-1", "-1", OPTIONS),
+    row("--poll-us soon", "soon", OPTIONS),
+    row("--poll-us 1000001", "1000001", OPTIONS),
+    row("--realtime=often", "often", OPTIONS),
+    row("--log-level loud", "loud", OPTIONS),
+    row("--endpoint 00:02.0", "00:02.0", OPTIONS),
+    row("--endpoint 00:02.0,sim=", "00:02.0", OPTIONS),
+    row("--endpoint 00:02.0,real=DIR/e", "real", OPTIONS),
+    row("--endpoint 00:20.0,sim=DIR/e", "00:20.0", OPTIONS),
+    row("--endpoint 00:02.8,sim=DIR/e", "00:02.8", OPTIONS),
+    row("--endpoint 100:02.0,sim=DIR/e", "100:02.0", OPTIONS),
+    row("--endpoint 10000:00:02.0,sim=DIR/e", "10000:00:02.0", OPTIONS),
+    row("--endpoint zz:02.0,sim=DIR/e", "zz:02.0", OPTIONS),
+    row("--endpoint 02.0,sim=DIR/e", "02.0", OPTIONS),
+    row("--endpoint 2,sim=DIR/e", "2", OPTIONS),
+    row("--endpoint ,sim=DIR/e", "sim=", OPTIONS),
+    row(
+        "--endpoint 00:02.0,sim=DIR/e --endpoint 00:02.0,sim=DIR/f",
+        "00:02.0 is given twice",
+        OPTIONS,
+    ),
+    row(
+        "--endpoint 00:02.0,sim=DIR/e --endpoint 0000:00:02.0,sim=DIR/f",
+        "00:02.0 is given twice",
+        OPTIONS,
+    ),
+    row("--endpoint 00:02.0,sim=DIR/e --endpoint 00:03.0,sim=DIR/e", "/e", SOCKET),
+    row("--endpoint 00:02.0,sim=DIR/none/e", "/none/e", SOCKET),
+    row("--endpoint 00:02.0,vfio=DIR/none", "/none", ENDPOINT),
+    row("--endpoint 00:02.0,vfio=DIR", "DIR", ENDPOINT),
+    row("--no-such-option", "no-such-option", OPTIONS),
+    row("left-over", "left-over", OPTIONS),
+];
+
+/// Of the subcommands.
+const SUBCOMMAND_ROWS: &[Row] = &[
+    row("viot --iommu 1 --endpoint 00:02.0 --output DIR/viot", "'1'", OPTIONS),
+    row("viot --endpoint 2 --iommu 00:01.0 --output DIR/viot", "'2'", OPTIONS),
+    row("viot --endpoint 00:01.0 --iommu 00:01.0 --output DIR/viot", "00:01.0", OPTIONS),
+    row("viot --output DIR/none/viot --iommu 00:01.0 --endpoint 00:02.0", "/none/viot", IO),
+    row("viot --output DIR --iommu 00:01.0 --endpoint 00:02.0", "DIR", IO),
+    row("viot", "--iommu", OPTIONS),
+    row("qemu-args --iommu x --socket-path DIR/v --endpoint 00:02.0,sim=DIR/e", "'x'", OPTIONS),
+    row(
+        "qemu-args --iommu 00:02.0 --socket-path DIR/v --endpoint 00:02.0,sim=DIR/e",
+        "00:02.0",
+        OPTIONS,
+    ),
+    row("qemu-args --fd 3 --endpoint 00:02.0,sim=DIR/e", "--socket-path", OPTIONS),
+    row("qemu-args --config DIR/none.toml", "none.toml", OPTIONS),
+    row("qemu-args", "--endpoint", OPTIONS),
+    row("no-such-command", "no-such-command", OPTIONS),
+];
+
+/// Runs `args`; what is wrong with the refusal.
+fn check(row: &Row, args: &str, message: &str, dir: &Path) -> Result<(), String> {
+    let dir = dir.to_str().unwrap();
+    let args = args.split_whitespace().map(|arg| arg.replace("DIR", dir));
+    let output = daemon::command(10).args(args).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    let said = error.contains(&message.replace("DIR", dir)) && !error.contains("panicked");
+    match said && output.status.code() == Some(row.code) {
+        true => Ok(()),
+        false => Err(format!("{}: expected {message:?}, got {}: {error}", row.args, output.status)),
+    }
+}
+
+fn assert_refused(rows: &[Row], check: impl Fn(&Row, &Path) -> Result<(), String>) {
+    let wrong: Vec<_> = rows
+        .iter()
+        .filter_map(|row| {
+            let dir = tempfile::tempdir().unwrap();
+            check(row, dir.path()).err()
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A socket and an endpoint, unless `args` have theirs.
+fn the_rest(args: &str) -> String {
+    let mut rest = String::new();
+    if !args.contains("--socket-path") && !args.contains("--fd") {
+        rest += " --socket-path DIR/vhost";
+    }
+    if !args.contains("--endpoint") {
+        rest += " --endpoint 00:1f.0,sim=DIR/endpoint";
+    }
+    rest
+}
+
 #[test]
 fn a_bad_value_is_named_in_the_message() {
-    let rows = [
-        ("--page-size 0", "0"),
-        ("--page-size 3000", "3000"),
-        ("--page-size 2048x", "2048x"),
-        ("--page-size=-4096", "-4096"),
-        ("--page-size 99999999999999999999", "99999999999999999999"),
-        ("--input-range 0x1000", "0x1000"),
-        ("--input-range 0x2000-0x1000", "0x2000"),
-        ("--input-range 0x2000-0x1fff", "0x2000"),
-        ("--input-range zero-0x1fff", "zero"),
-        ("--input-range 0-0x10000000000000000", "0x10000000000000000"),
-        ("--boot-bypass maybe", "maybe"),
-        ("--socket-mode 999", "999"),
-        ("--socket-mode rw", "rw"),
-        ("--socket-group no-such-group", "no-such-group"),
-        ("--queue-size 0", "0"),
-        ("--queue-size 100", "100"),
-        ("--queue-size 65536", "65536"),
-        ("--queue-size many", "many"),
-        ("--reserved-region 0x1000", "0x1000"),
-        ("--reserved-region 0x2000-0x1000", "0x2000"),
-        ("--reserved-region 0x1000-0x1fff,type=other", "other"),
-        ("--reserved-region 0x1000-0x1fff,kind=msi", "kind"),
-        ("--reserved-region 0x1000-0x2fff --reserved-region 0x2000-0x3fff", "0x2000"),
-        (
-            "--reserved-region 0x1000-0x1fff,type=msi --reserved-region 0x3000-0x3fff,type=msi",
-            "0x3000",
-        ),
-        ("--max-domains few", "few"),
-        ("--max-mappings=-1", "-1"),
-        ("--max-endpoints-per-domain none", "none"),
-        ("--max-page-groups 0", "0"),
-        ("--max-page-groups 32768", "32768"),
-        ("--page-response-timeout never", "never"),
-        ("--page-response-timeout 0", "0"),
-        ("--page-response-timeout=-1", "-1"),
-        ("--poll-us soon", "soon"),
-        ("--log-level loud", "loud"),
-        ("--no-such-option", "--no-such-option"),
-        ("left-over", "left-over"),
-        ("--endpoint 00:02.0", "00:02.0"),
-        ("--endpoint 00:02.0,sim=", "00:02.0"),
-        ("--endpoint 00:02.0,real=DIR/e", "real"),
-        ("--endpoint 00:20.0,sim=DIR/e", "00:20.0"),
-        ("--endpoint 00:02.8,sim=DIR/e", "00:02.8"),
-        ("--endpoint 100:02.0,sim=DIR/e", "100:02.0"),
-        ("--endpoint 10000:00:02.0,sim=DIR/e", "10000:00:02.0"),
-        ("--endpoint zz:02.0,sim=DIR/e", "zz:02.0"),
-        ("--endpoint 02.0,sim=DIR/e", "02.0"),
-        ("--endpoint 2,sim=DIR/e", "2"),
-        ("--endpoint ,sim=DIR/e", "sim="),
-        ("--endpoint 00:02.0,sim=DIR/e --endpoint 00:02.0,sim=DIR/f", "00:02.0"),
-        ("--endpoint 00:02.0,sim=DIR/e --endpoint 0000:00:02.0,sim=DIR/f", "00:02.0"),
-        ("--endpoint 00:02.0,sim=DIR/e --endpoint 00:03.0,sim=DIR/e", "/e"),
-        ("--endpoint 00:02.0,sim=DIR/none/e", "/none/e"),
-    ];
-    let wrong: Vec<_> =
-        rows.iter().filter_map(|(args, message)| refusal(&run_with(args), message).err()).collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_refused(ROWS, |row, dir| {
+        let args = format!("{}{}", row.args, the_rest(row.args));
+        check(row, &args, row.message, dir)
+    });
+}
+
+#[test]
+fn a_bad_value_in_a_file_is_named_in_the_message() {
+    assert_refused(ROWS, |row, dir| {
+        let Some(file) = as_file(row.args) else { return Ok(()) };
+        std::fs::write(dir.join("vm.toml"), file.replace("DIR", dir.to_str().unwrap())).unwrap();
+        let args = format!("--config DIR/vm.toml{}", the_rest(row.args));
+        check(row, &args, row.message, dir)
+    });
+}
+
+/// Options as a file has them; `None` for what only a command line can say.
+fn as_file(args: &str) -> Option<String> {
+    if args.contains("--config") {
+        return None;
+    }
+    let mut options = BTreeMap::<&str, Vec<&str>>::new();
+    for option in args.split(" --") {
+        let (name, value) = option.trim_start_matches("--").split_once([' ', '='])?;
+        options.entry(name).or_default().push(value);
+    }
+    let line = |(name, values): (_, Vec<_>)| match name {
+        "endpoint" | "reserved-region" => format!("{name} = {values:?}\n"),
+        _ => format!("{name} = {:?}\n", values[0]),
+    };
+    Some(options.into_iter().map(line).collect())
+}
+
+#[test]
+fn a_bad_subcommand_is_refused() {
+    assert_refused(SUBCOMMAND_ROWS, |row, dir| check(row, row.args, row.message, dir));
+}
+
+#[test]
+fn every_option_has_a_row() {
+    let command = Args::command();
+    let options = options(&command);
+    let mut missing = without_row(&options, ROWS, "");
+    for subcommand in command.get_subcommands() {
+        let mut own = self::options(subcommand);
+        own.retain(|option| !options.contains(option));
+        let start = format!("{} ", subcommand.get_name());
+        missing.extend(without_row(&own, SUBCOMMAND_ROWS, &start));
+    }
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The options of a command that can have a wrong value.
+fn options(command: &Command) -> Vec<&str> {
+    const ANY_VALUE: [&str; 5] = ["help", "version", "print-capabilities", "memory", "viot"];
+    let shown = command.get_arguments().filter(|option| !option.is_hide_set());
+    let named = shown.filter_map(Arg::get_long);
+    named.filter(|option| !ANY_VALUE.contains(option)).collect()
+}
+
+/// Those of `options` that no row begins with, behind `start`.
+fn without_row(options: &[&str], rows: &[Row], start: &str) -> Vec<String> {
+    let lines = options.iter().map(|option| format!("{start}--{option}"));
+    let begins = |row: &Row, line: &str| {
+        row.args.strip_prefix(line).is_some_and(|rest| rest.starts_with([' ', '=']))
+    };
+    lines.filter(|line| !rows.iter().any(|row| begins(row, line))).collect()
 }
 
 #[test]
 fn a_socket_is_required() {
-    refusal(&run(&[]), "--socket-path").unwrap();
-    refusal(&run(&["--endpoint", "00:02.0,sim=endpoint"]), "--socket-path").unwrap();
-    let absent = "/nonexistent/directory/vhost";
+    let row = row("no option", "--socket-path", OPTIONS);
     let dir = tempfile::tempdir().unwrap();
-    let endpoint = format!("00:02.0,sim={}/endpoint", dir.path().display());
-    refusal(&run(&["--socket-path", absent, "--endpoint", &endpoint]), absent).unwrap();
+    for args in ["", "--endpoint 00:02.0,sim=DIR/endpoint"] {
+        check(&row, args, row.message, dir.path()).unwrap();
+    }
 }
+
+#[test]
+fn real_time_priority_that_is_not_granted_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut command = daemon::command(10);
+    command.args(["--realtime", "--socket-path", &path("vhost")]);
+    command.args(["--endpoint", &format!("00:02.0,sim={}", path("endpoint"))]);
+    // SAFETY: these are async-signal-safe. Whoever may not drop a capability has none.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0);
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            libc::setrlimit(libc::RLIMIT_RTPRIO, &none);
+            Ok(())
+        });
+    }
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(REALTIME), "{error}");
+    assert!(error.contains("--realtime") && error.contains("RTPRIO"), "{error}");
+}
+
+/// linux/capability.h
+const CAP_SYS_NICE: libc::c_ulong = 23;
 
 #[test]
 fn a_socket_that_somebody_listens_on_is_not_taken_over() {
