@@ -1,55 +1,94 @@
 # shellcheck shell=bash
-# The disk of a virtual machine whose init is systemd: Debian as it is installed
-# on a host, small, with libvirt's driver for QEMU. To be sourced after host.sh.
+# The disk of a virtual machine that is a host with systemd: Debian as it is
+# installed, with QEMU and libvirt's driver for it. To be sourced after testbed.sh.
 # What changes with the project's source is in its initial ram disk instead.
 
-SERVICE_PACKAGES=(systemd systemd-sysv udev kmod strace libvirt-daemon-driver-qemu)
+SERVICE_PACKAGES=(systemd systemd-sysv udev strace libvirt-daemon-driver-qemu)
 SERVICE_DISK_RECIPE=1 # raise it when the functions below put something else on the disk
+SERVICE_AGENT=$SCRIPTS/guest/service-agent
 
-# Units that such a machine does not need, and which take time to start.
-SERVICE_MASKED=(serial-getty@.service getty@.service systemd-udev-settle.service
-    systemd-timesyncd.service systemd-hwdb-update.service systemd-pcrmachine.service
-    e2scrub_reap.service fstrim.timer dpkg-db-backup.timer apt-daily.timer apt-daily-upgrade.timer
-    libvirtd.service libvirtd.socket virtlogd.socket virtlogd-admin.socket virtqemud.socket)
+# Files that nobody reads there.
+SERVICE_LEFT_OUT=(/usr/share/{doc,locale,man}/'*')
 
-# install_debian TAR: from the mirror and with the keys of the other parts.
+# Units that take time and are of no use there.
+SERVICE_MASKED=(serial-getty@.service getty@.service systemd-logind.service
+    e2scrub_reap.service e2scrub_all.timer fstrim.timer dpkg-db-backup.timer logrotate.timer
+    virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket)
+
+# install_debian TAR NAME=VERSION...: from the mirror and with the keys of the other parts.
 install_debian() {
-    local tar=$1 list
-    list=$(IFS=, && printf '%s' "${SERVICE_PACKAGES[*]}")
-    mmdebstrap --variant=essential --include="$list" \
-        --aptopt='APT::Install-Recommends "false"' --dpkgopt='path-exclude=/usr/share/{doc,locale}/*' \
-        --format=tar "$DEBIAN_RELEASE" "$tar" "$PACKAGE_LISTS/debian.sources"
+    local tar=$1 options=() pattern packages
+    shift
+    for pattern in "${SERVICE_LEFT_OUT[@]}"; do
+        options+=("--dpkgopt=path-exclude=$pattern")
+    done
+    packages=$(IFS=, && printf '%s' "$*")
+    mmdebstrap --variant=essential --include="$packages" --aptopt='APT::Install-Recommends "false"' \
+        "${options[@]}" --format=tar "$DEBIAN_RELEASE" "$tar" "$PACKAGE_LISTS/debian.sources"
 }
 
-# prepare_root ROOT
+write_agent_unit() {
+    cat <<'END'
+[Unit]
+Description=Commands from the second serial port
+
+[Service]
+ExecStart=/usr/local/sbin/agent
+
+[Install]
+WantedBy=multi-user.target
+END
+}
+
+# prepare_root ROOT: what a machine of the tests has besides Debian.
 prepare_root() {
     local root=$1 units=$1/etc/systemd/system unit
-    mkdir -p "$root/host" "$root/nested"
+    mkdir -p "$root/host" "$units/multi-user.target.wants"
     for unit in "${SERVICE_MASKED[@]}"; do
         ln -sf /dev/null "$units/$unit"
     done
     ln -sf /usr/lib/systemd/system/multi-user.target "$units/default.target"
-    install -m 755 "$SCRIPTS/guest/service-agent" "$root/usr/local/sbin/agent"
-    cat >"$units/agent.service" <<'END'
-[Unit]
-Description=Commands from the second serial port
-[Service]
-ExecStart=/usr/local/sbin/agent
-Restart=always
-END
-    mkdir -p "$units/multi-user.target.wants"
+    install -m 755 "$SERVICE_AGENT" "$root/usr/local/sbin/agent"
+    write_agent_unit >"$units/agent.service"
     ln -s ../agent.service "$units/multi-user.target.wants/agent.service"
-    printf '%032x\n' 1 >"$root/etc/machine-id" # else the first boot is a special one
-    printf '%s\n' '[Journal]' 'Storage=volatile' 'RateLimitBurst=0' >"$root/etc/systemd/journald.conf"
+    # The first boot of a system does more than any other one.
+    printf '%032x\n' 1 >"$root/etc/machine-id"
+    touch "$root/etc/.updated" "$root/var/.updated"
+    printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf"
 }
 
-# make_service_disk TAR DIR: files belong to who they belong to, also where this runs
-# with no privileges.
-make_service_disk() {
-    local tar=$1 dir=$2
-    mkdir "$dir/root"
-    tar -C "$dir/root" --exclude='./dev/*' -xf "$tar"
-    prepare_root "$dir/root"
-    PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$dir/root" "$dir/disk" 1G
-    rm -rf "$dir/root" "$tar"
+make_service_image() {
+    local tar=$1 root=$2 disk=$3
+    mkdir "$root"
+    tar -C "$root" --exclude='./dev/*' -xf "$tar"
+    prepare_root "$root"
+    # No journal: what is written is forgotten when the machine ends.
+    PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$root" "$disk" 2G
+}
+
+# with_owners FUNCTION ARGUMENT...: files keep their owners, whoever runs this.
+with_owners() {
+    # shellcheck disable=SC2016 # for the other shell
+    fakeroot bash -c 'for lib in common packages testbed service; do source "$0/lib/$lib.sh"; done; "$@"' \
+        "$SCRIPTS" "$@"
+}
+
+# fill_service_disk PACKAGE... DIR
+fill_service_disk() {
+    local dir=${*: -1} packages=("${@:1:$#-1}")
+    need_packages "Making a disk with systemd" mmdebstrap e2fsprogs fakeroot
+    step "Installing Debian on a disk (some minutes)" install_debian "$dir/root.tar" "${packages[@]}"
+    step "Writing the disk" with_owners make_service_image "$dir/root.tar" "$dir/root" "$dir/disk"
+    rm -rf "$dir/root.tar" "$dir/root"
+}
+
+need_service_disk() {
+    local packages key
+    need_package_lists
+    packages=$(part_packages qemu)
+    key=$(cat - "$SERVICE_AGENT" <<<"$SERVICE_DISK_RECIPE ${SERVICE_PACKAGES[*]} ${SERVICE_MASKED[*]} \
+        ${PACKAGE_LISTS##*/} $packages" | key_of)
+    # shellcheck disable=SC2086 # one word for each package
+    cache_make service-disk "$key" fill_service_disk "${SERVICE_PACKAGES[@]}" $packages
+    export VUI_SERVICE_DISK=$CACHED/disk
 }
