@@ -43,6 +43,7 @@ END
 # prepare_root ROOT: what a machine of the tests has besides Debian.
 prepare_root() {
     local root=$1 units=$1/etc/systemd/system unit
+    rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" # SERVICE_LEFT_OUT is not for packages of tests
     mkdir -p "$root/host" "$units/multi-user.target.wants"
     for unit in "${SERVICE_MASKED[@]}"; do
         ln -sf /dev/null "$units/$unit"

@@ -7,7 +7,8 @@ use crate::machine::{Machine, SERVICE, SOCKET, report};
 
 /// All files, and who there is, before and after.
 const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/run/*.list' \
-                      -not -path '/run/systemd/*' -not -path '/var/lib/dpkg/*' \
+                      -not -path '/run/systemd/*' -not -path '/run/udev/*' \
+                      -not -path '/var/lib/dpkg/*' -not -path /var/log/dpkg.log \
                       -not -path '/tmp/systemd-private-*' -not -path '/var/tmp/systemd-private-*' \
                       | sort; cat /etc/passwd /etc/group; \
                       systemctl list-units --all --plain --no-legend 'vhost-user-iommu*'; }";
@@ -47,7 +48,8 @@ fn the_package_is_installed_and_leaves_nothing_behind() {
     machine.run(&format!("[ ! -e /proc/{pid} ]"));
     machine.run("dpkg --purge vhost-user-iommu 2>&1");
     machine.run(&format!("{TRACES} >/run/after.list"));
-    assert_eq!(machine.run("diff /run/before.list /run/after.list || true"), "");
+    let traces = machine.try_run("diff /run/before.list /run/after.list");
+    assert_eq!(traces.status, 0, "of the package there is left:\n{}", traces.text);
     machine.finish(&[]);
 }
 
