@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::address::IovaRange;
 use crate::bdf::Bdf;
 use crate::host::{ReservedKind, ReservedRegion};
 use crate::iopf::{Limits as FaultLimits, MAX_GROUPS};
+use crate::sandbox;
 use crate::socket::SocketAccess;
 use crate::vhost::{Options, Scheduling};
 use crate::viommu::{Limits, Settings};
@@ -147,6 +148,16 @@ pub struct DaemonArgs {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// What becomes of system calls that the daemon does not make unless it is led astray: `on`
+    /// refuses them, `kill` ends the process, for tests. `off`: no sandbox at all.
+    #[arg(long, value_name = "on|off|kill", default_value = "on")]
+    pub sandbox: sandbox::Mode,
+
+    /// Instead of serving, try what the sandbox is to refuse, with the files in a directory.
+    #[cfg(feature = "selftest")]
+    #[arg(long, value_name = "DIRECTORY[,ROLE,ATTEMPT]", hide = true)]
+    pub sandbox_attempts: Option<sandbox::attempts::Attempts>,
+
     /// What is logged: error, warn, info, debug or trace. RUST_LOG, when set, is obeyed instead.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
@@ -204,6 +215,23 @@ pub enum EndpointKind {
     /// As `Sim`, but on the mock device of the kernel's self test of iommufd.
     #[cfg(feature = "selftest")]
     Mock(PathBuf),
+}
+
+impl EndpointKind {
+    /// The socket that it is served on.
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Sim(path) => Some(path),
+            Self::Vfio(_) => None,
+            #[cfg(feature = "selftest")]
+            Self::Mock(path) => Some(path),
+        }
+    }
+
+    /// Whether the kernel translates for it.
+    pub fn is_on_host(&self) -> bool {
+        !matches!(self, Self::Sim(_))
+    }
 }
 
 impl FromStr for EndpointArg {

@@ -22,6 +22,7 @@ pub mod host;
 pub mod iopf;
 pub mod pulse;
 pub mod qemu_args;
+pub mod sandbox;
 pub mod service;
 pub mod sim;
 pub mod socket;

@@ -4,6 +4,7 @@ mod endpoints;
 mod front_ends;
 #[cfg(feature = "selftest")]
 mod mock;
+mod needs;
 mod sim;
 
 use std::io;
@@ -19,6 +20,7 @@ use crate::daemon::front_ends::FrontEnds;
 use crate::host::HostError;
 use crate::iopf::Iopf;
 use crate::pulse::Pulse;
+use crate::sandbox::{self, Role};
 use crate::service::{Manager, watch};
 use crate::socket::SocketError;
 use crate::vhost::{FaultDoorbell, Phase, Server, Stop, check_realtime};
@@ -42,6 +44,9 @@ pub enum StartError {
     /// The host refused an endpoint's initial state.
     #[error("{0}")]
     Host(#[from] HostError),
+    /// The kernel refuses the sandbox.
+    #[error("no sandbox: {0}; --sandbox=off does without")]
+    Sandbox(#[from] sandbox::Error),
     /// Descriptors, threads, signals.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -57,6 +62,7 @@ impl StartError {
             Self::Socket(_) => 3,
             Self::Endpoint(_) | Self::Host(_) => 4,
             Self::Realtime(_) => 5,
+            Self::Sandbox(_) => 6,
         }
     }
 }
@@ -77,6 +83,7 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let sockets = endpoints::bind(args)?;
     let front_ends = passed.map_or_else(|| FrontEnds::bind(args), Ok)?;
+    let waiting = format!("waiting for a front end on {front_ends}");
 
     let doorbell = FaultDoorbell::new()?;
     let ids: Vec<EndpointId> =
@@ -87,6 +94,7 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = endpoints::fit(settings, &host, &ids).map_err(StartError::Options)?;
     let host = Arc::new(host);
     let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
+
     let viommu = Arc::new(Mutex::new(viommu));
     let pulse = Pulse::default();
     let server = Server::new(
@@ -97,12 +105,19 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
         doorbell,
         pulse.clone(),
     )?;
+    // All is open and bound, and no thread runs yet.
+    sandbox::enter(args.sandbox, &needs::of(args))?;
+    #[cfg(feature = "selftest")]
+    if let Some(attempts) = &args.sandbox_attempts {
+        attempts.run();
+        return Ok(());
+    }
     let running = endpoints::start(idle, &host, &faults)?;
     obey_signals(signals, server.stop(), faults.clone())?;
     watch(manager.clone(), pulse)?;
-    log::info!("ready: {} endpoints, waiting on {front_ends}", args.endpoints.len());
+    log::info!("ready: {} endpoints, {waiting}", args.endpoints.len());
     manager.ready();
-    serve(server, front_ends, &manager)?;
+    serve(server, front_ends, &manager, &waiting)?;
     manager.stopping();
     drop(running);
     // What still waits to be delivered never will be.
@@ -112,10 +127,14 @@ pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
 }
 
 /// Serves front ends until told to stop, or until the only one has gone.
-fn serve(mut server: Server, front_ends: FrontEnds, manager: &Manager) -> io::Result<()> {
-    let waiting = format!("waiting for a front end on {front_ends}");
+fn serve(
+    mut server: Server,
+    front_ends: FrontEnds,
+    manager: &Manager,
+    waiting: &str,
+) -> io::Result<()> {
     let told = |phase| match phase {
-        Phase::Waiting => manager.status(&waiting),
+        Phase::Waiting => manager.status(waiting),
         Phase::Connected => manager.status("front end connected"),
     };
     match front_ends {
@@ -138,6 +157,7 @@ fn log_counters(faults: &Iopf) {
 
 fn obey_signals(mut signals: Signals, stop: Stop, faults: Arc<Iopf>) -> io::Result<()> {
     let wait = move || {
+        sandbox::enter_role(Role::Signals);
         for signal in signals.forever() {
             if signal == SIGUSR1 {
                 log_counters(&faults);

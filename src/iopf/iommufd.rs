@@ -16,6 +16,7 @@ use super::{Cookie, Full, Iopf, PageRequest, Response, Source};
 use crate::address::{EndpointId, Pasid};
 use crate::bell::Bell;
 use crate::host::iommufd::{FaultGroup, FaultQueue, Handle};
+use crate::sandbox::{self, Role};
 
 /// How long to leave the kernel alone when it gives no groups for want of memory.
 const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -92,6 +93,7 @@ struct Stopped;
 
 impl Reader {
     fn run(self) {
+        sandbox::enter_role(Role::FaultReader);
         while let Ok(()) = self.wait_for(&self.queue, None) {
             let groups = self.queue.read().unwrap_or_else(|error| {
                 log::error!("endpoint {}: {error}; trying again", self.endpoint);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Manager;
 use crate::pulse::Pulse;
+use crate::sandbox::{Role, enter_role};
 
 /// Checks in the time after which the manager gives the process up: one that comes late, or finds
 /// a loop at long work, does not matter yet.
@@ -21,6 +22,7 @@ pub fn watch(manager: Arc<Manager>, pulse: Pulse) -> io::Result<()> {
         return Ok(());
     };
     let run = move || {
+        enter_role(Role::Watchdog);
         loop {
             check(&manager, &pulse);
             thread::sleep(limit / CHECKS);

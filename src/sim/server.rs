@@ -8,6 +8,7 @@ use super::memory::Regions;
 use crate::address::EndpointId;
 use crate::host::dma::Dma;
 use crate::host::software::EndpointMemory;
+use crate::sandbox::{self, Role};
 use crate::socket::ListeningSocket;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -115,7 +116,11 @@ impl Sim {
 
     fn spawn_worker(&mut self, executor: Executor) -> io::Result<()> {
         let engine = self.engine.clone();
-        self.worker = Some(thread_of("dma", self.endpoint, move || engine.run(executor))?);
+        let work = move || {
+            sandbox::enter_role(Role::Accelerator);
+            engine.run(executor);
+        };
+        self.worker = Some(thread_of("dma", self.endpoint, work)?);
         Ok(())
     }
 }
@@ -170,6 +175,7 @@ impl Serving {
     }
 
     fn run(mut self) {
+        sandbox::enter_role(Role::VfioUser);
         while self.wait() && self.control.enter(Phase::Serving) {
             self.serve_client();
             if !self.control.enter(Phase::Waiting) {

@@ -17,6 +17,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use crate::sandbox::{Role, enter_role};
+
 /// The bytes of a message's header: request, flags and size of what follows, of 32 bits each
 /// (QEMU, "Vhost-user Protocol", header).
 const HEADER: usize = 12;
@@ -61,6 +63,7 @@ impl Relay {
 
 fn pass_on(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
     let run = move || {
+        enter_role(Role::Relay);
         if let Err(error) = pass_messages(&from, &to) {
             log::debug!("relay: {error}");
         }

@@ -32,6 +32,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use crate::bell::Bell;
+use crate::sandbox::{self, Role};
 use crate::viommu::{Features, Viommu};
 pub use doorbell::FaultDoorbell;
 use event_queue::EventQueue;
@@ -75,8 +76,10 @@ struct Backend {
     events: Arc<EventQueue>,
     doorbell: FaultDoorbell,
     look: Bell,
-    /// Done when the request thread has told the scheduler what it needs.
-    scheduled: Once,
+    /// Done when the request thread has told the kernel what it needs, and what not.
+    request_thread: Once,
+    /// The same of the event thread.
+    event_thread: Once,
     exits: Exits,
 }
 
@@ -169,9 +172,13 @@ impl VhostUserBackend for Backend {
             if event == LOOK {
                 self.look.quiet();
             }
-            self.scheduled.call_once(|| sched::apply(self.options.scheduling));
+            self.request_thread.call_once(|| {
+                sched::apply(self.options.scheduling);
+                sandbox::enter_role(Role::Requests);
+            });
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(ring);
         } else {
+            self.event_thread.call_once(|| sandbox::enter_role(Role::Events));
             self.doorbell.connect(&self.events, ring);
             match event {
                 DOORBELL => self.doorbell.bell().quiet(),

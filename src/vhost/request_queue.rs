@@ -56,9 +56,6 @@ impl RequestQueue {
         max_poll: Duration,
         beat: Beat,
     ) -> Self {
-        // Where there is one core, whoever is polled for cannot run.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let max_poll = if cores > 1 { max_poll } else { Duration::ZERO };
         let poller = Poller::new(max_poll, Instant::now());
         Self { viommu, memory, gate, poller, beat, answer: Vec::new() }
     }

@@ -21,7 +21,7 @@ use super::timer::Timer;
 use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
 use crate::bell::Bell;
 use crate::iopf::Iopf;
-use crate::pulse::Pulse;
+use crate::pulse::{Beat, Pulse};
 use crate::viommu::Viommu;
 
 /// Ends a [`Server`] from another thread.
@@ -86,6 +86,8 @@ pub struct Server {
     pulse: Pulse,
     /// Wakes who waits for a front end.
     wake: Bell,
+    /// That of the loop that waits, and of what is done between two front ends.
+    beat: Option<Beat>,
 }
 
 impl Server {
@@ -105,7 +107,25 @@ impl Server {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
         let (stop, wake) = (Stop::new()?, Bell::new()?);
         let listener = Listener::from(listener);
-        Ok(Self { listener, listener_fd, options, viommu, faults, doorbell, stop, pulse, wake })
+        // Where there is one core, whoever is polled for cannot run. Asked for once: the answer
+        // is in files, which cannot be read later.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let max_poll = if cores > 1 { options.max_poll } else { Duration::ZERO };
+        let options = Options { max_poll, ..options };
+        let mut server = Self {
+            listener,
+            listener_fd,
+            options,
+            viommu,
+            faults,
+            doorbell,
+            stop,
+            pulse,
+            wake,
+            beat: None,
+        };
+        server.begin_to_wait();
+        Ok(server)
     }
 
     /// What ends [`run`](Self::run).
@@ -139,9 +159,12 @@ impl Server {
         true
     }
 
+    fn begin_to_wait(&mut self) {
+        self.beat = Some(self.pulse.add("front ends", &self.wake));
+    }
+
     /// `false` when the server is to stop.
     fn wait_for_front_end(&self) -> bool {
-        let beat = self.pulse.add("front ends", &self.wake);
         loop {
             let fds = [self.stop.0.requested.as_fd(), self.listener_fd.as_fd(), self.wake.as_fd()];
             let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
@@ -153,7 +176,7 @@ impl Server {
             if wake {
                 self.wake.quiet();
             }
-            beat.turn();
+            self.beat.iter().for_each(Beat::turn);
         }
     }
 
@@ -183,7 +206,8 @@ impl Server {
             )),
             doorbell: self.doorbell.clone(),
             look: look.clone(),
-            scheduled: Once::new(),
+            request_thread: Once::new(),
+            event_thread: Once::new(),
             exits: Exits::new()?,
         });
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), backend, memory)
@@ -200,7 +224,11 @@ impl Server {
             let events = &daemon.get_epoll_handlers()[thread];
             events.register_listener(fd, EventSet::IN, event.into())?;
         }
-        match daemon.wait() {
+        // Now its threads have the loops that count.
+        self.beat = None;
+        let end = daemon.wait();
+        self.begin_to_wait();
+        match end {
             Ok(()) | Err(Error::HandleRequest(VhostUserError::Disconnected)) => {
                 log::info!("front end gone");
             }

@@ -25,6 +25,15 @@ const PROGRAM: &str = "VUI_DAEMON";
 /// What endpoints are, if not `sim`.
 const ENDPOINT_KIND: &str = "VUI_ENDPOINT_KIND";
 
+/// What becomes of a call that a list of the sandbox lacks, if not the end of the daemon and of
+/// the test.
+const SANDBOX: &str = "VUI_SANDBOX";
+
+/// The option.
+pub fn sandbox() -> String {
+    format!("--sandbox={}", env::var(SANDBOX).unwrap_or("kill".into()))
+}
+
 fn endpoint_kind() -> String {
     env::var(ENDPOINT_KIND).unwrap_or("sim".into())
 }
@@ -113,6 +122,7 @@ impl Builder {
         if let Some(socket) = &passed {
             pass(&mut command, socket.as_raw_fd());
         }
+        command.arg(sandbox());
         for (index, (kind, bdf)) in self.endpoints.iter().enumerate() {
             let socket = dir.path().join(format!("endpoint{index}"));
             command.args(["--endpoint", &format!("{bdf},{kind}={}", socket.display())]);
@@ -138,6 +148,8 @@ impl Builder {
 pub fn command(seconds: u32) -> Command {
     let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
     let mut command = Command::new(env::var_os(PROGRAM).unwrap_or(built.into()));
+    // A panic that is told in full looks into files, which is the end where that kills.
+    command.env_remove("RUST_BACKTRACE");
     // SAFETY: alarm is async-signal-safe. It survives exec.
     unsafe {
         command.pre_exec(move || {

@@ -1,5 +1,6 @@
 //! The program under test.
 
+use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -34,6 +35,8 @@ impl Config {
             options.extend(["--endpoint".into(), format!("{bdf},sim={socket}")]);
         }
         options.extend(self.options.clone());
+        // What the default refuses may go unnoticed; "kill" tells.
+        options.extend(env::var("VUI_SANDBOX").ok().map(|mode| format!("--sandbox={mode}")));
         options
     }
 

@@ -218,6 +218,7 @@ fn the_daemon_takes_devices_and_says_what_they_cannot() {
             format!("endpoint 0000:00:0{slot}.0: no page requests through this host's IOMMU");
         assert!(log.contains(&text), "{log}");
     }
+    assert!(log.contains("capabilities: IPC_LOCK"), "{log}");
     // Who comes second is told so.
     let second = run(&dir, &format!("vfio={}", nvme(0).display()));
     refused(&second, &["cannot bind", "another program has it"]);
@@ -229,6 +230,7 @@ fn the_daemon_takes_devices_and_says_what_they_cannot() {
 
 fn command(dir: &tempfile::TempDir, endpoint: &str) -> Command {
     let mut command = daemon::command(60);
+    command.arg(daemon::sandbox());
     command.arg("--socket-path").arg(dir.path().join("vhost"));
     command.args(["--endpoint", &format!("00:02.0,{endpoint}")]);
     command

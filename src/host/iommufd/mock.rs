@@ -36,6 +36,9 @@ const OP_PASID_ATTACH: u32 = 18;
 const OP_PASID_REPLACE: u32 = 19;
 const OP_PASID_DETACH: u32 = 20;
 
+/// The one ioctl of the self test.
+pub(super) const IOCTL: u32 = sys::iommufd_number(iommufd_bindings::IOMMUFD_CMD_BASE + 32);
+
 /// `struct iommu_test_cmd`. The fields of all operations used here fit into `words`.
 #[repr(C, align(8))]
 #[derive(Default)]
@@ -51,7 +54,7 @@ struct TestCommand {
 // SAFETY: IOMMU_TEST_CMD takes this structure, of the size that its first field tells.
 unsafe impl Argument for TestCommand {
     const NAME: &'static str = "IOMMU_TEST_CMD";
-    const NUMBER: u32 = sys::iommufd_number(iommufd_bindings::IOMMUFD_CMD_BASE + 32);
+    const NUMBER: u32 = IOCTL;
 
     fn size(&mut self) -> &mut u32 {
         &mut self.size

@@ -40,6 +40,15 @@ use space::Space;
 use vfio::VfioDevice;
 pub use vfio::VfioFile;
 
+/// The numbers of all ioctls that are made here.
+pub fn ioctls() -> Vec<u32> {
+    #[cfg(feature = "selftest")]
+    let numbers = [sys::NUMBERS, &[mock::IOCTL]].concat();
+    #[cfg(not(feature = "selftest"))]
+    let numbers = sys::NUMBERS.to_vec();
+    numbers
+}
+
 /// The endpoints that the kernel holds.
 pub struct Iommufd {
     // Dropped in this order: page tables before address spaces.

@@ -37,6 +37,9 @@ macro_rules! arguments {
                 &mut self.$size
             }
         })*
+
+        /// The numbers of all these.
+        pub(super) const NUMBERS: &[u32] = &[$($number),*];
     };
 }
 
@@ -83,7 +86,8 @@ pub(super) fn ioctl_surely<A: Argument>(fd: impl AsFd, argument: &mut A) -> Resu
     loop {
         // SAFETY: the descriptor is open, and the argument is what the kernel expects for the
         // number (`Argument`).
-        let result = unsafe { libc::ioctl(fd, A::NUMBER.into(), std::ptr::from_mut(argument)) };
+        let result =
+            unsafe { libc::ioctl(fd, A::NUMBER as libc::Ioctl, std::ptr::from_mut(argument)) };
         match result {
             0 => return Ok(()),
             _ => match std::io::Error::last_os_error().raw_os_error().map(Errno::from_raw_os_error)

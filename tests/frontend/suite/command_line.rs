@@ -107,6 +107,7 @@ const ROWS: &[Row] = &[
     row("--poll-us soon", "soon", OPTIONS),
     row("--poll-us 1000001", "1000001", OPTIONS),
     row("--realtime=often", "often", OPTIONS),
+    row("--sandbox maybe", "maybe", OPTIONS),
     row("--log-level loud", "loud", OPTIONS),
     row("--endpoint 00:02.0", "00:02.0", OPTIONS),
     row("--endpoint 00:02.0,sim=", "00:02.0", OPTIONS),

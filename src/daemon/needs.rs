@@ -1,0 +1,33 @@
+//! What the sandbox has to leave possible.
+
+use std::path::{Path, PathBuf};
+
+use rustix::thread::CapabilitySet;
+
+use crate::args::{DaemonArgs, EndpointKind};
+use crate::host::iommufd;
+use crate::sandbox::Needs;
+
+/// What the daemon still does once it runs.
+pub(super) fn of(args: &DaemonArgs) -> Needs {
+    let kinds = || args.endpoints.iter().map(|endpoint| &endpoint.kind);
+    let sockets = kinds().filter_map(EndpointKind::socket).chain(args.socket_path.as_deref());
+    let on_host = kinds().any(EndpointKind::is_on_host);
+    let kept = [
+        // The kernel counts pinned memory otherwise, of which a guest has much.
+        (on_host, CapabilitySet::IPC_LOCK),
+        (args.realtime, CapabilitySet::SYS_NICE),
+    ];
+    Needs {
+        removable: sockets.map(directory_of).collect(),
+        ioctls: if on_host { iommufd::ioctls() } else { Vec::new() },
+        capabilities: kept.iter().filter(|(needed, _)| *needed).map(|(_, one)| *one).collect(),
+    }
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory.into(),
+        _ => ".".into(),
+    }
+}
