@@ -4,10 +4,12 @@
 //! not simply do it refuses, and with another error than a sandbox would.
 
 use std::ffi::{CString, c_long, c_void};
+use std::hint::black_box;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::str::FromStr;
+use std::sync::Barrier;
 use std::thread;
 
 use super::roles::ROLES;
@@ -173,6 +175,8 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("start-thread", |_| call!(libc::SYS_clone, libc::CLONE_THREAD, 0, 0, 0, 0)),
     ("wait-for-queue", |_| call!(libc::SYS_epoll_pwait, NOTHING, NOWHERE, 1, 0, NOWHERE, 0)),
     ("schedule", |_| call!(libc::SYS_sched_getattr, 0, NOWHERE, 0, 0)),
+    ("allocate", |_| allocate()),
+    ("allocate-in-threads", |_| allocate_in_threads()),
     ("restrict", |_| call!(libc::SYS_seccomp, 1, -1, NOWHERE)),
 ];
 
@@ -187,6 +191,32 @@ fn open(dir: &Path, name: &str, flags: i32) -> c_long {
 fn map(protection: i32) -> c_long {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     call!(libc::SYS_mmap, null_mut::<c_void>(), 4096_usize, protection, flags, NOTHING, 0_i64)
+}
+
+/// More than an arena keeps when it is free again.
+fn allocate() -> c_long {
+    let block = |_| black_box(Vec::<u8>::with_capacity(64 << 10));
+    drop((0..128).map(block).collect::<Vec<_>>());
+    0
+}
+
+/// In more threads at once than an allocator has arenas for without asking how many there may be.
+fn allocate_in_threads() -> c_long {
+    const THREADS: usize = 40;
+    let together = Barrier::new(THREADS);
+    let body = || {
+        let block = black_box(vec![0_u8; 100]);
+        together.wait();
+        drop(block);
+    };
+    thread::scope(|scope| {
+        let first = thread::Builder::new().spawn_scoped(scope, body);
+        if first.is_err() {
+            return -1;
+        }
+        (1..THREADS).for_each(|_| drop(scope.spawn(body)));
+        0
+    })
 }
 
 /// A child that ends at once, without a look at memory that other threads may be changing.

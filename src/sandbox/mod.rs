@@ -1,10 +1,11 @@
 //! What the process gives up once everything is opened and bound.
 //!
 //! ```text
-//! capabilities   all but what options need                          the user's rights
-//! files          nothing opens; sockets can be removed (Landlock)   paths, network, signals
-//! seccomp        one list of calls for the process                  the kernel's surface
-//! roles          and a shorter one for each thread, by what it is there for      calls: the lists
+//! capabilities   the user's rights: all go but what options need
+//! files          paths, network, signals: nothing opens, sockets can be removed (Landlock)
+//! calls, roles   system calls: a list for the process, a shorter one for each kind of thread
+//! seccomp        these lists as the kernel takes them
+//! allocator      what would otherwise want a file later
 //! ```
 //!
 //! `docs/sandbox.md` tells why each call is on its list.

@@ -18,7 +18,10 @@ const ROLES: [&str; 9] = [
 ];
 
 /// What some threads may do: the attempt and their roles. All else is refused to all.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
+    // For this the allocator would open files, if it could.
+    ("allocate", &ROLES),
+    ("allocate-in-threads", &["None"]),
     ("accept", &["None", "VfioUser"]),
     ("receive", &["None", "VfioUser", "Relay"]),
     ("send", &["None", "VfioUser", "Relay"]),

@@ -7,5 +7,5 @@
 mod attempts;
 mod program;
 mod state;
-#[path = "../frontend/wait.rs"]
+#[path = "../common/wait.rs"]
 mod wait;
