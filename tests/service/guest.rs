@@ -28,9 +28,16 @@ impl Qemu {
         Self(format!("{name}.service"))
     }
 
-    /// Waits for what its guest makes of the accelerator.
+    /// Waits until its guest has done what it was booted for. Returns what it has said.
     pub fn wait_for_guest(&self, machine: &mut Machine) -> String {
-        wait_for(machine, &self.0, &self.log())
+        let Self(unit) = self;
+        let log = self.log();
+        machine.run(&format!(
+            "until grep -qs '^{DONE}' {log}; do \
+             [ \"$(systemctl show --property SubState --value {unit})\" = running ] || break; \
+             sleep 0.5; done"
+        ));
+        machine.run(&format!("tr -d '\\r' <{log}"))
     }
 
     /// Waits until it has ended by itself, and not well. Returns its last words.
@@ -47,15 +54,4 @@ impl Qemu {
     fn log(&self) -> String {
         format!("/run/{}.log", self.0.trim_end_matches(".service"))
     }
-}
-
-/// Waits until a guest, whose console is `log`, has done what it was booted for, or `unit`, which
-/// runs it, has ended. Returns what it has said.
-pub fn wait_for(machine: &mut Machine, unit: &str, log: &str) -> String {
-    machine.run(&format!(
-        "until grep -qs '^{DONE}' {log}; do \
-         [ \"$(systemctl show --property SubState --value {unit})\" = running ] || break; \
-         sleep 0.5; done"
-    ));
-    machine.try_run(&format!("tr -d '\\r' <{log}")).text
 }

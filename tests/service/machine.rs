@@ -15,6 +15,10 @@ use crate::common::wait::PATIENCE;
 pub const SERVICE: &str = "vhost-user-iommu@vm1.service";
 pub const SOCKET: &str = "vhost-user-iommu@vm1.socket";
 
+/// Stands in place of the usual one. What protects from guesses of a processor is of no use on one
+/// that guesses nothing.
+const COMMAND_LINE: &str = "console=ttyS0 no_timer_check mitigations=off systemd.show_status=no";
+
 const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive dpkg --install /host/package.deb";
 
 pub struct Machine(Vm);
@@ -24,7 +28,9 @@ impl Machine {
     pub fn boot() -> Self {
         // What is written to the disk is forgotten.
         let disk = drive("root", &variable("VUI_SERVICE_DISK"), ",snapshot=on");
-        let args = format!("-machine q35 -m 2G {disk} -device nvme,drive=root,serial=root");
+        let args = format!(
+            "-machine q35 -m 2G {disk} -device nvme,drive=root,serial=root -append '{COMMAND_LINE}'"
+        );
         let kernel = variable("VUI_STOCK_KERNEL");
         Self(Vm::boot(Place::new(), &kernel, initrd(), &args, || ()))
     }
@@ -74,9 +80,24 @@ impl Machine {
         }
     }
 
-    /// What the instance has said, in all its lives.
-    pub fn journal(&mut self) -> String {
-        self.run(&format!("journalctl --sync; journalctl --output cat --unit {SERVICE}"))
+    /// What a unit has said, in all its lives, and systemd of it.
+    pub fn journal(&mut self, unit: &str) -> String {
+        self.run(&format!("journalctl --sync; journalctl --output cat --unit {unit}"))
+    }
+
+    /// Waits until a unit has said something; it must not end before.
+    #[track_caller]
+    pub fn wait_for_words(&mut self, unit: &str, words: &str) {
+        let start = Instant::now();
+        loop {
+            let ended = matches!(&*self.property(unit, "ActiveState"), "inactive" | "failed");
+            let journal = self.journal(unit);
+            if journal.contains(words) {
+                return;
+            }
+            assert!(!ended && start.elapsed() < PATIENCE, "no '{words}' of {unit}:\n{journal}");
+            thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// Switches it off; its kernel must have had nothing to say but what is `tolerated`.
