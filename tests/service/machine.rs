@@ -80,6 +80,13 @@ impl Machine {
         }
     }
 
+    /// Waits until an instance that runs tells this of itself; what it told last stays when it ends.
+    #[track_caller]
+    pub fn wait_for_status(&mut self, unit: &str, status: &str) {
+        self.wait_for(unit, "SubState", |state| state == "running");
+        self.wait_for(unit, "StatusText", |text| text == status);
+    }
+
     /// What a unit has said, in all its lives, and systemd of it.
     pub fn journal(&mut self, unit: &str) -> String {
         self.run(&format!("journalctl --sync; journalctl --output cat --unit {unit}"))

@@ -61,7 +61,7 @@ fn an_instance_carries_one_guest_after_the_other() {
     // The connection starts it. A process in the guest shares its address space with the
     // accelerator.
     let qemu = Qemu::boot(&mut machine, "first");
-    machine.wait_for(SERVICE, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(SERVICE, CONNECTED);
     let said = qemu.wait_for_guest(&mut machine);
     let result = said.lines().find(|line| line.starts_with("ok: touch: "));
     report(result.unwrap_or_else(|| panic!("the guest says:\n{said}")));
@@ -78,18 +78,18 @@ fn an_instance_carries_one_guest_after_the_other() {
 
     // One instance serves several, one after the other.
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
-    machine.wait_for(SERVICE, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(SERVICE, CONNECTED);
     let pid = machine.property(SERVICE, "MainPID");
     second.stop(&mut machine);
-    machine.wait_for(SERVICE, "StatusText", |text| text == WAITING);
+    machine.wait_for_status(SERVICE, WAITING);
     let third = Qemu::without_guest(&mut machine, "third", "vm1");
-    machine.wait_for(SERVICE, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(SERVICE, CONNECTED);
     assert_eq!(machine.property(SERVICE, "MainPID"), pid);
 
     // After a restart it waits for the next one.
     machine.run(&format!("systemctl restart {SERVICE}"));
     third.fails(&mut machine);
-    machine.wait_for(SERVICE, "StatusText", |text| text == WAITING);
+    machine.wait_for_status(SERVICE, WAITING);
     assert_ne!(machine.property(SERVICE, "MainPID"), pid);
     machine.finish(&[]);
 }
@@ -100,7 +100,7 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
 
     // Killed.
     let first = Qemu::without_guest(&mut machine, "first", "vm1");
-    machine.wait_for(SERVICE, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(SERVICE, CONNECTED);
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
     first.fails(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "signal");
@@ -113,13 +113,13 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     ));
     machine.run("systemctl daemon-reload");
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
-    machine.wait_for(SERVICE, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(SERVICE, CONNECTED);
     stall(&mut machine);
     second.fails(&mut machine);
     assert_eq!(machine.wait_for(SERVICE, "Result", |result| result != "success"), "watchdog");
     machine.wait_for_words(SERVICE, "no turn of the loop");
     let third = Qemu::without_guest(&mut machine, "third", "vm1");
-    machine.wait_for(SERVICE, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(SERVICE, CONNECTED);
     third.stop(&mut machine);
 
     // Misconfigured: each front end is told at once, and starts it once.
@@ -141,7 +141,7 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     }
     machine.run("sed 's/vm1/vm2/' /host/vm1.toml >/etc/vhost-user-iommu/vm2.toml");
     let _right = Qemu::without_guest(&mut machine, "right", "vm2");
-    machine.wait_for(&service, "StatusText", |text| text == CONNECTED);
+    machine.wait_for_status(&service, CONNECTED);
     machine.finish(&[]);
 }
 
@@ -174,6 +174,6 @@ fn libvirt_runs_the_domain_of_its_document() {
     assert_eq!(machine.property(SERVICE, "StatusText"), CONNECTED);
     machine.wait_for_words(SERVICE, "Received client version");
     machine.run("systemctl stop libvirt");
-    machine.wait_for(SERVICE, "StatusText", |text| text == WAITING);
+    machine.wait_for_status(SERVICE, WAITING);
     machine.finish(&[]);
 }
