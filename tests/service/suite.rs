@@ -105,6 +105,7 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     first.fails(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "signal");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
+    report("a daemon was killed, its socket listens");
 
     // Hanging: the loop that serves the guest stands still, all other threads run.
     machine.run(&format!("mkdir -p /run/systemd/system/{SERVICE}.d"));
@@ -115,12 +116,15 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     stall(&mut machine);
-    second.fails(&mut machine);
-    assert_eq!(machine.wait_for(SERVICE, "Result", |result| result != "success"), "watchdog");
     machine.wait_for_words(SERVICE, "no turn of the loop");
+    assert_eq!(machine.wait_for(SERVICE, "Result", |result| result != "success"), "watchdog");
+    machine.run("systemctl stop stall");
+    second.fails(&mut machine);
+    report("a daemon whose loops stand still was ended by the watchdog");
     let third = Qemu::without_guest(&mut machine, "third", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     third.stop(&mut machine);
+    report("the next front end found a fresh one");
 
     // Misconfigured: each front end is told at once, and starts it once.
     let (service, socket) = (SERVICE.replace("vm1", "vm2"), SOCKET.replace("vm1", "vm2"));
@@ -155,7 +159,7 @@ fn stall(machine: &mut Machine) {
     assert!(!threads.is_empty());
     let attach: String = threads.iter().map(|thread| format!(" -p {thread}")).collect();
     machine.run(&format!(
-        "systemd-run --quiet strace -o /dev/null -e trace=epoll_wait \
+        "systemd-run --quiet --unit stall strace -o /dev/null -e trace=epoll_wait \
          -e inject=epoll_wait:delay_exit=3600s{attach} 2>&1"
     ));
 }
