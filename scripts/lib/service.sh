@@ -11,9 +11,8 @@ SERVICE_AGENT=$SCRIPTS/guest/service-agent
 SERVICE_LEFT_OUT=(/usr/share/{doc,locale,man}/'*')
 
 # Units that take time and are of no use there.
-SERVICE_MASKED=(serial-getty@.service getty@.service systemd-logind.service
-    e2scrub_reap.service e2scrub_all.timer fstrim.timer dpkg-db-backup.timer logrotate.timer
-    virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket)
+SERVICE_MASKED=(serial-getty@.service getty@.service systemd-logind.service e2scrub_reap.service
+    e2scrub_all.timer fstrim.timer dpkg-db-backup.timer logrotate.timer)
 
 # install_debian TAR NAME=VERSION...: from the mirror and with the keys of the other parts.
 install_debian() {
