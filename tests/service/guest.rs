@@ -5,7 +5,7 @@ use crate::machine::Machine;
 /// What a guest says when it has done what it was booted for.
 const DONE: &str = "service-guest: status ";
 
-const KERNEL: &str = "-smp 2 -m 256M -kernel /host/bzImage -initrd /host/guest.initrd \
+const KERNEL: &str = "-smp 1 -m 256M -kernel /host/bzImage -initrd /host/guest.initrd \
                       -append 'console=ttyS0 loglevel=5 no_timer_check panic=-1 \
                       endpoint=0000:00:02.0'";
 
