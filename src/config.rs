@@ -117,9 +117,10 @@ fn argument(arg: &Arg, key: &str, value: &Value) -> Result<OsString, String> {
 mod tests {
     use std::ffi::OsString;
 
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
+    use toml::Table;
 
-    use super::with_file;
+    use super::{NOT_IN_A_FILE, arguments, with_file};
     use crate::args::{Args, Command, DaemonArgs};
 
     /// Reads `file` beside the rest of a command line.
@@ -198,5 +199,48 @@ mod tests {
         }
         let error = with_file(vec!["x".into(), "--config=/nonexistent/vm.toml".into()]);
         assert!(error.unwrap_err().contains("/nonexistent/vm.toml"));
+    }
+
+    const EXAMPLE: &str = include_str!("../systemd/example.toml");
+
+    /// The example, with every option set.
+    fn whole_example() -> String {
+        let set = |line: &str| match line.strip_prefix('#') {
+            Some(option) if option.starts_with(|c: char| c.is_ascii_lowercase()) => option.into(),
+            _ => line.to_owned(),
+        };
+        EXAMPLE.lines().map(set).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_has_every_option_with_its_default() {
+        let table: Table = whole_example().parse().unwrap();
+        for arg in Args::command().get_arguments() {
+            let (id, Some(key)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
+            // "fd" is the alternative of another one, which is there.
+            if NOT_IN_A_FILE.contains(&id) || id == "fd" || arg.is_hide_set() {
+                continue;
+            }
+            let value = table.get(key).unwrap_or_else(|| panic!("no {key} in the example"));
+            let default: Vec<_> = arg.get_default_values().iter().collect();
+            let takes_values = arg.get_action().takes_values();
+            let default = match default[..] {
+                [value] if takes_values => vec![format!("--{key}={}", value.to_str().unwrap())],
+                [] if takes_values => continue, // what stands there is an example
+                _ => vec![],
+            };
+            let default: Vec<_> = default.into_iter().map(OsString::from).collect();
+            assert_eq!(arguments(arg, key, value).unwrap(), default, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_example_is_accepted_as_it_is_and_with_every_option() {
+        for file in [EXAMPLE, &whole_example()] {
+            let args = daemon(file, "").unwrap();
+            assert_eq!(args.endpoints.len(), 1);
+            args.settings().unwrap();
+            assert_eq!(daemon(file, "--fd 3").unwrap().fd, Some(3));
+        }
     }
 }
