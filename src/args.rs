@@ -32,6 +32,8 @@ pub enum Command {
     Viot(ViotArgs),
     /// Print the QEMU options that match a daemon command line.
     QemuArgs(Box<QemuArgs>),
+    /// Show what a running daemon does, from its --metrics-socket.
+    Status(StatusArgs),
 }
 
 /// What the daemon runs with.
@@ -143,6 +145,9 @@ pub struct DaemonArgs {
     #[arg(long)]
     pub realtime: bool,
 
+    /// Serve figures on this socket, in the text format of OpenMetrics over HTTP: `GET /metrics`.
+    #[arg(long, value_name = "PATH")]
+    pub metrics_socket: Option<PathBuf>,
     /// Print what QEMU's conventions for back-end programs ask for, and end; whatever else is on
     /// the command line.
     #[arg(long)]
@@ -194,6 +199,17 @@ pub struct QemuArgs {
 
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct StatusArgs {
+    /// The socket that the daemon was started with.
+    #[arg(long, value_name = "PATH")]
+    pub metrics_socket: PathBuf,
+
+    /// Show it again each second, with rates, until interrupted.
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// An endpoint as the command line describes it.
@@ -322,7 +338,8 @@ impl DaemonArgs {
         let max_poll = Duration::from_micros(self.poll_us.into());
         let scheduling = if self.realtime { Scheduling::Realtime } else { Scheduling::Normal };
         let clock_period = clock_period(self.page_response_timeout);
-        Options { queue_size: self.queue_size, max_poll, scheduling, clock_period }
+        let timed = self.metrics_socket.is_some();
+        Options { queue_size: self.queue_size, max_poll, scheduling, clock_period, timed }
     }
 
     /// What the fault path keeps.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vhost_user_iommu::args::{Args, Command, DaemonArgs, ViotArgs};
 use vhost_user_iommu::daemon::StartError;
-use vhost_user_iommu::{config, daemon, qemu_args, viot};
+use vhost_user_iommu::{config, daemon, qemu_args, status, viot};
 
 /// What management software is told of this program (QEMU, "Vhost-user Protocol", back-end
 /// program conventions); all other arguments are ignored then.
@@ -38,6 +38,7 @@ fn run() -> Result<(), StartError> {
             print_continued(&lines);
             Ok(())
         }
+        Some(Command::Status(args)) => Ok(status::run(args)?),
         None => run_daemon(&args.daemon),
     }
 }

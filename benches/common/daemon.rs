@@ -12,8 +12,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it with so many emulated endpoints, at most 240.
-    pub fn start(endpoints: u32) -> Self {
+    /// Starts it with so many emulated endpoints, at most 240, and more arguments, which can name
+    /// files of its directory.
+    pub fn start(endpoints: u32, args: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-iommu"));
         command.arg("--socket-path").arg(dir.path().join("viommu.sock"));
@@ -23,7 +24,11 @@ impl Daemon {
             let endpoint = format!("00:{device:02x}.{function},sim={}", socket.display());
             command.args(["--endpoint", &endpoint]);
         }
-        let command = command.args(["--log-level", "error"]).stdin(Stdio::null());
+        // To compare what a sandbox costs.
+        let sandbox = std::env::var("VUI_SANDBOX").ok();
+        command.args(sandbox.map(|mode| format!("--sandbox={mode}")));
+        let command =
+            command.args(args(dir.path())).args(["--log-level", "error"]).stdin(Stdio::null());
         let child = command.spawn().expect("the daemon starts");
         Self { child, dir }
     }

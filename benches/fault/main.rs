@@ -183,7 +183,7 @@ struct Job {
 
 impl Machine {
     fn start(endpoints: u32) -> Self {
-        let daemon = Daemon::start(endpoints);
+        let daemon = Daemon::start(endpoints, |_| Vec::new());
         let guest = Guest::start(&daemon, endpoints);
         let home = |index| FREE + u64::from(index) * Accel::SPAN;
         let accel = |index| Accel::connect(&daemon, index, &guest.memory, home(index));

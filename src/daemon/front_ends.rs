@@ -11,8 +11,8 @@ use crate::socket::{ListeningSocket, PassedSocket, Relay};
 pub(super) enum FrontEnds {
     /// One of the daemon's own.
     Own(ListeningSocket),
-    /// One that the daemon was started with.
-    Passed(UnixListener),
+    /// One that the daemon was started with, and its name.
+    Passed(UnixListener, String),
     /// The one front end that the daemon was started with a connection to.
     Connected(UnixListener, Relay),
 }
@@ -23,7 +23,10 @@ impl FrontEnds {
     pub(super) fn take(args: &DaemonArgs) -> Result<Option<Self>, StartError> {
         let Some(fd) = args.fd else { return Ok(None) };
         Ok(Some(match PassedSocket::take(fd)? {
-            PassedSocket::Listening(listener) => Self::Passed(listener),
+            PassedSocket::Listening(listener) => {
+                let name = name_of(&listener);
+                Self::Passed(listener, name)
+            }
             PassedSocket::Connected(stream) => {
                 let (relay, listener) = Relay::new(stream)?;
                 Self::Connected(listener, relay)
@@ -40,7 +43,7 @@ impl FrontEnds {
     pub(super) fn listener(&self) -> &UnixListener {
         match self {
             Self::Own(socket) => socket.listener(),
-            Self::Passed(listener) | Self::Connected(listener, _) => listener,
+            Self::Passed(listener, _) | Self::Connected(listener, _) => listener,
         }
     }
 }
@@ -49,13 +52,14 @@ impl fmt::Display for FrontEnds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Own(socket) => write!(f, "{}", socket.path().display()),
-            Self::Passed(listener) => match listener.local_addr() {
-                Ok(address) if address.as_pathname().is_some() => {
-                    write!(f, "{}", address.as_pathname().unwrap_or("".as_ref()).display())
-                }
-                _ => f.write_str("the socket that was passed"),
-            },
+            Self::Passed(_, name) => f.write_str(name),
             Self::Connected(..) => f.write_str("the connection that was passed"),
         }
     }
+}
+
+fn name_of(listener: &UnixListener) -> String {
+    let address = listener.local_addr().ok();
+    let path = address.as_ref().and_then(|address| address.as_pathname());
+    path.map_or("a socket without a path".into(), |path| path.display().to_string())
 }

@@ -11,7 +11,8 @@ use crate::sandbox::Needs;
 /// What the daemon still does once it runs.
 pub(super) fn of(args: &DaemonArgs) -> Needs {
     let kinds = || args.endpoints.iter().map(|endpoint| &endpoint.kind);
-    let sockets = kinds().filter_map(EndpointKind::socket).chain(args.socket_path.as_deref());
+    let own = args.socket_path.iter().chain(&args.metrics_socket).map(PathBuf::as_path);
+    let sockets = kinds().filter_map(EndpointKind::socket).chain(own);
     let on_host = kinds().any(EndpointKind::is_on_host);
     let kept = [
         // The kernel counts pinned memory otherwise, of which a guest has much.

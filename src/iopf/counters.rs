@@ -1,10 +1,12 @@
 //! What has happened to the faults of an endpoint.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::Response;
 use super::ticket::Answer;
+use crate::tally::{Times, TimesRead};
 
 /// Every fault reported is delivered, dropped, dealt with directly, or still waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +21,14 @@ pub struct FaultCounters {
     pub direct: u64,
     /// Not delivered yet.
     pub waiting: u64,
+}
+
+impl FaultCounters {
+    /// How many faults ended in which way.
+    pub fn ends(&self) -> [(&'static str, u64); 3] {
+        let Self { delivered, dropped, direct, .. } = *self;
+        [("delivered", delivered), ("dropped", dropped), ("direct", direct)]
+    }
 }
 
 impl fmt::Display for FaultCounters {
@@ -59,6 +69,32 @@ pub struct RequestCounters {
     pub waiting: u64,
 }
 
+impl RequestCounters {
+    /// How many groups were answered in which way.
+    pub fn ends(&self) -> [(&'static str, u64); Answer::KINDS] {
+        [
+            ("success", self.success),
+            ("invalid", self.invalid),
+            ("failure", self.failure),
+            ("detached", self.detached),
+            ("refused", self.refused),
+            ("timed_out", self.timed_out),
+            ("reset", self.reset),
+            ("withdrawn", self.withdrawn),
+        ]
+    }
+}
+
+/// How long groups of page requests have waited for their answer, from the first request of the
+/// group on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnswerTimes {
+    /// Those that the guest has answered.
+    pub by_guest: TimesRead,
+    /// Those that the daemon has answered.
+    pub by_daemon: TimesRead,
+}
+
 impl fmt::Display for RequestCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { groups, requests, success, invalid, failure, .. } = self;
@@ -79,6 +115,9 @@ pub(super) struct RequestTally {
     groups: AtomicU64,
     requests: AtomicU64,
     answers: [AtomicU64; Answer::KINDS],
+    timed: AtomicBool,
+    by_guest: Times,
+    by_daemon: Times,
 }
 
 impl RequestTally {
@@ -90,8 +129,31 @@ impl RequestTally {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count(&self, answer: Answer) {
+    /// Counts an answer to a group that was begun then.
+    pub(super) fn count(&self, answer: Answer, begun: Option<Instant>) {
         self.answers[answer.index()].fetch_add(1, Ordering::Relaxed);
+        let times = match answer {
+            Answer::Guest(_) => &self.by_guest,
+            _ => &self.by_daemon,
+        };
+        if let Some(begun) = begun {
+            times.add(begun.elapsed());
+        }
+    }
+
+    /// Takes the time of groups from now on.
+    pub(super) fn time(&self) {
+        self.timed.store(true, Ordering::Relaxed);
+    }
+
+    /// The time, if it is taken.
+    pub(super) fn now(&self) -> Option<Instant> {
+        self.timed.load(Ordering::Relaxed).then(Instant::now)
+    }
+
+    /// The times that were taken.
+    pub(super) fn times(&self) -> AnswerTimes {
+        AnswerTimes { by_guest: self.by_guest.read(), by_daemon: self.by_daemon.read() }
     }
 
     /// The numbers now; `waiting` groups are not answered.

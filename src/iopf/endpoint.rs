@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::counters::{FaultCounters, RequestCounters, RequestTally};
+use super::counters::{AnswerTimes, FaultCounters, RequestCounters, RequestTally};
 use super::groups::{Group, Groups, Progress};
 use super::ticket::{Answer, Ticket};
 use super::{
@@ -204,6 +204,14 @@ impl EndpointFaults {
         let state = self.lock();
         let faults = FaultCounters { waiting: state.waiting.len() as u64, ..state.faults };
         (faults, self.requests.counters(state.unanswered()))
+    }
+
+    pub(super) fn time_answers(&self) {
+        self.requests.time();
+    }
+
+    pub(super) fn answer_times(&self) -> AnswerTimes {
+        self.requests.times()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

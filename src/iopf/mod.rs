@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use counters::{FaultCounters, RequestCounters};
+pub use counters::{AnswerTimes, FaultCounters, RequestCounters};
 use endpoint::{EndpointFaults, Now};
 pub use fault::{Fault, Reason};
 use groups::Progress;
@@ -40,6 +40,7 @@ pub use iommufd::KernelSource;
 pub use request::{Cookie, Full, PageRequest, Response, Source};
 
 use crate::address::{EndpointId, Pasid};
+use crate::trace;
 
 /// Who deals with the faults of an attachment. The domain decides, not the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,22 @@ pub enum Event<'a> {
         /// The request.
         request: &'a PageRequest,
     },
+}
+
+impl Event<'_> {
+    /// Tells who traces the daemon that it was delivered; `true`.
+    fn trace(&self) -> bool {
+        match *self {
+            Event::Fault(fault) => {
+                trace::fault_delivered(fault.endpoint, fault.pasid, fault.address);
+            }
+            Event::PageRequest { endpoint, group, request } => {
+                let PageRequest { pasid, cookie, address, .. } = *request;
+                trace::page_request_delivered(endpoint, pasid, cookie.0, group.0, address);
+            }
+        }
+        true
+    }
 }
 
 /// How much of what there was to deliver was delivered.
@@ -178,6 +195,7 @@ impl Iopf {
             log::warn!("fault of unknown endpoint {} dropped", fault.endpoint);
             return Outcome::Dropped;
         };
+        trace::fault_reported(fault.endpoint, fault.pasid, fault.address, fault.access.write);
         let outcome = faults.report(fault);
         log::debug!("{fault}: {outcome:?}");
         if outcome == Outcome::Queued {
@@ -196,6 +214,8 @@ impl Iopf {
             log::warn!("page request of unknown endpoint {endpoint} ignored");
             return Ok(());
         };
+        let PageRequest { pasid, cookie, address, .. } = request;
+        trace::page_requested(endpoint, pasid, cookie.0, address);
         let (queued, instead) = faults.request(request, self.now())?;
         log::trace!("endpoint {endpoint}: {request:?}, {}", if queued { "queued" } else { "kept" });
         if queued {
@@ -226,6 +246,7 @@ impl Iopf {
         needs_pasid: bool,
         response: Response,
     ) -> Result<(), NoGroup> {
+        trace::response_received(endpoint, pasid, group.0, response as usize);
         let faults = self.endpoints.get(&endpoint).ok_or(NoGroup::NotWaiting)?;
         faults.respond(group, pasid, needs_pasid, response)
     }
@@ -235,6 +256,7 @@ impl Iopf {
     /// not take [`Delivered::Starved`] is returned, other faults are dropped.
     pub fn deliver(&self, put: &mut dyn FnMut(Event) -> bool) -> Delivered {
         self.rung.store(false, Ordering::SeqCst);
+        let put = &mut |event: Event| put(event) && event.trace();
         let mut delivered = Delivered::All;
         for (&id, faults) in self.in_turn() {
             match faults.deliver(put) {
@@ -288,6 +310,16 @@ impl Iopf {
             let (faults, requests) = faults.counters();
             (id, faults, requests)
         })
+    }
+
+    /// Takes the time of page requests from now on, for [`answer_times`](Self::answer_times).
+    pub fn time_answers(&self) {
+        self.endpoints.values().for_each(EndpointFaults::time_answers);
+    }
+
+    /// How long the groups of page requests of each endpoint have waited for their answers.
+    pub fn answer_times(&self) -> impl Iterator<Item = (EndpointId, AnswerTimes)> {
+        self.endpoints.iter().map(|(&id, faults)| (id, faults.answer_times()))
     }
 
     fn now(&self) -> Now {

@@ -1,12 +1,13 @@
 //! The duty to answer a group of page requests.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::counters::RequestTally;
 use super::{Cookie, Response, Source};
-use std::fmt;
-
 use crate::address::{EndpointId, Pasid};
+use crate::trace;
 
 /// How a group was answered, and by whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub(super) struct Ticket {
     tally: Arc<RequestTally>,
     pasid: Option<Pasid>,
     cookie: Cookie,
+    begun: Option<Instant>,
     answered: bool,
 }
 
@@ -72,7 +74,8 @@ impl Ticket {
         cookie: Cookie,
     ) -> Self {
         tally.count_group();
-        Self { endpoint, source, tally, pasid, cookie, answered: false }
+        let begun = tally.now();
+        Self { endpoint, source, tally, pasid, cookie, begun, answered: false }
     }
 
     /// The address space of the group.
@@ -98,7 +101,8 @@ impl Ticket {
     fn give(&mut self, answer: Answer) {
         self.answered = true;
         self.log(format_args!("answered: {answer:?}"));
-        self.tally.count(answer);
+        trace::group_answered(self.endpoint, self.pasid, self.cookie.0, answer.index());
+        self.tally.count(answer, self.begun);
         self.source.respond(self.pasid, self.cookie, answer.response());
     }
 }

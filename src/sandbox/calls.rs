@@ -134,8 +134,13 @@ pub(super) const TALKS: &[Call] = &[
     Any(libc::SYS_recvfrom),
     Any(libc::SYS_recvmsg),
     Any(libc::SYS_sendmsg),
+    // Hot. With an address too, as that call can have one in memory, where no list sees it.
+    Any(libc::SYS_sendto),
     Any(libc::SYS_shutdown),
 ];
+
+/// To read from a connection.
+pub(super) const LISTENS_TO: &[Call] = &[Any(libc::SYS_recvfrom)];
 
 /// To take in the guest's memory: how long the file is, and which.
 pub(super) const TAKES_MEMORY: &[Call] = &[

@@ -21,6 +21,8 @@ pub enum Role {
     Relay,
     /// Answers the service manager's watchdog.
     Watchdog,
+    /// Serves figures.
+    Metrics,
 }
 
 /// A role and its calls, beside [`to::COMMON`].
@@ -53,6 +55,7 @@ pub(super) const ROLES: &[Row] = &[
     row(Role::Signals, &[to::SHUTS_DOWN]),
     row(Role::Relay, &[to::TALKS]),
     row(Role::Watchdog, &[]),
+    row(Role::Metrics, &[to::POLLS, to::ACCEPTS, to::LISTENS_TO]),
 ];
 
 /// What threads without a role do: the one that starts all others and waits for front ends, those

@@ -12,6 +12,7 @@ use super::gate::Gate;
 use super::notify::signal_driver;
 use super::request_queue::next_chain;
 use super::ring::{Memory, Ring, Start};
+use super::tally::TransportTally;
 use super::timer::Timer;
 use crate::iopf::{Delivered, Event, Iopf};
 use crate::pulse::Beat;
@@ -30,6 +31,7 @@ pub struct EventQueue {
     gate: Arc<Gate>,
     /// Runs while the guest owes an answer.
     timer: Timer,
+    tally: Arc<TransportTally>,
     beat: Beat,
 }
 
@@ -41,9 +43,10 @@ impl EventQueue {
         memory: Memory,
         gate: Arc<Gate>,
         timer: Timer,
+        tally: Arc<TransportTally>,
         beat: Beat,
     ) -> Self {
-        Self { faults, memory, features: AtomicU64::new(0), gate, timer, beat }
+        Self { faults, memory, features: AtomicU64::new(0), gate, timer, tally, beat }
     }
 
     /// The driver has accepted `features`.
@@ -100,7 +103,7 @@ impl EventQueue {
                 && put(ring, &mut vring, &memory, &event::encode(&event, features))
         });
         if vring.get_queue().next_used() != used {
-            signal_driver(ring, &mut vring, &memory);
+            signal_driver(ring, &mut vring, &memory, &self.tally.event_signals);
         }
         match delivered {
             Delivered::All => false,

@@ -16,6 +16,7 @@ mod request_queue;
 mod ring;
 mod sched;
 mod server;
+mod tally;
 mod timer;
 
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -41,6 +42,7 @@ use request_queue::RequestQueue;
 use ring::{Memory, Ring};
 pub use sched::{Scheduling, check_realtime};
 pub use server::{Phase, Server, Stop};
+pub use tally::{RequestQueueTally, TransportTally};
 
 /// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
 const QUEUES: usize = 2;
@@ -66,6 +68,8 @@ pub struct Options {
     pub scheduling: Scheduling,
     /// How often it is looked whether the guest has taken too long to answer page requests.
     pub clock_period: Duration,
+    /// Whether batches of requests are timed.
+    pub timed: bool,
 }
 
 /// What serves one connection.

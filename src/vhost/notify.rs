@@ -6,11 +6,19 @@ use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::ring::{Memory, Ring};
+use crate::tally::Count;
 
-/// Signals the driver for what has been added to the used ring since the last time.
-pub fn signal_driver(ring: &Ring, vring: &mut VringState<Memory>, memory: &GuestMemoryMmap) {
+/// Signals the driver for what has been added to the used ring since the last time; `signals`
+/// counts how often.
+pub fn signal_driver(
+    ring: &Ring,
+    vring: &mut VringState<Memory>,
+    memory: &GuestMemoryMmap,
+    signals: &Count,
+) {
     match driver_wants_signal(vring.get_queue_mut(), memory) {
         Ok(true) => {
+            signals.add(1);
             if let Err(error) = vring.signal_used_queue() {
                 log::warn!("driver could not be signalled: {error}");
             }

@@ -14,6 +14,7 @@ use super::gate::Gate;
 use super::notify::signal_driver;
 use super::poll::Poller;
 use super::ring::{Memory, Ring, Start};
+use super::tally::{RequestQueueTally, TransportTally};
 use crate::pulse::Beat;
 use crate::viommu::status::Status;
 use crate::viommu::wire::size;
@@ -30,6 +31,7 @@ pub struct RequestQueue {
     memory: Memory,
     gate: Arc<Gate>,
     poller: Poller,
+    tally: Arc<TransportTally>,
     beat: Beat,
     /// The answer to a request is put together here.
     answer: Vec<u8>,
@@ -42,8 +44,8 @@ enum Look {
     NotRunning,
     /// No request.
     Empty,
-    /// Requests, now answered.
-    Work,
+    /// Requests, now answered; when they were found, if they are timed.
+    Work(Option<Instant>),
 }
 
 impl RequestQueue {
@@ -54,28 +56,42 @@ impl RequestQueue {
         memory: Memory,
         gate: Arc<Gate>,
         max_poll: Duration,
+        tally: Arc<TransportTally>,
         beat: Beat,
     ) -> Self {
         let poller = Poller::new(max_poll, Instant::now());
-        Self { viommu, memory, gate, poller, beat, answer: Vec::new() }
+        Self { viommu, memory, gate, poller, tally, beat, answer: Vec::new() }
     }
 
     /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
     /// and the ring empty, or not running.
     pub fn serve(&mut self, ring: &Ring) {
         self.poller.woke_up(Instant::now());
+        self.tally().wake_ups.add(1);
+        let mut polled = false;
         loop {
             match self.look(ring) {
                 Look::NotRunning => return,
-                Look::Work => self.poller.found_work(Instant::now()),
-                Look::Empty if self.poller.keep_polling(Instant::now()) => {}
+                Look::Work(start) => {
+                    let now = Instant::now();
+                    self.poller.found_work(now);
+                    self.tally().found(start, polled, now);
+                }
+                Look::Empty if self.poller.keep_polling(Instant::now()) => {
+                    self.tally().polls.add(1);
+                }
                 Look::Empty => match ring.enable_notification() {
                     Ok(true) => {}
-                    Ok(false) => return,
+                    Ok(false) => return self.tally().sleeps.add(1),
                     Err(error) => return ring.set_broken(format_args!("request queue: {error}")),
                 },
             }
+            polled = true;
         }
+    }
+
+    fn tally(&self) -> &RequestQueueTally {
+        &self.tally.requests
     }
 
     /// A few looks: everything that is there, up to a batch, then one signal if it is wanted.
@@ -91,11 +107,11 @@ impl RequestQueue {
         self.note_start(ring, queue, &memory);
         self.gate.open();
         match self.answer_batch(queue, &memory) {
-            Ok(0) => Look::Empty,
-            Ok(_) => {
-                signal_driver(ring, &mut vring, &memory);
-                Look::Work
+            Ok(Look::Work(start)) => {
+                signal_driver(ring, &mut vring, &memory, &self.tally().signals);
+                Look::Work(start)
             }
+            Ok(look) => look,
             Err(error) => {
                 ring.set_broken(format_args!("request queue: {error}"));
                 Look::NotRunning
@@ -114,14 +130,11 @@ impl RequestQueue {
         }
     }
 
-    fn answer_batch(
-        &mut self,
-        queue: &mut Queue,
-        memory: &GuestMemoryMmap,
-    ) -> Result<usize, Error> {
+    fn answer_batch(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Look, Error> {
         if !has_request(queue, memory)? {
-            return Ok(0);
+            return Ok(Look::Empty);
         }
+        let start = self.tally().start();
         queue.disable_notification(memory)?;
         let mut viommu = self.viommu.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
@@ -132,7 +145,7 @@ impl RequestQueue {
             queue.add_used(memory, head, written as u32)?;
             count += 1;
         }
-        Ok(count)
+        Ok(Look::Work(start))
     }
 }
 
@@ -194,6 +207,7 @@ fn prepare(viommu: &mut Viommu, bytes: &[u8], room: usize, answer: &mut Vec<u8>)
     });
     catch_unwind(handle).unwrap_or_else(|_| {
         log::error!("defect: the request {bytes:02x?} could not be handled; please report it");
+        viommu.note_defect(bytes);
         lay_out(&Reply { status: Status::DevErr, tail_offset: 0, properties: &[] }, room, answer);
         true
     })

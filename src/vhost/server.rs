@@ -17,6 +17,7 @@ use super::event_queue::EventQueue;
 use super::exits::Exits;
 use super::gate::Gate;
 use super::request_queue::RequestQueue;
+use super::tally::TransportTally;
 use super::timer::Timer;
 use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
 use crate::bell::Bell;
@@ -83,6 +84,7 @@ pub struct Server {
     faults: Arc<Iopf>,
     doorbell: FaultDoorbell,
     stop: Stop,
+    tally: Arc<TransportTally>,
     pulse: Pulse,
     /// Wakes who waits for a front end.
     wake: Bell,
@@ -112,6 +114,7 @@ impl Server {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let max_poll = if cores > 1 { options.max_poll } else { Duration::ZERO };
         let options = Options { max_poll, ..options };
+        let tally = Arc::new(TransportTally::new(options.timed));
         let mut server = Self {
             listener,
             listener_fd,
@@ -120,6 +123,7 @@ impl Server {
             faults,
             doorbell,
             stop,
+            tally,
             pulse,
             wake,
             beat: None,
@@ -131,6 +135,11 @@ impl Server {
     /// What ends [`run`](Self::run).
     pub fn stop(&self) -> Stop {
         self.stop.clone()
+    }
+
+    /// What is counted here, for who reads it.
+    pub fn tally(&self) -> Arc<TransportTally> {
+        self.tally.clone()
     }
 
     /// Serves one front end after the other until [`Stop::request`]. A connection that fails is
@@ -153,6 +162,7 @@ impl Server {
             // Out of descriptors or memory: do not spin on a connection that waits.
             std::thread::sleep(Duration::from_millis(100));
         }
+        self.tally.connected.set(0);
         self.stop.set_connection(None);
         self.doorbell.disconnect();
         self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
@@ -195,6 +205,7 @@ impl Server {
                 memory.clone(),
                 gate.clone(),
                 self.options.max_poll,
+                self.tally.clone(),
                 self.pulse.add("requests", &look),
             )),
             events: Arc::new(EventQueue::new(
@@ -202,6 +213,7 @@ impl Server {
                 memory.clone(),
                 gate,
                 timer,
+                self.tally.clone(),
                 self.pulse.add("events", events),
             )),
             doorbell: self.doorbell.clone(),
@@ -215,6 +227,8 @@ impl Server {
         daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
         log::info!("front end connected");
         told(Phase::Connected);
+        self.tally.front_ends.add(1);
+        self.tally.connected.set(1);
         self.stop.set_connection(daemon.shutdown_handle());
         for (thread, fd, event) in [
             (EVENT_THREAD, self.doorbell.bell().as_raw_fd(), DOORBELL),

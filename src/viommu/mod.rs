@@ -9,6 +9,7 @@ pub mod event;
 mod probe;
 pub mod request;
 pub mod status;
+mod tally;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -21,11 +22,13 @@ use crate::host::{
     Access, HostError, HostIommu, Mapping, ReservedKind, ReservedRegion, Translation,
 };
 use crate::iopf::{GroupId, Handler, Iopf, Response};
+use crate::trace;
 pub use config::{Features, Limits, Settings};
 use domain::Domain;
 use probe::Abilities;
 use request::Request;
 use status::{Refusal, Status};
+pub use tally::{DeviceTally, Kind, RequestsRead};
 use wire::size;
 
 /// The least room offered to properties, in bytes; what QEMU's own device offers.
@@ -64,6 +67,7 @@ pub struct Viommu {
     properties: Vec<u8>,
     /// Room that is offered to properties, in bytes: enough for every endpoint.
     probe_size: usize,
+    tally: Arc<DeviceTally>,
 }
 
 impl Viommu {
@@ -89,6 +93,7 @@ impl Viommu {
             domains: BTreeMap::new(),
             mappings: 0,
             features: Features::default(),
+            tally: Arc::default(),
             settings,
             host,
             faults,
@@ -104,23 +109,50 @@ impl Viommu {
     /// `None`: the buffer goes back unwritten, because the type is unknown (5.13.6.2) or
     /// because there is no room for a status.
     pub fn handle(&mut self, bytes: &[u8], room: usize) -> Option<Reply<'_>> {
+        let kind = Kind::of(bytes);
+        trace::request_taken(bytes.first().copied(), bytes.len());
+        let status = self.status_of(bytes, room);
+        trace::request_done(bytes.first().copied(), status.map(|status| status as u8));
+        self.tally.count(kind, status);
+        self.note_size();
+        let (status, room) = (status?, room.checked_sub(size::TAIL)?);
+        let probed = kind == Kind::Probe && status == Status::Ok;
+        Some(Reply {
+            status,
+            tail_offset: if kind == Kind::Probe { self.probe_size.min(room) } else { 0 },
+            properties: if probed { &self.properties } else { &[] },
+        })
+    }
+
+    /// Does what a request asks for; `None`: the driver is not to read how that ended.
+    fn status_of(&mut self, bytes: &[u8], room: usize) -> Option<Status> {
         let room = room.checked_sub(size::TAIL)?;
         let request = request::decode(bytes, self.features)?;
-        let is_probe = bytes[0] == wire::request::PROBE;
         let outcome = request.and_then(|request| self.execute(request, room));
-        let status = match outcome {
+        Some(match outcome {
             Ok(()) => Status::Ok,
             Err(refusal) => {
                 log::debug!("request refused ({:?}): {refusal}", refusal.status());
                 refusal.status()
             }
-        };
-        let probed = is_probe && status == Status::Ok;
-        Some(Reply {
-            status,
-            tail_offset: if is_probe { self.probe_size.min(room) } else { 0 },
-            properties: if probed { &self.properties } else { &[] },
         })
+    }
+
+    /// A request of these bytes was answered with DEVERR, because [`handle`](Self::handle) has
+    /// panicked.
+    pub fn note_defect(&self, bytes: &[u8]) {
+        self.tally.count(Kind::of(bytes), Some(Status::DevErr));
+    }
+
+    /// What is counted here, for who reads it without the device's lock.
+    pub fn tally(&self) -> Arc<DeviceTally> {
+        self.tally.clone()
+    }
+
+    fn note_size(&self) {
+        self.tally.mappings.set(self.mappings as u64);
+        self.tally.domains.set(self.domains.len() as u64);
+        self.tally.attachments.set(self.attachments.len() as u64);
     }
 
     /// The driver has accepted `features`; bits that are not the device's own are ignored.
@@ -156,6 +188,7 @@ impl Viommu {
                 log::error!("reset: {who:?} could not be detached: {refusal}");
             }
         }
+        self.note_size();
     }
 
     /// System reset, or a new front end: as after start.

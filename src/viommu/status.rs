@@ -27,6 +27,36 @@ pub enum Status {
     NoMem = 8,
 }
 
+impl Status {
+    /// All of them, each at its own number.
+    pub const ALL: [Self; 9] = [
+        Self::Ok,
+        Self::IoErr,
+        Self::Unsupp,
+        Self::DevErr,
+        Self::Inval,
+        Self::Range,
+        Self::NoEnt,
+        Self::Fault,
+        Self::NoMem,
+    ];
+
+    /// Its name in the specification, without VIRTIO_IOMMU_S_ and in small letters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::IoErr => "ioerr",
+            Self::Unsupp => "unsupp",
+            Self::DevErr => "deverr",
+            Self::Inval => "inval",
+            Self::Range => "range",
+            Self::NoEnt => "noent",
+            Self::Fault => "fault",
+            Self::NoMem => "nomem",
+        }
+    }
+}
+
 /// Why a request was refused; nothing has been changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {

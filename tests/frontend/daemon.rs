@@ -77,7 +77,7 @@ impl Builder {
         self
     }
 
-    /// Adds arguments, split at white space.
+    /// Adds arguments, split at white space. `DIR` is the daemon's directory.
     pub fn args(mut self, args: &str) -> Self {
         self.args.extend(args.split_whitespace().map(String::from));
         self
@@ -104,7 +104,8 @@ impl Builder {
     pub fn start(self) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
         let mut command = command(lifetime_seconds());
-        command.args(&self.args).envs(self.env);
+        let in_dir = |arg: &String| arg.replace("DIR", dir.path().to_str().unwrap());
+        command.args(self.args.iter().map(in_dir)).envs(self.env);
         let path = dir.path().join("vhost");
         let mut front_end = None;
         let passed: Option<OwnedFd> = match self.socket {
@@ -143,11 +144,16 @@ impl Builder {
     }
 }
 
+/// The program.
+pub fn program() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
+    env::var_os(PROGRAM).unwrap_or(built.into()).into()
+}
+
 /// The program, not yet started. The kernel ends it after `seconds`, so that a peer that waits
 /// for it without a limit fails too, and nothing is left over when a test is killed.
 pub fn command(seconds: u32) -> Command {
-    let built = env!("CARGO_BIN_EXE_vhost-user-iommu");
-    let mut command = Command::new(env::var_os(PROGRAM).unwrap_or(built.into()));
+    let mut command = Command::new(program());
     // A panic that is told in full looks into files, which is the end where that kills.
     command.env_remove("RUST_BACKTRACE");
     // SAFETY: alarm is async-signal-safe. It survives exec.
@@ -199,6 +205,11 @@ impl Daemon {
 
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("vhost")
+    }
+
+    /// A file of the daemon's directory, which arguments call `DIR`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub fn pid(&self) -> u32 {

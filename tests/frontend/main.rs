@@ -5,7 +5,8 @@
 //! - [`driver`] is the guest: memory, rings, requests and events, byte by byte.
 //! - [`accel`] makes an emulated endpoint access memory.
 //! - [`vm`] puts these together, with a driver that takes page requests in [`paging`].
-//! - [`counters`] reads the log, [`random`] makes numbers; [`suite`] is the tests.
+//! - [`counters`] reads the log, [`scrape`] the figures, [`random`] makes numbers; [`suite`] is the
+//!   tests.
 
 mod accel;
 mod counters;
@@ -14,6 +15,8 @@ mod driver;
 mod frontend;
 mod paging;
 mod random;
+mod scrape;
 mod suite;
+mod uprobe;
 mod vm;
 mod wait;

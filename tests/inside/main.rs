@@ -24,7 +24,11 @@ mod queue;
 #[path = "../frontend/random.rs"]
 mod random;
 mod rig;
+#[path = "../frontend/scrape.rs"]
+mod scrape;
 mod sweep;
+#[path = "../frontend/uprobe.rs"]
+mod uprobe;
 mod vfio;
 #[path = "../frontend/vm.rs"]
 mod vm;

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use crate::program::Place;
 
-const ROLES: [&str; 9] = [
+const ROLES: [&str; 10] = [
     "None",
     "Requests",
     "Events",
@@ -15,16 +15,18 @@ const ROLES: [&str; 9] = [
     "Signals",
     "Relay",
     "Watchdog",
+    "Metrics",
 ];
 
 /// What some threads may do: the attempt and their roles. All else is refused to all.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     // For this the allocator would open files, if it could.
     ("allocate", &ROLES),
     ("allocate-in-threads", &["None"]),
-    ("accept", &["None", "VfioUser"]),
+    ("accept", &["None", "VfioUser", "Metrics"]),
     ("receive", &["None", "VfioUser", "Relay"]),
     ("send", &["None", "VfioUser", "Relay"]),
+    ("send-to", &["None", "VfioUser", "Relay"]),
     ("shut-down", &["None", "VfioUser", "Signals", "Relay"]),
     ("start-thread", &["None"]),
     ("wait-for-queue", &["None", "Requests", "Events"]),

@@ -108,6 +108,8 @@ const ROWS: &[Row] = &[
     row("--poll-us 1000001", "1000001", OPTIONS),
     row("--realtime=often", "often", OPTIONS),
     row("--sandbox maybe", "maybe", OPTIONS),
+    row("--metrics-socket DIR/none/metrics", "/none/metrics", SOCKET),
+    row("--metrics-socket DIR", "is no socket", SOCKET),
     row("--log-level loud", "loud", OPTIONS),
     row("--endpoint 00:02.0", "00:02.0", OPTIONS),
     row("--endpoint 00:02.0,sim=", "00:02.0", OPTIONS),
@@ -155,6 +157,10 @@ const SUBCOMMAND_ROWS: &[Row] = &[
     row("qemu-args --fd 3 --endpoint 00:02.0,sim=DIR/e", "--socket-path", OPTIONS),
     row("qemu-args --config DIR/none.toml", "none.toml", OPTIONS),
     row("qemu-args", "--endpoint", OPTIONS),
+    row("status --metrics-socket DIR/none", "/none", SOCKET),
+    row("status --metrics-socket DIR", "DIR", SOCKET),
+    row("status --watch=often --metrics-socket DIR/none", "often", OPTIONS),
+    row("status", "--metrics-socket", OPTIONS),
     row("no-such-command", "no-such-command", OPTIONS),
 ];
 

@@ -1,0 +1,105 @@
+//! The samples of an exposition in the text format of OpenMetrics.
+//!
+//! Read by hand: of the crates for it, those that know OpenMetrics are under licences that this
+//! project cannot take, and those that know Prometheus' older format bring more than these lines.
+//! Types, help and exemplars are skipped; the daemon's own figures need no more.
+
+/// A name, labels and a value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Sample {
+    pub(super) name: String,
+    pub(super) labels: Vec<(String, String)>,
+    pub(super) value: f64,
+}
+
+impl Sample {
+    /// The value of a label, if it has that.
+    pub(super) fn label(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// All samples of a whole exposition.
+pub(super) fn read(text: &str) -> Result<Vec<Sample>, String> {
+    if !text.ends_with("# EOF\n") {
+        return Err("the figures are cut short".into());
+    }
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| sample(line).ok_or_else(|| format!("'{line}' is no figure"))).collect()
+}
+
+fn sample(line: &str) -> Option<Sample> {
+    let end = line.find(['{', ' '])?;
+    let (name, rest) = line.split_at(end);
+    let (labels, rest) = match rest.strip_prefix('{') {
+        Some(rest) => labels(rest)?,
+        None => (Vec::new(), rest),
+    };
+    let value = rest.strip_prefix(' ')?.split(' ').next()?.parse().ok()?;
+    Some(Sample { name: name.into(), labels, value })
+}
+
+/// The labels up to the closing brace, and what follows it.
+fn labels(mut rest: &str) -> Option<(Vec<(String, String)>, &str)> {
+    let mut labels = Vec::new();
+    loop {
+        if let Some(rest) = rest.strip_prefix('}') {
+            return Some((labels, rest));
+        }
+        let (name, quoted) = rest.split_once("=\"")?;
+        let (value, after) = unquote(quoted)?;
+        labels.push((name.to_owned(), value));
+        rest = after.strip_prefix(',').unwrap_or(after);
+    }
+}
+
+/// The text up to the closing quote, and what follows it.
+fn unquote(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    loop {
+        match chars.next()? {
+            (at, '"') => return Some((value, &text[at + 1..])),
+            (_, '\\') => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            (_, other) => value.push(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_read_with_their_labels() {
+        let text = "# HELP a Something.\n# TYPE a counter\na_total{x=\"1\",y=\"q\\\"\\\\\\n}\"} 7 1.5\n\
+                    b 2.5e-7\nc{} +Inf\nd_bucket{le=\"+Inf\"} 3 # {id=\"1\"} 0.5\n# EOF\n";
+        let samples = read(text).unwrap();
+        assert_eq!(samples.len(), 4);
+        assert_eq!((samples[0].name.as_str(), samples[0].value), ("a_total", 7.0));
+        assert_eq!(samples[0].label("y"), Some("q\"\\\n}"));
+        assert_eq!(samples[0].label("z"), None);
+        assert_eq!(samples[1], Sample { name: "b".into(), labels: vec![], value: 2.5e-7 });
+        assert_eq!(samples[2].value, f64::INFINITY);
+        assert_eq!((samples[3].label("le"), samples[3].value), (Some("+Inf"), 3.0));
+    }
+
+    #[test]
+    fn what_is_no_figure_is_named() {
+        for line in ["a", "a{", "a{x}", "a{x=\"1} 2", "a one", "a{x=\"1\"}2", ""] {
+            let error = read(&format!("{line}\n# EOF\n")).unwrap_err();
+            assert!(error.contains(&format!("'{line}'")), "{error}");
+        }
+        assert!(read("a 1\n").unwrap_err().contains("cut short"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_reading_panic(text: String) {
+            let _ = read(&format!("{text}\n# EOF\n"));
+        }
+    }
+}

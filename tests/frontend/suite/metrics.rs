@@ -1,0 +1,255 @@
+//! The figures: they say what was done, and what the log says at the end.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use crate::counters::{self, Counters};
+use crate::driver::PAGE;
+use crate::driver::request::{RW, Request, attach, detach, map, probe, unmap};
+use crate::driver::status::*;
+use crate::paging::{Channel, FAILURE, INVALID};
+use crate::scrape::{self, Figures, METRICS, figures};
+use crate::vm::{DATA, ENDPOINTS, EP0, EP1, NO_ENDPOINT, Vm};
+use crate::wait;
+
+const IOVA: u64 = 0x7000_0000;
+const OWN: Channel = Channel::new(0, 0, None);
+const OTHER: Channel = Channel::new(1, 0, None);
+
+/// What figures call the endpoints.
+const NAMES: [&str; 3] = ["0000:00:02.0", "0001:02:03.4", "0000:00:1f.7"];
+
+fn page(index: u64) -> (u64, u64) {
+    (IOVA + index * PAGE, IOVA + index * PAGE + PAGE - 1)
+}
+
+fn map_page(index: u64) -> Request {
+    let (first, last) = page(index);
+    map(1, first, last, DATA, RW)
+}
+
+fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+#[test]
+fn requests_are_counted_by_type_and_status() {
+    let mut vm = Vm::realized(METRICS);
+    vm.start();
+    vm.ok(attach(1, EP0));
+    vm.ok(attach(2, EP1));
+    vm.expect(NOENT, attach(1, NO_ENDPOINT));
+    (0..5).for_each(|index| vm.ok(map_page(index)));
+    vm.expect(INVAL, map_page(0));
+    vm.expect(RANGE, map(1, IOVA + 1, IOVA + PAGE, DATA, RW));
+    vm.expect(NOENT, map(7, 0, PAGE - 1, DATA, RW));
+    vm.ok(unmap(1, IOVA, page(1).1));
+    vm.ok(detach(2, EP1));
+    let probe_size = vm.session.config().probe_size as usize;
+    vm.ok(probe(EP0, probe_size));
+    vm.expect(INVAL, probe(EP0, probe_size - 1));
+    assert!(vm.send(&Request::new(77)).is_unwritten());
+    assert!(vm.send(&map_page(9).cut(3)).is_unwritten());
+    assert!(vm.send(&map_page(9).room(3)).is_unwritten());
+
+    let figures = figures(&vm.daemon);
+    let rows = [
+        ("attach", counts([("ok", 2), ("noent", 1)])),
+        ("detach", counts([("ok", 1)])),
+        ("map", counts([("ok", 5), ("inval", 1), ("range", 1), ("noent", 1), ("unwritten", 1)])),
+        ("unmap", counts([("ok", 1)])),
+        ("probe", counts([("ok", 1), ("inval", 1)])),
+        ("page_response", counts([])),
+        ("unknown", counts([("unwritten", 2)])),
+    ];
+    for (kind, expected) in rows {
+        assert_eq!(figures.requests(kind), expected, "{kind}");
+    }
+}
+
+#[test]
+fn what_the_books_hold_is_shown() {
+    let books = |vm: &Vm| {
+        let figures = figures(&vm.daemon);
+        ["mappings", "domains", "attachments", "endpoints"].map(|name| figures.get(name))
+    };
+    let mut vm = Vm::new(METRICS);
+    assert_eq!(books(&vm), [0, 0, 0, 3]);
+    vm.ok(attach(1, EP0));
+    vm.ok(attach(1, EP1));
+    (0..5).for_each(|index| vm.ok(map_page(index)));
+    assert_eq!(books(&vm), [5, 1, 2, 3]);
+    vm.ok(unmap(1, page(1).0, page(2).1));
+    vm.ok(detach(1, EP0));
+    assert_eq!(books(&vm), [3, 1, 1, 3]);
+    vm.reset();
+    assert_eq!(books(&vm), [0, 0, 0, 3]);
+    vm.ok(attach(1, EP0));
+    vm.ok(map_page(0));
+    vm.lose_front_end();
+    assert_eq!(books(&vm), [0, 0, 0, 3]);
+}
+
+#[test]
+fn front_ends_and_the_request_queue_are_counted() {
+    let daemon = crate::vm::daemon(METRICS);
+    let connected =
+        |figures: &Figures| (figures.get("front_end_connected"), figures.get("front_ends_total"));
+    assert_eq!(connected(&figures(&daemon)), (0, 0));
+    let mut vm = Vm::realized_on(daemon);
+    vm.start();
+    assert_eq!(connected(&figures(&vm.daemon)), (1, 1));
+    vm.lose_front_end();
+    (0..100).for_each(|_| vm.expect(NOENT, detach(1, NO_ENDPOINT)));
+    assert_eq!(connected(&figures(&vm.daemon)), (1, 2));
+    let (figures, batches) = wait::until("sleep after all batches", || {
+        let figures = scrape::figures(&vm.daemon);
+        let found = figures.by_label("request_queue_batches_total{found_by=\"", "\"}");
+        let sleeps = figures.get("request_queue_sleeps_total") > 0;
+        // One request at a time, so each is a batch.
+        (sleeps && found.values().sum::<u64>() == 101).then_some((figures, found))
+    });
+    assert!(figures.get("driver_signals_total{queue=\"request\"}") > 0);
+    assert!(figures.get("request_queue_wake_ups_total") > 0);
+    let timed = figures.get("request_batch_seconds_count");
+    assert_eq!(figures.get("request_batch_seconds_bucket{le=\"+Inf\"}"), timed);
+    assert_eq!(timed, 13, "one of eight of {batches:?}");
+    let Vm { daemon, session, .. } = vm;
+    drop(session);
+    wait::until("no front end", || (connected(&scrape::figures(&daemon)) == (0, 2)).then_some(()));
+}
+
+/// Faults that are delivered, dropped and dealt with directly; groups answered in several ways.
+fn make_faults(vm: &mut Vm) {
+    vm.open(OWN);
+    vm.open(OTHER);
+    for page in 0..3 {
+        let group = vm.fault(OWN, IOVA + page * PAGE);
+        vm.resolve(&group);
+        assert_eq!(vm.outcome(OWN), Ok(()));
+    }
+    let group = vm.fault(OWN, IOVA + 10 * PAGE);
+    vm.ok(group.response(INVALID));
+    vm.outcome(OWN).unwrap_err();
+    let group = vm.fault(OTHER, IOVA);
+    vm.accel(1).reset();
+    vm.expect(NOENT, group.response(INVALID));
+    vm.accel(2).read(IOVA, 8).unwrap_err();
+    assert_eq!(vm.events.next().endpoint, ENDPOINTS[2].1);
+}
+
+/// Names in the log are names of labels.
+fn labels(counters: &Counters, without: &[&str]) -> BTreeMap<String, u64> {
+    let some =
+        counters.iter().filter(|(name, count)| **count > 0 && !without.contains(&name.as_str()));
+    some.map(|(name, count)| (name.replace(' ', "_"), *count)).collect()
+}
+
+#[test]
+fn faults_and_page_requests_are_counted_as_the_log_counts_them() {
+    let mut vm = Vm::paging(METRICS);
+    make_faults(&mut vm);
+    let group = vm.fault(OWN, IOVA + 20 * PAGE);
+    let figures = figures(&vm.daemon);
+    for (index, endpoint) in NAMES.into_iter().enumerate() {
+        let groups = vm.page_requests(index);
+        let told = labels(&groups, &["groups", "requests", "waiting"]);
+        assert_eq!(figures.outcomes("page_groups_total", endpoint), told, "{endpoint}");
+        assert_eq!(figures.of("page_groups_waiting", endpoint), groups["waiting"]);
+        assert_eq!(figures.of("page_requests_total", endpoint), groups["requests"]);
+        let faults = vm.faults(index);
+        let told = labels(&faults, &["reported", "waiting"]);
+        assert_eq!(figures.outcomes("faults_total", endpoint), told, "{endpoint}");
+        assert_eq!(figures.of("faults_waiting", endpoint), faults["waiting"]);
+        let answered = |by: &str| {
+            let labels = format!("{{endpoint=\"{endpoint}\",answered_by=\"{by}\"}}");
+            figures.get(&format!("page_group_answer_seconds_count{labels}"))
+        };
+        let by_guest = groups["success"] + groups["invalid"] + groups["failure"];
+        assert_eq!(answered("guest"), by_guest, "{endpoint}");
+        assert_eq!(answered("daemon"), groups["groups"] - by_guest - groups["waiting"]);
+    }
+    assert_eq!(figures.of("page_groups_waiting", NAMES[0]), 1);
+    assert_eq!(figures.outcomes("page_groups_total", NAMES[0])["success"], 3);
+    vm.ok(group.response(FAILURE));
+}
+
+#[test]
+fn the_last_figures_are_those_of_the_log_at_the_end() {
+    let mut vm = Vm::paging(METRICS);
+    make_faults(&mut vm);
+    vm.expect(NOENT, detach(9, NO_ENDPOINT));
+    vm.send(&Request::new(200));
+    let figures = figures(&vm.daemon);
+    vm.daemon.stop(libc::SIGTERM);
+    let log = vm.daemon.log();
+
+    let requests = counters::requests(&log);
+    assert!(requests.len() >= 5, "{requests:?}");
+    for kind in ["attach", "detach", "map", "unmap", "probe", "page_response", "unknown"] {
+        let told = requests.get(kind).map(|counters| labels(counters, &["received"]));
+        assert_eq!(figures.requests(kind), told.unwrap_or_default(), "{kind}");
+    }
+    for (index, (bdf, _)) in ENDPOINTS.into_iter().enumerate() {
+        let last = counters::page_requests(&log, bdf).pop().unwrap();
+        let groups = labels(&last, &["groups", "requests", "waiting"]);
+        assert_eq!(figures.outcomes("page_groups_total", NAMES[index]), groups, "{bdf}");
+        let last = counters::faults(&log, bdf).pop().unwrap();
+        let faults = labels(&last, &["reported", "waiting"]);
+        assert_eq!(figures.outcomes("faults_total", NAMES[index]), faults, "{bdf}");
+    }
+}
+
+#[test]
+fn who_may_scrape_is_who_may_connect() {
+    let mut daemon = crate::vm::daemon(&format!("{METRICS} --socket-mode 600"));
+    let socket = daemon.file("metrics");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    daemon.stop(libc::SIGTERM);
+    assert!(!socket.exists(), "the socket is left over");
+}
+
+#[test]
+fn without_the_option_nothing_is_served() {
+    let vm = Vm::new("");
+    assert!(!vm.daemon.file("metrics").exists());
+}
+
+/// `scripts/test metrics` has what this needs, and runs it.
+#[test]
+#[ignore = "needs Debian's python3-prometheus-client"]
+fn a_real_parser_of_open_metrics_takes_all_figures() {
+    const PROGRAM: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+for family in parse(sys.stdin.read()):
+    for sample in family.samples:
+        print(family.type, sample.name, *sorted(sample.labels.values()), float(sample.value))
+";
+    let mut vm = Vm::paging(METRICS);
+    make_faults(&mut vm);
+    let text = scrape::text(&vm.daemon);
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", PROGRAM])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success(), "not OpenMetrics:\n{text}");
+    let read = String::from_utf8(output.stdout).unwrap();
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(read.lines().count(), samples, "not all of them were read");
+    for line in [
+        "counter vhost_user_iommu_page_groups_total 0000:00:02.0 success 3.0",
+        "gauge vhost_user_iommu_endpoints 3.0",
+        "histogram vhost_user_iommu_page_group_answer_seconds_bucket +Inf 0000:00:02.0 guest 4.0",
+        "info vhost_user_iommu_build_info 0.1.0 1.0",
+    ] {
+        assert!(read.lines().any(|read| read == line), "no line '{line}' in:\n{read}");
+    }
+}

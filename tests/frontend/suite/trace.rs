@@ -1,0 +1,74 @@
+//! Trace points: the program has them, and the kernel can count who comes by.
+
+use std::collections::BTreeMap;
+
+use crate::daemon::program;
+use crate::paging::Channel;
+use crate::uprobe::{Uprobe, trace_points};
+use crate::vm::Vm;
+
+const IOVA: u64 = 0x7000_0000;
+
+#[test]
+fn the_program_has_the_trace_points_with_their_arguments() {
+    let points = trace_points(&program());
+    let found: BTreeMap<&str, usize> =
+        points.iter().map(|(name, places)| (name.as_str(), places[0].arguments)).collect();
+    let expected = [
+        ("fault_delivered", 3),
+        ("fault_reported", 4),
+        ("group_answered", 4),
+        ("page_request_delivered", 5),
+        ("page_requested", 4),
+        ("request_done", 2),
+        ("request_taken", 2),
+        ("response_received", 4),
+    ];
+    assert_eq!(found, expected.into());
+    // Tools that take one for the other would put a probe in the midst of an instruction.
+    let places = points.values().flatten();
+    places.for_each(|place| assert_eq!(place.address, place.offset, "{place:x?}"));
+}
+
+/// `scripts/test metrics` runs this where it can.
+#[test]
+#[ignore = "needs the right to put probes into programs"]
+fn each_of_them_is_come_by_as_often_as_it_says() {
+    let mut vm = Vm::paging("");
+    vm.ok(crate::driver::request::attach(1, crate::vm::EP1));
+    // Threads that are made later, for the accelerators' clients, count with those that make them.
+    let tasks = || std::fs::read_dir(format!("/proc/{}/task", vm.daemon.pid())).unwrap();
+    let threads: Vec<u32> =
+        tasks().map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    let mut probes: BTreeMap<String, Vec<Uprobe>> = BTreeMap::new();
+    for (name, places) in trace_points(&program()) {
+        let each = places.iter().flat_map(|place| threads.iter().map(move |pid| (place, *pid)));
+        let all = each.map(|(place, pid)| Uprobe::new(&program(), place.offset, pid).unwrap());
+        probes.insert(name, all.collect());
+    }
+    let channel = Channel::new(0, 0, None);
+    vm.open(channel);
+    for page in 0..3 {
+        let group = vm.fault(channel, IOVA + page * 0x1000);
+        vm.resolve(&group);
+        vm.outcome(channel).unwrap();
+    }
+    vm.accel(2).read(IOVA, 8).unwrap_err();
+    vm.events.next();
+    let counts: BTreeMap<&str, u64> = probes
+        .iter_mut()
+        .map(|(name, probes)| (name.as_str(), probes.iter_mut().map(Uprobe::count).sum()))
+        .collect();
+    let expected = [
+        ("fault_delivered", 1),
+        ("fault_reported", 1),
+        ("group_answered", 3),
+        ("page_request_delivered", 3),
+        ("page_requested", 3),
+        // ATTACH and MAP of the home, then MAP and PAGE_RESP for each page.
+        ("request_done", 8),
+        ("request_taken", 8),
+        ("response_received", 3),
+    ];
+    assert_eq!(counts, expected.into());
+}
