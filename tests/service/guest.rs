@@ -42,8 +42,10 @@ impl Qemu {
 
     /// Waits until it has ended by itself, and not well. Returns its last words.
     pub fn fails(&self, machine: &mut Machine) -> String {
-        machine.wait_for(&self.0, "ActiveState", |state| state == "failed");
-        machine.run(&format!("tail -n 2 {}", self.log()))
+        let ended = machine.wait_for(&self.0, "SubState", |state| state != "running");
+        let words = machine.run(&format!("tail -n 2 {}", self.log()));
+        assert_eq!(ended, "failed", "{} says:\n{words}", self.0);
+        words
     }
 
     /// Ends it.
