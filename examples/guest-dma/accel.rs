@@ -12,7 +12,7 @@ use crate::ring::{Completion, ENTRIES, Ring};
 use crate::sys::Bar;
 
 /// How long work may take: emulated machines can be slow, but end one day.
-const PATIENCE_SECONDS: u32 = 120;
+const PATIENCE_SECONDS: u32 = 300;
 
 /// How interrupts come to this program. Whoever implements it keeps the function open.
 pub trait Interrupts {

@@ -14,7 +14,7 @@ use crate::memory::Content;
 /// Where each of the processes has its memory.
 const SOURCE: usize = 0x10_0000_0000;
 const DESTINATION: usize = 0x20_0000_0000;
-const BYTES: usize = 256 << 10;
+const BYTES: usize = 64 << 10;
 const ROUNDS: u64 = 4;
 
 pub fn run(options: &Options, count: u32) -> Result<String> {
