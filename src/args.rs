@@ -65,8 +65,8 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub socket_mode: Option<u32>,
 
-    /// An endpoint behind the IOMMU: its PCI address in the guest, `[SSSS:]BB:DD.F`, and what it is.
-    /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
+    /// An endpoint behind the IOMMU: its PCI address in the guest, `[SSSS:]BB:DD.F`, and what it
+    /// is. `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
     /// `vfio=/dev/vfio/devices/vfioN`: a device of the host. Repeatable.
     #[arg(long = "endpoint", value_name = "BDF,KIND=PATH", required = true)]
     pub endpoints: Vec<EndpointArg>,
