@@ -66,9 +66,10 @@ fn an_instance_carries_one_guest_after_the_other() {
     let result = said.lines().find(|line| line.starts_with("ok: touch: "));
     report(result.unwrap_or_else(|| panic!("the guest says:\n{said}")));
 
-    // A stop ends the guest too; the socket stays.
+    // The socket stays after a stop. The guest has lost its IOMMU; a QEMU whose guest has started
+    // its driver does not see that at once.
     machine.run(&format!("systemctl stop {SERVICE}"));
-    report(&format!("QEMU says: {}", qemu.fails(&mut machine)));
+    qemu.stop(&mut machine);
     let counters = counters::page_requests(&machine.journal(SERVICE));
     assert_eq!(counters.len(), 1, "{counters:?}");
     counters.iter().for_each(counters::assert_answered);
