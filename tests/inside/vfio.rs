@@ -276,13 +276,16 @@ fn who_may_not_is_told_what_to_do() {
     let path = nvme(0);
     let as_nobody =
         || command(&dir, &format!("vfio={}", path.display())).uid(NOBODY).output().unwrap();
-    let iommu = Path::new("/dev/iommu");
-    let mode = fs::metadata(iommu).unwrap().permissions();
-    fs::set_permissions(iommu, fs::Permissions::from_mode(0o600)).unwrap();
-    let no_iommufd = as_nobody();
-    fs::set_permissions(iommu, fs::Permissions::from_mode(0o666)).unwrap();
+    let files = [path.as_path(), Path::new("/dev/iommu")];
+    let before = files.map(|file| fs::metadata(file).unwrap().permissions());
+    let set = |file, mode| fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+    files.into_iter().for_each(|file| set(file, 0o600));
     let no_device = as_nobody();
-    fs::set_permissions(iommu, mode).unwrap();
+    set(files[0], 0o666);
+    let no_iommufd = as_nobody();
+    for (file, mode) in files.iter().zip(before) {
+        fs::set_permissions(file, mode).unwrap();
+    }
     refused(&no_iommufd, &["cannot open /dev/iommu", "give the daemon's user access"]);
     let name = path.display().to_string();
     refused(&no_device, &["cannot open", &name, "give it to the daemon's user"]);
