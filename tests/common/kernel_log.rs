@@ -56,8 +56,10 @@ pub fn driver_lines(log: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// For a kernel that checks its locks: whether it still does. It stops after the first report.
-pub const ASK_FOR_CHECKS: &str = "grep debug_locks: /proc/lockdep_stats";
+/// For a kernel that checks its locks: whether it still does. It stops after the first report,
+/// which comes before the answer.
+pub const ASK_FOR_CHECKS: &str = "dmesg | grep -A 60 -E 'WARNING|BUG:|INFO:|possible |inconsistent ' | head -n 200; \
+     grep debug_locks: /proc/lockdep_stats";
 
 /// Of the answer to that.
 pub fn assert_checks(lockdep: &str) {
