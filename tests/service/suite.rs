@@ -5,9 +5,10 @@ use crate::domain;
 use crate::guest::Qemu;
 use crate::machine::{Machine, SERVICE, SOCKET, report};
 
-/// All files, and who there is, before and after.
+/// All files, and who there is, before and after; but what others than the package write.
 const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/run/*.list' \
                       -not -path '/run/systemd/*' -not -path '/run/udev/*' \
+                      -not -path '/run/virtlogd*' \
                       -not -path '/var/lib/dpkg/*' -not -path /var/log/dpkg.log \
                       -not -path '/tmp/systemd-private-*' -not -path '/var/tmp/systemd-private-*' \
                       | sort; cat /etc/passwd /etc/group; \
