@@ -148,6 +148,7 @@ pub struct DaemonArgs {
     /// Serve figures on this socket, in the text format of OpenMetrics over HTTP: `GET /metrics`.
     #[arg(long, value_name = "PATH")]
     pub metrics_socket: Option<PathBuf>,
+
     /// Print what QEMU's conventions for back-end programs ask for, and end; whatever else is on
     /// the command line.
     #[arg(long)]

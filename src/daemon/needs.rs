@@ -1,12 +1,13 @@
 //! What the sandbox has to leave possible.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::thread::CapabilitySet;
 
 use crate::args::{DaemonArgs, EndpointKind};
 use crate::host::iommufd;
 use crate::sandbox::Needs;
+use crate::socket::directory_of;
 
 /// What the daemon still does once it runs.
 pub(super) fn of(args: &DaemonArgs) -> Needs {
@@ -20,15 +21,8 @@ pub(super) fn of(args: &DaemonArgs) -> Needs {
         (args.realtime, CapabilitySet::SYS_NICE),
     ];
     Needs {
-        removable: sockets.map(directory_of).collect(),
+        removable: sockets.map(|path| directory_of(path).into()).collect(),
         ioctls: if on_host { iommufd::ioctls() } else { Vec::new() },
         capabilities: kept.iter().filter(|(needed, _)| *needed).map(|(_, one)| *one).collect(),
-    }
-}
-
-fn directory_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory.into(),
-        _ => ".".into(),
     }
 }

@@ -114,14 +114,18 @@ impl SocketAccess {
     }
 }
 
-/// Held until dropped.
-fn lock_directory_of(path: &Path) -> io::Result<OwnedFd> {
-    let directory = match path.parent() {
+/// Where the file of a socket is.
+pub fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),
-    };
+    }
+}
+
+/// Held until dropped.
+fn lock_directory_of(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = open(directory, flags, Mode::empty())?;
+    let directory = open(directory_of(path), flags, Mode::empty())?;
     flock(&directory, FlockOperation::LockExclusive)?;
     Ok(directory)
 }
