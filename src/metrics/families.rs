@@ -130,15 +130,24 @@ fn encode_counter(metric: &mut MetricEncoder, value: u64) -> fmt::Result {
     metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
 }
 
+/// Encodes the value of each row under its labels.
+fn family<const N: usize, V>(
+    mut metric: MetricEncoder,
+    rows: impl IntoIterator<Item = (Labels<N>, V)>,
+    encode: impl Fn(&mut MetricEncoder, V) -> fmt::Result,
+) -> fmt::Result {
+    rows.into_iter()
+        .try_for_each(|(labels, value)| encode(&mut metric.encode_family(&labels)?, value))
+}
+
 fn counters<const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
     help: &str,
     rows: impl IntoIterator<Item = (Labels<N>, u64)>,
 ) -> fmt::Result {
-    let mut metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
-    rows.into_iter()
-        .try_for_each(|(labels, value)| encode_counter(&mut metric.encode_family(&labels)?, value))
+    let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+    family(metric, rows, encode_counter)
 }
 
 fn gauge(to: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
@@ -151,9 +160,8 @@ fn gauges<const N: usize>(
     help: &str,
     rows: impl IntoIterator<Item = (Labels<N>, u64)>,
 ) -> fmt::Result {
-    let mut metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    rows.into_iter()
-        .try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
+    let metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    family(metric, rows, |metric, value| metric.encode_gauge(&value))
 }
 
 fn times<const N: usize>(
@@ -162,9 +170,8 @@ fn times<const N: usize>(
     help: &str,
     rows: impl IntoIterator<Item = (Labels<N>, TimesRead)>,
 ) -> fmt::Result {
-    let mut metric =
-        to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-    rows.into_iter().try_for_each(|(labels, read)| {
+    let metric = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    family(metric, rows, |metric, read| {
         let bound = |bucket| TimesRead::longest(bucket).map_or(f64::INFINITY, |t| t.as_secs_f64());
         let buckets: Vec<_> = read
             .buckets
@@ -172,7 +179,7 @@ fn times<const N: usize>(
             .enumerate()
             .map(|(bucket, &count)| (bound(bucket), count))
             .collect();
-        metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+        metric.encode_histogram::<NoLabelSet>(
             read.total.as_secs_f64(),
             read.count(),
             &buckets,
