@@ -18,6 +18,11 @@ const MEBIBYTE: u64 = 1 << 20;
 /// The kernel would give up when a timer's interrupt is late, which on a busy machine it can be.
 const COMMAND_LINE: &str = "console=ttyS0 no_timer_check";
 
+/// QEMU's options for a kernel with KASAN. While Linux 7.3 starts it clears what it knows of the
+/// processor for a moment, five levels of page tables among it, and an interrupt in this moment makes
+/// KASAN report good accesses.
+pub const FOR_KASAN: &str = " -cpu max,la57=off";
+
 /// Emulated processors need real ones: machines run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 

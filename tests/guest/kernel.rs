@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::common::bed::{make_initrd, variable};
+use crate::common::machine::FOR_KASAN;
 
 /// A guest kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,14 @@ impl Kernel {
             Self::Stock => variable("VUI_STOCK_KERNEL"),
             Self::Small => variable("VUI_SMALL_KERNEL"),
             Self::Debug => variable("VUI_DEBUG_KERNEL"),
+        }
+    }
+
+    /// What it needs besides of QEMU.
+    pub fn qemu_args(self) -> &'static str {
+        match self {
+            Self::Stock | Self::Small => "",
+            Self::Debug => FOR_KASAN,
         }
     }
 

@@ -73,7 +73,9 @@ impl Builder {
         let config = Config::new(place.path(), &endpoints, &self.options);
         config.write_viot(&self.endpoints);
         let mut daemon = config.start();
-        let args = [config.qemu_args(self.memory), disks(&place, &self.disks)].concat();
+        let args =
+            [&config.qemu_args(self.memory), &disks(&place, &self.disks), self.kernel.qemu_args()]
+                .concat();
         let (kernel, initrd) = (self.kernel.image(), self.kernel.initrd());
         let machine = Machine::boot(place, &kernel, initrd, &args, || daemon.assert_alive());
         Vm { machine, daemon, expected_faults: Vec::new(), tolerated: self.tolerated }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crate::common::agent::Output;
 use crate::common::bed::{self, make_initrd, variable};
 use crate::common::kernel_log;
-use crate::common::machine::{Machine, Place, drive};
+use crate::common::machine::{FOR_KASAN, Machine, Place, drive};
 
 /// With everything of VT-d that page tables of processes need.
 const IOMMU: &str = "intel-iommu,scalable-mode=on,fsts=on,pasid-bits=20,svm=on,device-iotlb=on,\
@@ -36,6 +36,14 @@ impl Kernel {
             Self::Debug => variable("VUI_DEBUG_KERNEL"),
         }
     }
+
+    /// What it needs besides of QEMU.
+    fn qemu_args(self) -> &'static str {
+        match self {
+            Self::Small => "",
+            Self::Debug => FOR_KASAN,
+        }
+    }
 }
 
 pub struct Host {
@@ -47,7 +55,7 @@ impl Host {
     /// Boots with so much memory, as QEMU's option says it.
     pub fn boot(kernel: Kernel, memory: &str) -> Self {
         let place = Place::new();
-        let args = args(&place, memory);
+        let args = args(&place, memory) + kernel.qemu_args();
         let machine = Machine::boot(place, &kernel.image(), initrd(), &args, || ());
         let mut host = Self { machine, kernel };
         host.run("mkdir /nested && mount -t ext4 -o ro /dev/vda /nested");
