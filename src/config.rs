@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, CommandFactory};
+use clap::{Arg, ArgMatches, CommandFactory, Id};
 use toml::{Table, Value};
 
 use crate::args::Args;
@@ -33,14 +33,9 @@ pub fn with_file(mut line: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let matches = innermost(&matches);
     let Ok(Some(path)) = matches.try_get_one::<PathBuf>("config") else { return Ok(line) };
     let in_file = |error: String| format!("{}: {error}", path.display());
-    let table = read(path).map_err(in_file)?;
-    check(&table).map_err(in_file)?;
-    for (key, value) in &table {
-        let arg = option(key).map_err(in_file)?;
-        if !is_given(matches, arg.get_id().as_str()) {
-            line.extend(arguments(&arg, key, value).map_err(in_file)?);
-        }
-    }
+    let arguments = read(path).and_then(|table| options(&table)).map_err(in_file)?;
+    let not_given = arguments.into_iter().filter(|(id, _)| !is_given(matches, id));
+    line.extend(not_given.flat_map(|(_, arguments)| arguments));
     Ok(line)
 }
 
@@ -54,16 +49,20 @@ fn read(path: &Path) -> Result<Table, String> {
     text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())
 }
 
-/// Sees that the file alone is right, as far as that can be said of an option by itself.
-fn check(table: &Table) -> Result<(), String> {
-    let mut line = vec![OsString::from("vhost-user-iommu")];
-    for (key, value) in table {
-        line.extend(arguments(&option(key)?, key, value)?);
-    }
-    match Args::command().try_get_matches_from(line) {
+/// The options of a file, by their identifiers, with the arguments that say the same. The file
+/// alone is right, as far as that can be said of an option by itself.
+fn options(table: &Table) -> Result<Vec<(Id, Vec<OsString>)>, String> {
+    let command = Args::command();
+    let argument = |(key, value): (&String, &Value)| {
+        let arg = option(&command, key)?;
+        Ok((arg.get_id().clone(), arguments(arg, key, value)?))
+    };
+    let options = table.iter().map(argument).collect::<Result<Vec<_>, String>>()?;
+    let alone = options.iter().flat_map(|(_, arguments)| arguments);
+    match command.no_binary_name(true).try_get_matches_from(alone) {
         // What the file does not give, the command line may.
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => Err(sentence(&error)),
-        _ => Ok(()),
+        _ => Ok(options),
     }
 }
 
@@ -74,15 +73,15 @@ fn sentence(error: &clap::Error) -> String {
     sentence.strip_prefix("error: ").unwrap_or(sentence).trim_end().to_owned()
 }
 
-fn option(key: &str) -> Result<Arg, String> {
-    let command = Args::command();
+fn option<'a>(command: &'a clap::Command, key: &str) -> Result<&'a Arg, String> {
     let option = command.get_arguments().find(|arg| arg.get_long() == Some(key));
-    option.filter(|arg| !NOT_IN_A_FILE.contains(&arg.get_id().as_str())).cloned().ok_or_else(|| {
+    option.filter(|arg| !NOT_IN_A_FILE.contains(&arg.get_id().as_str())).ok_or_else(|| {
         format!("there is no option '{key}'; the names are those of --help, without the dashes")
     })
 }
 
-fn is_given(matches: &ArgMatches, id: &str) -> bool {
+fn is_given(matches: &ArgMatches, id: &Id) -> bool {
+    let id = id.as_str();
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     given(id) || ALTERNATIVES.contains(&id) && ALTERNATIVES.into_iter().any(given)
 }

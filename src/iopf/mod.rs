@@ -81,9 +81,9 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// Tells who traces the daemon that it was delivered; `true`.
-    fn trace(&self) -> bool {
-        match *self {
+    /// Tells who traces the daemon that it was delivered.
+    fn trace_delivery(self) {
+        match self {
             Event::Fault(fault) => {
                 trace::fault_delivered(fault.endpoint, fault.pasid, fault.address);
             }
@@ -92,7 +92,6 @@ impl Event<'_> {
                 trace::page_request_delivered(endpoint, pasid, cookie.0, group.0, address);
             }
         }
-        true
     }
 }
 
@@ -256,7 +255,13 @@ impl Iopf {
     /// not take [`Delivered::Starved`] is returned, other faults are dropped.
     pub fn deliver(&self, put: &mut dyn FnMut(Event) -> bool) -> Delivered {
         self.rung.store(false, Ordering::SeqCst);
-        let put = &mut |event: Event| put(event) && event.trace();
+        let put = &mut |event: Event| {
+            let taken = put(event);
+            if taken {
+                event.trace_delivery();
+            }
+            taken
+        };
         let mut delivered = Delivered::All;
         for (&id, faults) in self.in_turn() {
             match faults.deliver(put) {
