@@ -1,6 +1,6 @@
 //! A QEMU in the machine, by the user that libvirt runs it as.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, SERVICE};
 
 /// What a guest says when it has done what it was booted for.
 const DONE: &str = "service-guest: status ";
@@ -13,18 +13,25 @@ const KERNEL: &str = "-smp 1 -m 256M -kernel /host/bzImage -initrd /host/guest.i
 pub struct Qemu(String);
 
 impl Qemu {
-    /// Starts one that has a guest.
-    pub fn boot(machine: &mut Machine, name: &str) -> Self {
-        Self::start(machine, name, "vm1", KERNEL)
+    /// Starts one that has a guest, and lets systemd end it with its instance.
+    pub fn boot_bound(machine: &mut Machine, name: &str) -> Self {
+        let properties = format!("--property BindsTo={SERVICE} --property After={SERVICE}");
+        Self::start(machine, &properties, name, "vm1", KERNEL)
     }
 
     /// Starts one that has all but a guest, for `instance`.
     pub fn without_guest(machine: &mut Machine, name: &str, instance: &str) -> Self {
-        Self::start(machine, name, instance, "-S")
+        Self::start(machine, "", name, instance, "-S")
     }
 
-    fn start(machine: &mut Machine, name: &str, instance: &str, args: &str) -> Self {
-        machine.run(&format!("sh /host/vm {name} {instance} {args} 2>&1"));
+    fn start(
+        machine: &mut Machine,
+        properties: &str,
+        name: &str,
+        instance: &str,
+        args: &str,
+    ) -> Self {
+        machine.run(&format!("sh /host/vm '{properties}' {name} {instance} {args} 2>&1"));
         Self(format!("{name}.service"))
     }
 
@@ -46,6 +53,11 @@ impl Qemu {
         let words = machine.run(&format!("tail -n 2 {}", self.log()));
         assert_eq!(ended, "failed", "{} says:\n{words}", self.0);
         words
+    }
+
+    /// Waits until systemd has ended it, well or not.
+    pub fn ends(self, machine: &mut Machine) {
+        machine.wait_for(&self.0, "ActiveState", |state| matches!(state, "inactive" | "failed"));
     }
 
     /// Ends it.

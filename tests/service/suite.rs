@@ -14,6 +14,9 @@ const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/r
                       | sort; cat /etc/passwd /etc/group; \
                       systemctl list-units --all --plain --no-legend 'vhost-user-iommu*'; }";
 
+/// Files that the package brings to be copied.
+const EXAMPLES: &str = "/usr/share/doc/vhost-user-iommu/examples";
+
 const WAITING: &str = "waiting for a front end on /run/vhost-user-iommu/vm1.sock";
 const CONNECTED: &str = "front end connected";
 
@@ -35,9 +38,14 @@ fn the_package_is_installed_and_leaves_nothing_behind() {
     machine.run("cp /host/vm1.toml /etc/vhost-user-iommu/");
     machine.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
     machine.run(&format!("mkdir -p /etc/systemd/system/{SERVICE}.d"));
-    machine.run(&format!("echo '[Service]' >/etc/systemd/system/{SERVICE}.d/mine.conf"));
+    machine.run(&format!("cp {EXAMPLES}/vfio.conf /etc/systemd/system/{SERVICE}.d/"));
+    machine.run(&format!("udevadm verify {EXAMPLES}/70-vhost-user-iommu.rules 2>&1"));
     machine.run(&format!("systemctl daemon-reload && systemctl start {SERVICE}"));
     assert_eq!(machine.property(SERVICE, "StatusText"), WAITING);
+    let devices = machine.property(SERVICE, "DeviceAllow");
+    for device in ["/dev/iommu rw", "/dev/vfio/devices/vfio0 rw"] {
+        assert!(devices.lines().any(|line| line == device), "{devices}");
+    }
 
     // An upgrade leaves it alone.
     let pid = machine.property(SERVICE, "MainPID");
@@ -59,26 +67,27 @@ fn an_instance_carries_one_guest_after_the_other() {
     let mut machine = Machine::with_instance();
     assert_eq!(machine.property(SERVICE, "ActiveState"), "inactive");
 
-    // The connection starts it. A process in the guest shares its address space with the
-    // accelerator.
-    let qemu = Qemu::boot(&mut machine, "first");
+    // A QEMU that is bound to it starts it, and ends with it. A process in the guest shares its
+    // address space with the accelerator.
+    let qemu = Qemu::boot_bound(&mut machine, "first");
     machine.wait_for_status(SERVICE, CONNECTED);
     let said = qemu.wait_for_guest(&mut machine);
     let result = said.lines().find(|line| line.starts_with("ok: touch: "));
     report(result.unwrap_or_else(|| panic!("the guest says:\n{said}")));
-
-    // The socket stays after a stop. The guest has lost its IOMMU; a QEMU whose guest has started
-    // its driver does not see that at once.
-    machine.run(&format!("systemctl stop {SERVICE}"));
-    qemu.stop(&mut machine);
+    machine.run(&format!("systemctl kill --signal USR1 {SERVICE}"));
+    machine.wait_for_words(SERVICE, "page requests of endpoint ");
     let counters = counters::page_requests(&machine.journal(SERVICE));
     assert_eq!(counters.len(), 1, "{counters:?}");
     counters.iter().for_each(counters::assert_answered);
-    assert_eq!(machine.property(SERVICE, "Result"), "success");
-    assert_eq!(machine.property(SERVICE, "ExecMainStatus"), "0");
-    assert_eq!(machine.property(SOCKET, "SubState"), "listening");
 
-    // One instance serves several, one after the other.
+    // By itself a QEMU whose guest has started its driver would not see that its IOMMU is lost.
+    machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
+    qemu.ends(&mut machine);
+    assert_eq!(machine.property(SERVICE, "Result"), "signal");
+    assert_eq!(machine.property(SOCKET, "SubState"), "listening");
+    report("a QEMU that was bound to a daemon has ended with it");
+
+    // A connection starts it. It serves several, one after the other.
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     let pid = machine.property(SERVICE, "MainPID");
@@ -88,9 +97,19 @@ fn an_instance_carries_one_guest_after_the_other() {
     machine.wait_for_status(SERVICE, CONNECTED);
     assert_eq!(machine.property(SERVICE, "MainPID"), pid);
 
-    // After a restart it waits for the next one.
-    machine.run(&format!("systemctl restart {SERVICE}"));
+    // The socket stays after a stop.
+    machine.run(&format!("systemctl stop {SERVICE}"));
     third.fails(&mut machine);
+    assert_eq!(machine.property(SERVICE, "Result"), "success");
+    assert_eq!(machine.property(SERVICE, "ExecMainStatus"), "0");
+    assert_eq!(machine.property(SOCKET, "SubState"), "listening");
+
+    // After a restart it waits for the next one.
+    let fourth = Qemu::without_guest(&mut machine, "fourth", "vm1");
+    machine.wait_for_status(SERVICE, CONNECTED);
+    let pid = machine.property(SERVICE, "MainPID");
+    machine.run(&format!("systemctl restart {SERVICE}"));
+    fourth.fails(&mut machine);
     machine.wait_for_status(SERVICE, WAITING);
     assert_ne!(machine.property(SERVICE, "MainPID"), pid);
     machine.finish(&[]);
@@ -130,11 +149,14 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
 
     // Misconfigured: each front end is told at once, and starts it once.
     let (service, socket) = (SERVICE.replace("vm1", "vm2"), SOCKET.replace("vm1", "vm2"));
-    let rows =
-        [("page-size = 3000", "2", "3000"), (MISSING_DEVICE, "4", "/dev/vfio/devices/vfio0")];
+    let rows = [
+        ("page-size = 3000", "2", "3000"),
+        (MISSING_DEVICE, "4", "/dev/vfio/devices/vfio0"),
+        (REALTIME, "5", "RTPRIO"),
+    ];
     machine.run(&format!("systemctl start {socket}"));
     for (index, (config, code, part)) in rows.into_iter().enumerate() {
-        machine.run(&format!("echo '{config}' >/etc/vhost-user-iommu/vm2.toml"));
+        machine.run(&format!("printf '{config}\\n' >/etc/vhost-user-iommu/vm2.toml"));
         let qemu = Qemu::without_guest(&mut machine, &format!("wrong{index}"), "vm2");
         qemu.fails(&mut machine);
         machine.wait_for(&service, "ActiveState", |state| state == "failed");
@@ -145,13 +167,25 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
         let starts = journal.lines().filter(|line| line.starts_with("Starting ")).count();
         assert_eq!(starts, index + 1, "{journal}");
     }
-    machine.run("sed 's/vm1/vm2/' /host/vm1.toml >/etc/vhost-user-iommu/vm2.toml");
+
+    // Allowed what it has been refused.
+    machine.run(&format!("mkdir -p /etc/systemd/system/{service}.d"));
+    machine.run(&format!("cp {EXAMPLES}/realtime.conf /etc/systemd/system/{service}.d/"));
+    machine.run("systemctl daemon-reload");
     let _right = Qemu::without_guest(&mut machine, "right", "vm2");
     machine.wait_for_status(&service, CONNECTED);
+    let pid = machine.property(&service, "MainPID");
+    let policies = machine.run(&format!("cut -d ' ' -f 41 /proc/{pid}/task/*/stat"));
+    assert_eq!(policies.lines().filter(|policy| *policy == SCHED_RR).count(), 1, "{policies}");
     machine.finish(&[]);
 }
 
 const MISSING_DEVICE: &str = "endpoint = \"00:02.0,vfio=/dev/vfio/devices/vfio0\"";
+const REALTIME: &str = "endpoint = \"00:02.0,sim=/run/vhost-user-iommu/vm2/accel.sock\"\\n\
+                        realtime = true";
+
+/// As proc_pid_stat(5) writes it.
+const SCHED_RR: &str = "2";
 
 /// Holds the instance's loops for requests and events where they wait, from now on.
 fn stall(machine: &mut Machine) {
