@@ -67,13 +67,18 @@ impl KernelError {
     }
 }
 
+/// What to do where a file of a device is refused, and not by its own permissions.
+pub(super) const DEVICE_POLICY: &str =
+    "a policy of its cgroup keeps the daemon from it; a unit of systemd needs DeviceAllow= for it";
+
 /// What it means, and what to do, where that is known.
 fn cannot_open(errno: Errno) -> String {
     let hint = match errno {
         Errno::NOENT | Errno::NODEV => {
             "the kernel has no iommufd; load its module, or use a kernel with CONFIG_IOMMUFD"
         }
-        Errno::ACCESS | Errno::PERM => "give the daemon's user access to it, by a udev rule say",
+        Errno::ACCESS => "give the daemon's user access to it, by a udev rule say",
+        Errno::PERM => DEVICE_POLICY,
         _ => "endpoints of the host need it",
     };
     format!("cannot open {PATH}: {}; {hint}", std::io::Error::from(errno))

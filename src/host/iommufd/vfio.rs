@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use vfio_bindings::bindings::vfio;
 
 use super::endpoint::Device;
-use super::kernel::{Kernel, KernelError, Object};
+use super::kernel::{DEVICE_POLICY, Kernel, KernelError, Object};
 use super::sys::{self, Argument};
 use crate::address::Pasid;
 
@@ -102,6 +102,9 @@ fn open(path: &Path) -> Result<File, String> {
             "there is no {name}; give the device to vfio-pci, on a kernel with \
              CONFIG_VFIO_DEVICE_CDEV, and see /sys/bus/pci/devices/ADDRESS/vfio-dev"
         ),
+        ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EPERM) => {
+            format!("cannot open {name}: {error}; {DEVICE_POLICY}")
+        }
         ErrorKind::PermissionDenied => {
             format!("cannot open {name}: {error}; give it to the daemon's user")
         }
