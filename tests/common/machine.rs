@@ -23,6 +23,11 @@ const COMMAND_LINE: &str = "console=ttyS0 no_timer_check";
 /// KASAN report good accesses.
 pub const FOR_KASAN: &str = " -cpu max,la57=off";
 
+/// QEMU's options for a machine with VT-d, and everything of it that page tables of processes need.
+pub const WITH_VT_D: &str = "-machine q35,kernel-irqchip=split \
+                             -device intel-iommu,scalable-mode=on,fsts=on,pasid-bits=20,svm=on,\
+                             device-iotlb=on,aw-bits=48";
+
 /// Emulated processors need real ones: machines run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 

@@ -6,6 +6,7 @@
 //! - [`suite`] is the tests.
 
 #[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "other tests need more of it")]
 mod common;
 mod daemon;
 mod faults;

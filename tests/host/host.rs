@@ -7,11 +7,7 @@ use std::sync::OnceLock;
 use crate::common::agent::Output;
 use crate::common::bed::{self, make_initrd, variable};
 use crate::common::kernel_log;
-use crate::common::machine::{FOR_KASAN, Machine, Place, drive};
-
-/// With everything of VT-d that page tables of processes need.
-const IOMMU: &str = "intel-iommu,scalable-mode=on,fsts=on,pasid-bits=20,svm=on,device-iotlb=on,\
-                     aw-bits=48";
+use crate::common::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive};
 
 /// Functions that can be given to VFIO: two disks, which nobody else uses ...
 pub const NVME: [&str; 2] = ["0000:00:02.0", "0000:00:03.0"];
@@ -88,7 +84,7 @@ fn args(place: &Place, memory: &str) -> String {
         place.disk(&name, NVME_MIB) + &device
     });
     format!(
-        "-machine q35,kernel-irqchip=split -m {memory} -device {IOMMU} \
+        "{WITH_VT_D} -m {memory} \
          {disk} -device virtio-blk-pci,drive=host,addr=01.0 {} \
          -device edu,addr={},dma_mask={EDU_MASK}",
         nvme.collect::<String>(),

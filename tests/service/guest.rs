@@ -2,6 +2,9 @@
 
 use crate::machine::{Machine, SERVICE};
 
+/// How much memory a guest has, in mebibytes, as [`KERNEL`] says it.
+pub const MEMORY_MIB: u64 = 256;
+
 /// What a guest says when it has done what it was booted for.
 const DONE: &str = "service-guest: status ";
 
@@ -13,6 +16,11 @@ const KERNEL: &str = "-smp 1 -m 256M -kernel /host/bzImage -initrd /host/guest.i
 pub struct Qemu(String);
 
 impl Qemu {
+    /// Starts one that has a guest.
+    pub fn boot(machine: &mut Machine, name: &str) -> Self {
+        Self::start(machine, "", name, "vm1", KERNEL)
+    }
+
     /// Starts one that has a guest, and lets systemd end it with its instance.
     pub fn boot_bound(machine: &mut Machine, name: &str) -> Self {
         let properties = format!("--property BindsTo={SERVICE} --property After={SERVICE}");

@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use crate::common::agent::Output;
 use crate::common::bed::{make_initrd, variable};
-use crate::common::machine::{Machine as Vm, Place, drive};
+use crate::common::machine::{Machine as Vm, Place, WITH_VT_D, drive};
 use crate::common::wait::PATIENCE;
 
 /// The instance that tests use.
 pub const SERVICE: &str = "vhost-user-iommu@vm1.service";
 pub const SOCKET: &str = "vhost-user-iommu@vm1.socket";
+
+/// A device that can be given to an instance.
+pub const DEVICE: &str = "0000:00:04.0";
 
 /// Stands in place of the usual one. What protects from guesses of a processor is of no use on one
 /// that guesses nothing.
@@ -26,13 +29,23 @@ pub struct Machine(Vm);
 impl Machine {
     /// Boots a machine that does not have the package yet.
     pub fn boot() -> Self {
+        Self::boot_on("-machine q35", &variable("VUI_STOCK_KERNEL"))
+    }
+
+    /// As that, with a kernel and an IOMMU that give devices to programs, and [`DEVICE`].
+    pub fn boot_with_device() -> Self {
+        let slot = DEVICE.trim_start_matches("0000:00:");
+        let hardware = format!("{WITH_VT_D} -device edu,addr={slot}");
+        Self::boot_on(&hardware, &variable("VUI_SMALL_KERNEL"))
+    }
+
+    fn boot_on(hardware: &str, kernel: &Path) -> Self {
         // What is written to the disk is forgotten.
         let disk = drive("root", &variable("VUI_SERVICE_DISK"), ",snapshot=on");
         let args = format!(
-            "-machine q35 -m 2G {disk} -device nvme,drive=root,serial=root -append '{COMMAND_LINE}'"
+            "{hardware} -m 2G {disk} -device nvme,drive=root,serial=root -append '{COMMAND_LINE}'"
         );
-        let kernel = variable("VUI_STOCK_KERNEL");
-        Self(Vm::boot(Place::new(), &kernel, initrd(), &args, || ()))
+        Self(Vm::boot(Place::new(), kernel, initrd(), &args, || ()))
     }
 
     /// Boots one that has it, and an instance that waits for a front end.

@@ -2,8 +2,8 @@
 
 use crate::common::counters;
 use crate::domain;
-use crate::guest::Qemu;
-use crate::machine::{Machine, SERVICE, SOCKET, report};
+use crate::guest::{self, Qemu};
+use crate::machine::{DEVICE, Machine, SERVICE, SOCKET, report};
 
 /// All files, and who there is, before and after; but what others than the package write.
 const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/run/*.list' \
@@ -198,6 +198,62 @@ fn stall(machine: &mut Machine) {
         "systemd-run --quiet --unit stall strace -o /dev/null -e trace=epoll_wait \
          -e inject=epoll_wait:delay_exit=3600s{attach} 2>&1"
     ));
+}
+
+#[test]
+fn an_instance_has_the_devices_that_it_is_given() {
+    let mut machine = Machine::boot_with_device();
+    machine.install();
+    give_to_group(&mut machine);
+    machine.run(&format!(
+        "sed 's|^endpoint = .|&\"00:03.0,vfio={FILE}\", |' /host/vm1.toml \
+         >/etc/vhost-user-iommu/vm1.toml"
+    ));
+    machine.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
+
+    // The file is open to the user, but not to the instance.
+    let refused = Qemu::without_guest(&mut machine, "refused", "vm1");
+    refused.fails(&mut machine);
+    machine.wait_for(SERVICE, "ActiveState", |state| state == "failed");
+    assert_eq!(machine.property(SERVICE, "ExecMainStatus"), "4");
+    let journal = machine.journal(SERVICE);
+    let said = journal.lines().find(|line| line.contains(FILE) && line.contains("DeviceAllow="));
+    report(said.unwrap_or_else(|| panic!("nothing of {FILE} in:\n{journal}")));
+
+    machine.run(&format!("mkdir -p /etc/systemd/system/{SERVICE}.d"));
+    machine.run(&format!("cp {EXAMPLES}/vfio.conf /etc/systemd/system/{SERVICE}.d/"));
+    machine.run("systemctl daemon-reload");
+    let given = Qemu::boot(&mut machine, "given");
+    machine.wait_for_status(SERVICE, CONNECTED);
+    let said = given.wait_for_guest(&mut machine);
+    assert!(said.contains("ok: touch: "), "the guest says:\n{said}");
+    // The device can reach all of the guest's memory, as long as no driver attaches it.
+    let pid = machine.property(SERVICE, "MainPID");
+    let pinned = machine.run(&format!("grep '^VmPin:' /proc/{pid}/status"));
+    let kibibytes = guest::MEMORY_MIB * 1024;
+    assert!(pinned.ends_with(&format!(" {kibibytes} kB")), "{pinned}");
+    report("a device of the host reaches the guest's memory");
+    given.stop(&mut machine);
+    machine.wait_for_status(SERVICE, WAITING);
+    machine.finish(&[]);
+}
+
+/// The device's file.
+const FILE: &str = "/dev/vfio/devices/vfio0";
+
+/// Binds the device to VFIO, and opens its files to the group, as `docs/service.md` says.
+fn give_to_group(machine: &mut Machine) {
+    let rules = "70-vhost-user-iommu.rules";
+    machine.run(&format!(
+        "sed 's/0000:01:00.0/{DEVICE}/' {EXAMPLES}/{rules} >/etc/udev/rules.d/{rules}"
+    ));
+    machine.run("udevadm control --reload && udevadm trigger --settle /dev/iommu");
+    machine.run(&format!(
+        "echo vfio-pci >/sys/bus/pci/devices/{DEVICE}/driver_override && \
+         echo {DEVICE} >/sys/bus/pci/drivers_probe && udevadm settle"
+    ));
+    let groups = machine.run(&format!("stat --format=%G /dev/iommu {FILE} | uniq"));
+    assert_eq!(groups, "vhost-user-iommu");
 }
 
 #[test]
