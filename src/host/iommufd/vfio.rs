@@ -1,7 +1,6 @@
 //! A physical device, held through VFIO's character device (`linux/vfio.h`).
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -97,18 +96,16 @@ fn open(path: &Path) -> Result<File, String> {
     let name = path.display();
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => format!(
+    let file = file.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => format!(
             "there is no {name}; give the device to vfio-pci, on a kernel with \
              CONFIG_VFIO_DEVICE_CDEV, and see /sys/bus/pci/devices/ADDRESS/vfio-dev"
         ),
-        ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EPERM) => {
-            format!("cannot open {name}: {error}; {DEVICE_POLICY}")
-        }
-        ErrorKind::PermissionDenied => {
+        Some(Errno::PERM) => format!("cannot open {name}: {error}; {DEVICE_POLICY}"),
+        Some(Errno::ACCESS) => {
             format!("cannot open {name}: {error}; give it to the daemon's user")
         }
-        ErrorKind::ResourceBusy => format!("cannot open {name}: {error}; another program has it"),
+        Some(Errno::BUSY) => format!("cannot open {name}: {error}; another program has it"),
         _ => format!("cannot open {name}: {error}"),
     })?;
     let is_device = file.metadata().is_ok_and(|metadata| is_vfio_device(&metadata));
