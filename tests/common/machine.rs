@@ -64,6 +64,11 @@ pub fn drive(name: &str, path: &Path, more: &str) -> String {
     format!(" -drive if=none,id={name},format=raw,file={}{more}", path.display())
 }
 
+/// Where QEMU is to put a function of the root bus, for its `addr=`.
+pub fn slot(function: &str) -> &str {
+    function.trim_start_matches("0000:00:")
+}
+
 pub struct Machine {
     pub agent: Agent,
     pub qmp: Qmp,

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crate::common::agent::Output;
 use crate::common::bed::{self, make_initrd, variable};
 use crate::common::kernel_log;
-use crate::common::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive};
+use crate::common::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive, slot};
 
 /// Functions that can be given to VFIO: two disks, which nobody else uses ...
 pub const NVME: [&str; 2] = ["0000:00:02.0", "0000:00:03.0"];
@@ -69,7 +69,8 @@ impl Host {
     /// checks its locks must still do so.
     pub fn finish(mut self, tolerated: &[&str]) {
         if matches!(self.kernel, Kernel::Debug) {
-            kernel_log::assert_checks(&self.run(kernel_log::ASK_FOR_CHECKS));
+            let answer = self.run(kernel_log::ASK_FOR_CHECKS);
+            kernel_log::assert_checks(&answer, &self.machine.kernel_log());
         }
         self.machine.finish(tolerated);
     }
@@ -77,7 +78,6 @@ impl Host {
 
 fn args(place: &Place, memory: &str) -> String {
     let disk = drive("host", &variable("VUI_HOST_DISK"), ",readonly=on");
-    let slot = |function: &'static str| function.trim_start_matches("0000:00:");
     let nvme = NVME.iter().enumerate().map(|(index, function)| {
         let (name, slot) = (format!("nvme{index}"), slot(function));
         let device = format!(" -device nvme,drive={name},serial={name},addr={slot}");

@@ -2,13 +2,13 @@
 
 use crate::machine::{Machine, SERVICE};
 
-/// How much memory a guest has, in mebibytes, as [`KERNEL`] says it.
+/// How much memory it has, in mebibytes, as `scripts/guest/service-vm` says.
 pub const MEMORY_MIB: u64 = 256;
 
 /// What a guest says when it has done what it was booted for.
 const DONE: &str = "service-guest: status ";
 
-const KERNEL: &str = "-smp 1 -m 256M -kernel /host/bzImage -initrd /host/guest.initrd \
+const KERNEL: &str = "-smp 1 -kernel /host/bzImage -initrd /host/guest.initrd \
                       -append 'console=ttyS0 loglevel=5 no_timer_check panic=-1 \
                       endpoint=0000:00:02.0'";
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::agent::Output;
 use crate::common::bed::{make_initrd, variable};
-use crate::common::machine::{Machine as Vm, Place, WITH_VT_D, drive};
+use crate::common::machine::{Machine as Vm, Place, WITH_VT_D, drive, slot};
 use crate::common::wait::PATIENCE;
 
 /// The instance that tests use.
@@ -17,6 +17,9 @@ pub const SOCKET: &str = "vhost-user-iommu@vm1.socket";
 
 /// A device that can be given to an instance.
 pub const DEVICE: &str = "0000:00:04.0";
+
+/// Files that the package brings to be copied.
+pub const EXAMPLES: &str = "/usr/share/doc/vhost-user-iommu/examples";
 
 /// Stands in place of the usual one. What protects from guesses of a processor is of no use on one
 /// that guesses nothing.
@@ -34,8 +37,7 @@ impl Machine {
 
     /// As that, with a kernel and an IOMMU that give devices to programs, and [`DEVICE`].
     pub fn boot_with_device() -> Self {
-        let slot = DEVICE.trim_start_matches("0000:00:");
-        let hardware = format!("{WITH_VT_D} -device edu,addr={slot}");
+        let hardware = format!("{WITH_VT_D} -device edu,addr={}", slot(DEVICE));
         Self::boot_on(&hardware, &variable("VUI_SMALL_KERNEL"))
     }
 
@@ -59,6 +61,13 @@ impl Machine {
 
     pub fn install(&mut self) {
         self.run(&format!("{INSTALL} 2>&1"));
+    }
+
+    /// Adds a drop-in of the package's examples to a unit.
+    pub fn add_drop_in(&mut self, unit: &str, example: &str) {
+        let dir = format!("/etc/systemd/system/{unit}.d");
+        self.run(&format!("mkdir -p {dir} && cp {EXAMPLES}/{example} {dir}"));
+        self.run("systemctl daemon-reload");
     }
 
     /// Runs a command.

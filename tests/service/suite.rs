@@ -3,7 +3,7 @@
 use crate::common::counters;
 use crate::domain;
 use crate::guest::{self, Qemu};
-use crate::machine::{DEVICE, Machine, SERVICE, SOCKET, report};
+use crate::machine::{DEVICE, EXAMPLES, Machine, SERVICE, SOCKET, report};
 
 /// All files, and who there is, before and after; but what others than the package write.
 const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/run/*.list' \
@@ -13,9 +13,6 @@ const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/r
                       -not -path '/tmp/systemd-private-*' -not -path '/var/tmp/systemd-private-*' \
                       | sort; cat /etc/passwd /etc/group; \
                       systemctl list-units --all --plain --no-legend 'vhost-user-iommu*'; }";
-
-/// Files that the package brings to be copied.
-const EXAMPLES: &str = "/usr/share/doc/vhost-user-iommu/examples";
 
 const WAITING: &str = "waiting for a front end on /run/vhost-user-iommu/vm1.sock";
 const CONNECTED: &str = "front end connected";
@@ -37,10 +34,9 @@ fn the_package_is_installed_and_leaves_nothing_behind() {
     // What an administrator adds, and an instance that has been at work.
     machine.run("cp /host/vm1.toml /etc/vhost-user-iommu/");
     machine.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
-    machine.run(&format!("mkdir -p /etc/systemd/system/{SERVICE}.d"));
-    machine.run(&format!("cp {EXAMPLES}/vfio.conf /etc/systemd/system/{SERVICE}.d/"));
+    machine.add_drop_in(SERVICE, "vfio.conf");
     machine.run(&format!("udevadm verify {EXAMPLES}/70-vhost-user-iommu.rules 2>&1"));
-    machine.run(&format!("systemctl daemon-reload && systemctl start {SERVICE}"));
+    machine.run(&format!("systemctl start {SERVICE}"));
     assert_eq!(machine.property(SERVICE, "StatusText"), WAITING);
     let devices = machine.property(SERVICE, "DeviceAllow");
     for device in ["/dev/iommu rw", "/dev/vfio/devices/vfio0 rw"] {
@@ -149,29 +145,19 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
 
     // Misconfigured: each front end is told at once, and starts it once.
     let (service, socket) = (SERVICE.replace("vm1", "vm2"), SOCKET.replace("vm1", "vm2"));
-    let rows = [
-        ("page-size = 3000", "2", "3000"),
-        (MISSING_DEVICE, "4", "/dev/vfio/devices/vfio0"),
-        (REALTIME, "5", "RTPRIO"),
-    ];
+    let rows =
+        [("page-size = 3000", "2", "3000"), (MISSING_DEVICE, "4", FILE), (REALTIME, "5", "RTPRIO")];
     machine.run(&format!("systemctl start {socket}"));
     for (index, (config, code, part)) in rows.into_iter().enumerate() {
         machine.run(&format!("printf '{config}\\n' >/etc/vhost-user-iommu/vm2.toml"));
         let qemu = Qemu::without_guest(&mut machine, &format!("wrong{index}"), "vm2");
-        qemu.fails(&mut machine);
-        machine.wait_for(&service, "ActiveState", |state| state == "failed");
-        assert_eq!(machine.property(&service, "ExecMainStatus"), code);
-        let journal = machine.journal(&service);
-        let said = journal.lines().find(|line| line.contains(part));
-        report(said.unwrap_or_else(|| panic!("nothing of {part} in:\n{journal}")));
+        let journal = assert_refused(&mut machine, &qemu, &service, code, &[part]);
         let starts = journal.lines().filter(|line| line.starts_with("Starting ")).count();
         assert_eq!(starts, index + 1, "{journal}");
     }
 
     // Allowed what it has been refused.
-    machine.run(&format!("mkdir -p /etc/systemd/system/{service}.d"));
-    machine.run(&format!("cp {EXAMPLES}/realtime.conf /etc/systemd/system/{service}.d/"));
-    machine.run("systemctl daemon-reload");
+    machine.add_drop_in(&service, "realtime.conf");
     let _right = Qemu::without_guest(&mut machine, "right", "vm2");
     machine.wait_for_status(&service, CONNECTED);
     let pid = machine.property(&service, "MainPID");
@@ -187,6 +173,24 @@ const REALTIME: &str = "endpoint = \"00:02.0,sim=/run/vhost-user-iommu/vm2/accel
 
 /// As proc_pid_stat(5) writes it.
 const SCHED_RR: &str = "2";
+
+/// An instance cannot start, and so the QEMU that started it has ended: by this exit status, and a
+/// line that says all `parts`. Returns the instance's journal.
+fn assert_refused(
+    machine: &mut Machine,
+    qemu: &Qemu,
+    service: &str,
+    code: &str,
+    parts: &[&str],
+) -> String {
+    qemu.fails(machine);
+    machine.wait_for(service, "ActiveState", |state| state == "failed");
+    assert_eq!(machine.property(service, "ExecMainStatus"), code);
+    let journal = machine.journal(service);
+    let said = journal.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+    report(said.unwrap_or_else(|| panic!("nothing of {parts:?} in:\n{journal}")));
+    journal
+}
 
 /// Holds the instance's loops for requests and events where they wait, from now on.
 fn stall(machine: &mut Machine) {
@@ -214,16 +218,9 @@ fn an_instance_has_the_devices_that_it_is_given() {
 
     // The file is open to the user, but not to the instance.
     let refused = Qemu::without_guest(&mut machine, "refused", "vm1");
-    refused.fails(&mut machine);
-    machine.wait_for(SERVICE, "ActiveState", |state| state == "failed");
-    assert_eq!(machine.property(SERVICE, "ExecMainStatus"), "4");
-    let journal = machine.journal(SERVICE);
-    let said = journal.lines().find(|line| line.contains(FILE) && line.contains("DeviceAllow="));
-    report(said.unwrap_or_else(|| panic!("nothing of {FILE} in:\n{journal}")));
+    assert_refused(&mut machine, &refused, SERVICE, "4", &[FILE, "DeviceAllow="]);
 
-    machine.run(&format!("mkdir -p /etc/systemd/system/{SERVICE}.d"));
-    machine.run(&format!("cp {EXAMPLES}/vfio.conf /etc/systemd/system/{SERVICE}.d/"));
-    machine.run("systemctl daemon-reload");
+    machine.add_drop_in(SERVICE, "vfio.conf");
     let given = Qemu::boot(&mut machine, "given");
     machine.wait_for_status(SERVICE, CONNECTED);
     let said = given.wait_for_guest(&mut machine);
@@ -239,7 +236,7 @@ fn an_instance_has_the_devices_that_it_is_given() {
     machine.finish(&[]);
 }
 
-/// The device's file.
+/// The first device that is bound to VFIO.
 const FILE: &str = "/dev/vfio/devices/vfio0";
 
 /// Binds the device to VFIO, and opens its files to the group, as `docs/service.md` says.

@@ -53,7 +53,8 @@ fn finish_counted(vm: Vm) -> Vec<Counters> {
 
 /// The kernel must still check its locks.
 fn check_locks(vm: &mut Vm) {
-    kernel_log::assert_checks(&vm.run(kernel_log::ASK_FOR_CHECKS));
+    let answer = vm.run(kernel_log::ASK_FOR_CHECKS);
+    kernel_log::assert_checks(&answer, &vm.kernel_log());
 }
 
 #[test]
