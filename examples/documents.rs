@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, CommandFactory, Parser, Subcommand};
 use clap_complete::{Shell, generate_to};
-use vhost_user_iommu::args::Args;
+use vhost_user_iommu::cli::args::Args;
 
 const PROGRAM: &str = "vhost-user-iommu";
 

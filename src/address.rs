@@ -26,6 +26,29 @@ pub struct DomainId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pasid(pub u32);
 
+/// What an access does, or what a mapping allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Reads from memory.
+    pub read: bool,
+    /// Writes to memory.
+    pub write: bool,
+}
+
+impl Access {
+    /// A read.
+    pub const READ: Access = Access { read: true, write: false };
+    /// A write.
+    pub const WRITE: Access = Access { read: false, write: true };
+    /// Both.
+    pub const READ_WRITE: Access = Access { read: true, write: true };
+
+    /// Whether a mapping with these permissions lets `wanted` through.
+    pub const fn allows(self, wanted: Access) -> bool {
+        (self.read || !wanted.read) && (self.write || !wanted.write)
+    }
+}
+
 impl fmt::Display for Iova {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)

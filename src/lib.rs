@@ -13,23 +13,20 @@
 //! endpoints ([`sim`]) stand on [`host`]; [`daemon`] puts all together.
 
 pub mod address;
-pub mod args;
-pub mod bdf;
-pub mod bell;
-pub mod config;
+pub mod cli;
+pub mod counter;
 pub mod daemon;
+pub mod endpoint;
+pub mod heartbeat;
 pub mod host;
 pub mod iopf;
 pub mod metrics;
-pub mod pulse;
-pub mod qemu_args;
+pub mod notifier;
 pub mod sandbox;
 pub mod service;
 pub mod sim;
 pub mod socket;
 pub mod status;
-pub mod tally;
 pub mod trace;
 pub mod vhost;
 pub mod viommu;
-pub mod viot;

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use vhost_user_iommu::args::{Args, Command, DaemonArgs, ViotArgs};
+use vhost_user_iommu::cli::args::{Args, Command, DaemonArgs, ViotArgs};
+use vhost_user_iommu::cli::{config, qemu_args, viot};
 use vhost_user_iommu::daemon::StartError;
-use vhost_user_iommu::{config, daemon, qemu_args, status, viot};
+use vhost_user_iommu::{daemon, status};
 
 /// What management software is told of this program (QEMU, "Vhost-user Protocol", back-end
 /// program conventions); all other arguments are ignored then.

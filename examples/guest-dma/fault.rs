@@ -1,7 +1,7 @@
 //! `fault`: one access that the IOMMU must refuse.
 
 use clap::{ArgGroup, Args};
-use vhost_user_iommu::bdf::Bdf;
+use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE};

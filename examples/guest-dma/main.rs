@@ -35,7 +35,7 @@ mod vfio;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vhost_user_iommu::bdf::Bdf;
+use vhost_user_iommu::cli::bdf::Bdf;
 use vhost_user_iommu::sim::regs;
 
 use crate::vfio::{Api, Space};

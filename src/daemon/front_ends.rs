@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::unix::net::UnixListener;
 
 use super::StartError;
-use crate::args::DaemonArgs;
+use crate::cli::args::DaemonArgs;
 use crate::socket::{ListeningSocket, PassedSocket, Relay};
 
 /// The socket of the command line that front ends are accepted from.

@@ -1,24 +1,19 @@
 //! Puts the parts together and runs until told to stop.
 
-mod assembly;
-mod endpoints;
 mod front_ends;
-#[cfg(feature = "selftest")]
-mod mock;
-mod needs;
-mod opened;
+mod resources;
+mod sandbox;
 mod signals;
-mod sim;
+mod startup;
 
 use std::io;
 
-use crate::args::DaemonArgs;
+use crate::cli::args::DaemonArgs;
 use crate::host::HostError;
-use crate::sandbox;
 use crate::socket::SocketError;
 use crate::status::StatusError;
-use assembly::Assembly;
-use opened::Opened;
+use resources::Resources;
+use startup::Startup;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +35,7 @@ pub enum StartError {
     Host(#[from] HostError),
     /// The kernel refuses the sandbox.
     #[error("no sandbox: {0}; --sandbox=off does without")]
-    Sandbox(#[from] sandbox::Error),
+    Sandbox(#[from] crate::sandbox::Error),
     /// The figures of a daemon cannot be shown.
     #[error("{0}")]
     Status(#[from] StatusError),
@@ -71,13 +66,13 @@ impl StartError {
 /// When it cannot start. Once started, whatever happens is logged and survived.
 pub fn run(args: &DaemonArgs) -> Result<(), StartError> {
     let settings = args.settings().map_err(StartError::Options)?;
-    let opened = Opened::new(args)?;
-    let assembly = Assembly::new(args, settings, opened)?;
-    sandbox::enter(args.sandbox, &needs::of(args))?;
+    let resources = Resources::new(args)?;
+    let startup = Startup::new(args, settings, resources)?;
+    crate::sandbox::enter(args.sandbox, &sandbox::requirements(args))?;
     #[cfg(feature = "selftest")]
     if let Some(attempts) = &args.sandbox_attempts {
         attempts.run();
         return Ok(());
     }
-    assembly.run()
+    startup.run()
 }

@@ -6,30 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use crate::address::{Gpa, Iova, IovaRange};
-
-/// What an access does, or what a mapping allows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Access {
-    /// Reads from memory.
-    pub read: bool,
-    /// Writes to memory.
-    pub write: bool,
-}
-
-impl Access {
-    /// A read.
-    pub const READ: Access = Access { read: true, write: false };
-    /// A write.
-    pub const WRITE: Access = Access { read: false, write: true };
-    /// Both.
-    pub const READ_WRITE: Access = Access { read: true, write: true };
-
-    /// Whether a mapping with these permissions lets `wanted` through.
-    pub const fn allows(self, wanted: Access) -> bool {
-        (self.read || !wanted.read) && (self.write || !wanted.write)
-    }
-}
+use crate::address::{Access, Gpa, Iova, IovaRange};
 
 /// One mapping, as the guest's MAP request made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,8 @@ pub mod dma;
 pub mod iommufd;
 pub mod software;
 
-pub use address_space::{Access, AddressSpace, Mapping, SpaceError, Target};
+pub use crate::address::Access;
+pub use address_space::{AddressSpace, Mapping, SpaceError, Target};
 
 /// What becomes of the accesses of an endpoint, or of one of its PASIDs.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Response;
 use super::ticket::Answer;
-use crate::tally::{Times, TimesRead};
+use crate::counter::{Times, TimesRead};
 
 /// Every fault reported is delivered, dropped, dealt with directly, or still waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl fmt::Display for RequestCounters {
 /// The counters of page requests while they count. All of them change with their endpoint's lock
 /// held, and are atomic only because every group's ticket has them too.
 #[derive(Debug, Default)]
-pub(super) struct RequestTally {
+pub(super) struct PageRequestCounters {
     groups: AtomicU64,
     requests: AtomicU64,
     answers: [AtomicU64; Answer::KINDS],
@@ -120,7 +120,7 @@ pub(super) struct RequestTally {
     by_daemon: Times,
 }
 
-impl RequestTally {
+impl PageRequestCounters {
     pub(super) fn count_group(&self) {
         self.groups.fetch_add(1, Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::counters::{AnswerTimes, FaultCounters, RequestCounters, RequestTally};
+use super::counters::{AnswerTimes, FaultCounters, PageRequestCounters, RequestCounters};
 use super::groups::{Group, Groups, Progress};
 use super::ticket::{Answer, Ticket};
 use super::{
@@ -21,7 +21,7 @@ pub(super) struct EndpointFaults {
     id: EndpointId,
     state: Mutex<State>,
     limits: Limits,
-    requests: Arc<RequestTally>,
+    requests: Arc<PageRequestCounters>,
 }
 
 #[derive(Default)]

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::counters::RequestTally;
+use super::counters::PageRequestCounters;
 use super::ticket::{Answer, Ticket};
 use super::{Cookie, Full, PageRequest, Response, Source};
 use crate::address::{EndpointId, Pasid};
@@ -86,7 +86,7 @@ pub(super) enum Progress {
 pub(super) struct Groups {
     endpoint: EndpointId,
     source: Arc<dyn Source>,
-    tally: Arc<RequestTally>,
+    tally: Arc<PageRequestCounters>,
     /// How many there can be.
     limit: usize,
     partial: Vec<Group>,
@@ -102,7 +102,7 @@ impl Groups {
     pub(super) fn new(
         endpoint: EndpointId,
         source: Arc<dyn Source>,
-        tally: Arc<RequestTally>,
+        tally: Arc<PageRequestCounters>,
         limit: usize,
     ) -> Self {
         Self {

@@ -21,7 +21,6 @@ mod counters;
 mod endpoint;
 mod fault;
 mod groups;
-mod iommufd;
 mod request;
 mod ticket;
 
@@ -36,7 +35,6 @@ use endpoint::{EndpointFaults, Now};
 pub use fault::{Fault, Reason};
 use groups::Progress;
 pub use groups::{GroupId, NoGroup};
-pub use iommufd::KernelSource;
 pub use request::{Cookie, Full, PageRequest, Response, Source};
 
 use crate::address::{EndpointId, Pasid};

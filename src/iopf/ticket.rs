@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::counters::RequestTally;
+use super::counters::PageRequestCounters;
 use super::{Cookie, Response, Source};
 use crate::address::{EndpointId, Pasid};
 use crate::trace;
@@ -57,7 +57,7 @@ impl Answer {
 pub(super) struct Ticket {
     endpoint: EndpointId,
     source: Arc<dyn Source>,
-    tally: Arc<RequestTally>,
+    tally: Arc<PageRequestCounters>,
     pasid: Option<Pasid>,
     cookie: Cookie,
     begun: Option<Instant>,
@@ -69,7 +69,7 @@ impl Ticket {
     pub(super) fn new(
         endpoint: EndpointId,
         source: Arc<dyn Source>,
-        tally: Arc<RequestTally>,
+        tally: Arc<PageRequestCounters>,
         pasid: Option<Pasid>,
         cookie: Cookie,
     ) -> Self {

@@ -9,7 +9,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use super::Sources;
-use crate::tally::TimesRead;
+use crate::counter::TimesRead;
 
 /// All of them.
 pub(super) struct Families {

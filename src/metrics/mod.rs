@@ -15,11 +15,11 @@ use std::time::SystemTime;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-use crate::bell::Bell;
 use crate::iopf::Iopf;
+use crate::notifier::Notifier;
 use crate::socket::ListeningSocket;
-use crate::vhost::TransportTally;
-use crate::viommu::DeviceTally;
+use crate::vhost::TransportCounters;
+use crate::viommu::DeviceCounters;
 use families::Families;
 use server::Server;
 
@@ -30,16 +30,16 @@ pub const PREFIX: &str = "vhost_user_iommu";
 #[derive(Clone)]
 pub struct Sources {
     /// The device model.
-    pub device: Arc<DeviceTally>,
+    pub device: Arc<DeviceCounters>,
     /// The transport.
-    pub transport: Arc<TransportTally>,
+    pub transport: Arc<TransportCounters>,
     /// The fault path.
     pub faults: Arc<Iopf>,
 }
 
 /// The thread that serves figures. It ends, and the socket goes away, with this.
 pub struct Metrics {
-    stop: Bell,
+    stop: Notifier,
     server: Option<JoinHandle<()>>,
     _socket: ListeningSocket,
 }
@@ -52,7 +52,7 @@ impl Metrics {
     pub fn start(socket: ListeningSocket, sources: Sources) -> io::Result<Self> {
         let listener = socket.listener().try_clone()?;
         listener.set_nonblocking(true)?;
-        let stop = Bell::new()?;
+        let stop = Notifier::new()?;
         let figures = figures(sources, SystemTime::now());
         let server = Server::new(listener, stop.clone(), figures);
         let server = thread::Builder::new().name("metrics".into()).spawn(move || server.run())?;
@@ -62,7 +62,7 @@ impl Metrics {
 
 impl Drop for Metrics {
     fn drop(&mut self) {
-        self.stop.ring();
+        self.stop.signal();
         if self.server.take().is_some_and(|server| server.join().is_err()) {
             log::error!("the server of figures ended by a panic");
         }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
 use super::http::{MAX_HEAD, answer_to};
-use crate::bell::Bell;
+use crate::notifier::Notifier;
 use crate::sandbox::{Role, enter_role};
 
 /// Clients served side by side.
@@ -26,7 +26,7 @@ const REST: Duration = Duration::from_secs(1);
 /// The server, before and while it runs.
 pub(super) struct Server<F> {
     listener: UnixListener,
-    stop: Bell,
+    stop: Notifier,
     /// Makes the figures.
     figures: F,
     clients: Vec<Client>,
@@ -36,7 +36,7 @@ pub(super) struct Server<F> {
 
 impl<F: Fn() -> Option<String>> Server<F> {
     /// A server on a listener that does not block.
-    pub(super) fn new(listener: UnixListener, stop: Bell, figures: F) -> Self {
+    pub(super) fn new(listener: UnixListener, stop: Notifier, figures: F) -> Self {
         Self { listener, stop, figures, clients: Vec::new(), rests_until: None }
     }
 

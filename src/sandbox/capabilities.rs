@@ -14,7 +14,7 @@ pub(super) fn reduce(keep: CapabilitySet) -> Result<CapabilitySet> {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(error),
     }
-    // Needs CAP_SETPCAP; who does not have it cannot gain anything by the set either, for the
+    // Requirements CAP_SETPCAP; who does not have it cannot gain anything by the set either, for the
     // process will get no new privileges.
     for_each_bounding(|one| keep.contains(one) || remove_capability_from_bounding_set(one).is_ok());
     let permitted = capabilities(None)?.permitted & keep;

@@ -55,7 +55,7 @@ impl FromStr for Mode {
 
 /// What has to stay possible.
 #[derive(Clone, Debug)]
-pub struct Needs {
+pub struct Requirements {
     /// Directories in which sockets are to be removed at the end.
     pub removable: Vec<PathBuf>,
     /// Ioctls on devices of the host.
@@ -90,7 +90,7 @@ static LISTS: OnceLock<Lists> = OnceLock::new();
 ///
 /// # Errors
 /// When a part that every kernel has is refused. Landlock, which not all have, is left out then.
-pub fn enter(mode: Mode, needs: &Needs) -> Result<(), Error> {
+pub fn enter(mode: Mode, needs: &Requirements) -> Result<(), Error> {
     if mode == Mode::Off {
         log::warn!("no sandbox, as --sandbox=off asks for");
         return Ok(());

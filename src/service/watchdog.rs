@@ -6,25 +6,25 @@ use std::thread;
 use std::time::Duration;
 
 use super::Manager;
-use crate::pulse::Pulse;
+use crate::heartbeat::Heartbeats;
 use crate::sandbox::{Role, enter_role};
 
 /// Checks in the time after which the manager gives the process up: one that comes late, or finds
 /// a loop at long work, does not matter yet.
 const CHECKS: u32 = 4;
 
-/// Tells `manager` that all is well while the loops of `pulse` turn, if it wants to be told.
+/// Tells `manager` that all is well while the loops of `heartbeats` turn, if it wants to be told.
 ///
 /// # Errors
 /// When there can be no more threads.
-pub fn watch(manager: Arc<Manager>, pulse: Pulse) -> io::Result<()> {
+pub fn watch(manager: Arc<Manager>, heartbeats: Heartbeats) -> io::Result<()> {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
         return Ok(());
     };
     let run = move || {
         enter_role(Role::Watchdog);
         loop {
-            check(&manager, &pulse);
+            check(&manager, &heartbeats);
             thread::sleep(limit / CHECKS);
         }
     };
@@ -33,8 +33,8 @@ pub fn watch(manager: Arc<Manager>, pulse: Pulse) -> io::Result<()> {
     Ok(())
 }
 
-fn check(manager: &Manager, pulse: &Pulse) {
-    let stalled = pulse.check();
+fn check(manager: &Manager, heartbeats: &Heartbeats) {
+    let stalled = heartbeats.check();
     if stalled.is_empty() {
         manager.alive();
     } else {

@@ -557,12 +557,12 @@ fn long_descriptor_delays_others_by_one_turn_each() {
 #[test]
 fn registers_answer_while_an_access_takes_its_time() {
     let (started, first) = mpsc::channel();
-    let (go, gate) = mpsc::channel::<()>();
-    let gate = std::sync::Mutex::new(gate);
+    let (go, barrier) = mpsc::channel::<()>();
+    let barrier = std::sync::Mutex::new(barrier);
     let dma = FakeDma::mapping(RING..=END).with_hook(move |_, address| {
         if address == Iova(TARGET) {
             started.send(()).unwrap();
-            gate.lock().unwrap().recv().unwrap();
+            barrier.lock().unwrap().recv().unwrap();
         }
     });
     let bench = Bench::over(dma);

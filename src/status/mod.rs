@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::args::StatusArgs;
+use crate::cli::args::StatusArgs;
 use view::View;
 
 /// From one look of `--watch` to the next.

@@ -4,15 +4,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::event_queue::EventQueue;
 use super::ring::Ring;
-use crate::bell::Bell;
 use crate::iopf::Doorbell;
+use crate::notifier::Notifier;
 
 /// Rung by whoever reports a fault, who then delivers it, too: there is one thread less to wake.
 /// Where somebody else is at it, or there is more than a little to do, the event queue's own
 /// thread is woken.
 #[derive(Clone)]
 pub struct FaultDoorbell {
-    bell: Bell,
+    notifier: Notifier,
     connection: Arc<Mutex<Option<Connection>>>,
 }
 
@@ -27,12 +27,12 @@ impl FaultDoorbell {
     /// # Errors
     /// When the process has no file descriptor left.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { bell: Bell::new()?, connection: Arc::default() })
+        Ok(Self { notifier: Notifier::new()?, connection: Arc::default() })
     }
 
     /// Wakes the event queue's thread.
-    pub(super) fn bell(&self) -> &Bell {
-        &self.bell
+    pub(super) fn notifier(&self) -> &Notifier {
+        &self.notifier
     }
 
     /// From now on events go into `ring`.
@@ -60,7 +60,7 @@ impl Doorbell for FaultDoorbell {
             Err(_) => false,
         };
         if !all_done {
-            self.bell.ring();
+            self.notifier.signal();
         }
     }
 }

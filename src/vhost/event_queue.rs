@@ -8,14 +8,14 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::chain::gather;
-use super::gate::Gate;
+use super::counters::TransportCounters;
 use super::notify::signal_driver;
 use super::request_queue::next_chain;
+use super::reset_barrier::ResetBarrier;
 use super::ring::{Memory, Ring, Start};
-use super::tally::TransportTally;
 use super::timer::Timer;
+use crate::heartbeat::Heartbeat;
 use crate::iopf::{Delivered, Event, Iopf};
-use crate::pulse::Beat;
 use crate::viommu::Features;
 use crate::viommu::event::{self, Encoded};
 
@@ -28,11 +28,11 @@ pub struct EventQueue {
     memory: Memory,
     /// What the driver has accepted: it decides the format of events.
     features: AtomicU64,
-    gate: Arc<Gate>,
+    barrier: Arc<ResetBarrier>,
     /// Runs while the guest owes an answer.
     timer: Timer,
-    tally: Arc<TransportTally>,
-    beat: Beat,
+    tally: Arc<TransportCounters>,
+    beat: Heartbeat,
 }
 
 impl EventQueue {
@@ -41,12 +41,12 @@ impl EventQueue {
     pub fn new(
         faults: Arc<Iopf>,
         memory: Memory,
-        gate: Arc<Gate>,
+        barrier: Arc<ResetBarrier>,
         timer: Timer,
-        tally: Arc<TransportTally>,
-        beat: Beat,
+        tally: Arc<TransportCounters>,
+        beat: Heartbeat,
     ) -> Self {
-        Self { faults, memory, features: AtomicU64::new(0), gate, timer, tally, beat }
+        Self { faults, memory, features: AtomicU64::new(0), barrier, timer, tally, beat }
     }
 
     /// The driver has accepted `features`.
@@ -66,9 +66,9 @@ impl EventQueue {
     /// is dropped and counted: the driver can do nothing about it but log, and its buffers say
     /// how much it wants to log (virtio 1.4, 5.13.6.8.2). A page request waits for one.
     pub fn serve(&self, ring: &Ring) {
-        self.beat.turn();
+        self.beat.beat();
         while !self.serve_a_little(ring) {
-            self.beat.turn();
+            self.beat.beat();
         }
     }
 
@@ -91,9 +91,9 @@ impl EventQueue {
         if ring.is_running(&vring)
             && ring.take_start(vring.get_queue(), &memory) == Some(Start::Fresh)
         {
-            self.gate.close();
+            self.barrier.close();
         }
-        if self.gate.is_closed() {
+        if self.barrier.is_closed() {
             return false;
         }
         let used = vring.get_queue().next_used();

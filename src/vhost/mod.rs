@@ -6,17 +6,17 @@
 //! fault is delivered by the thread that reports it, if the event queue is free (`doorbell`).
 
 mod chain;
+mod counters;
 mod doorbell;
 mod event_queue;
 mod exits;
-mod gate;
 mod notify;
 mod poll;
 mod request_queue;
+mod reset_barrier;
 mod ring;
 mod sched;
 mod server;
-mod tally;
 mod timer;
 
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -32,9 +32,10 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use crate::bell::Bell;
+use crate::notifier::Notifier;
 use crate::sandbox::{self, Role};
 use crate::viommu::{Features, Viommu};
+pub use counters::{RequestQueueCounters, TransportCounters};
 pub use doorbell::FaultDoorbell;
 use event_queue::EventQueue;
 use exits::Exits;
@@ -42,7 +43,6 @@ use request_queue::RequestQueue;
 use ring::{Memory, Ring};
 pub use sched::{Scheduling, check_realtime};
 pub use server::{Phase, Server, Stop};
-pub use tally::{RequestQueueTally, TransportTally};
 
 /// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
 const QUEUES: usize = 2;
@@ -79,7 +79,7 @@ struct Backend {
     requests: Mutex<RequestQueue>,
     events: Arc<EventQueue>,
     doorbell: FaultDoorbell,
-    look: Bell,
+    look: Notifier,
     /// Done when the request thread has told the kernel what it needs, and what not.
     request_thread: Once,
     /// The same of the event thread.
@@ -174,7 +174,7 @@ impl VhostUserBackend for Backend {
         let Some(ring) = rings.first() else { return Ok(()) };
         if thread == REQUEST_THREAD {
             if event == LOOK {
-                self.look.quiet();
+                self.look.clear();
             }
             self.request_thread.call_once(|| {
                 sched::apply(self.options.scheduling);
@@ -185,7 +185,7 @@ impl VhostUserBackend for Backend {
             self.event_thread.call_once(|| sandbox::enter_role(Role::Events));
             self.doorbell.connect(&self.events, ring);
             match event {
-                DOORBELL => self.doorbell.bell().quiet(),
+                DOORBELL => self.doorbell.notifier().clear(),
                 CLOCK => self.events.tick(ring),
                 _ => {}
             }

@@ -6,7 +6,7 @@ use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::ring::{Memory, Ring};
-use crate::tally::Count;
+use crate::counter::Count;
 
 /// Signals the driver for what has been added to the used ring since the last time; `signals`
 /// counts how often.

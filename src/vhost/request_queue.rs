@@ -10,12 +10,12 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::chain::gather;
-use super::gate::Gate;
+use super::counters::{RequestQueueCounters, TransportCounters};
 use super::notify::signal_driver;
 use super::poll::Poller;
+use super::reset_barrier::ResetBarrier;
 use super::ring::{Memory, Ring, Start};
-use super::tally::{RequestQueueTally, TransportTally};
-use crate::pulse::Beat;
+use crate::heartbeat::Heartbeat;
 use crate::viommu::status::Status;
 use crate::viommu::wire::size;
 use crate::viommu::{Reply, Viommu};
@@ -29,10 +29,10 @@ const LOOKS: usize = 64;
 pub struct RequestQueue {
     viommu: Arc<Mutex<Viommu>>,
     memory: Memory,
-    gate: Arc<Gate>,
+    barrier: Arc<ResetBarrier>,
     poller: Poller,
-    tally: Arc<TransportTally>,
-    beat: Beat,
+    tally: Arc<TransportCounters>,
+    beat: Heartbeat,
     /// The answer to a request is put together here.
     answer: Vec<u8>,
 }
@@ -54,13 +54,13 @@ impl RequestQueue {
     pub fn new(
         viommu: Arc<Mutex<Viommu>>,
         memory: Memory,
-        gate: Arc<Gate>,
+        barrier: Arc<ResetBarrier>,
         max_poll: Duration,
-        tally: Arc<TransportTally>,
-        beat: Beat,
+        tally: Arc<TransportCounters>,
+        beat: Heartbeat,
     ) -> Self {
         let poller = Poller::new(max_poll, Instant::now());
-        Self { viommu, memory, gate, poller, tally, beat, answer: Vec::new() }
+        Self { viommu, memory, barrier, poller, tally, beat, answer: Vec::new() }
     }
 
     /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
@@ -90,22 +90,22 @@ impl RequestQueue {
         }
     }
 
-    fn tally(&self) -> &RequestQueueTally {
+    fn tally(&self) -> &RequestQueueCounters {
         &self.tally.requests
     }
 
     /// A few looks: everything that is there, up to a batch, then one signal if it is wanted.
     fn look(&mut self, ring: &Ring) -> Look {
-        self.beat.turn();
+        self.beat.beat();
         let mut vring = ring.lock_as_worker();
         if !ring.is_running(&vring) {
-            self.gate.open();
+            self.barrier.open();
             return Look::NotRunning;
         }
         let memory = self.memory.memory();
         let queue = vring.get_queue_mut();
         self.note_start(ring, queue, &memory);
-        self.gate.open();
+        self.barrier.open();
         match self.answer_batch(queue, &memory) {
             Ok(Look::Work(start)) => {
                 signal_driver(ring, &mut vring, &memory, &self.tally().signals);

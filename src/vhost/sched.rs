@@ -14,7 +14,7 @@ const REALTIME_PRIORITY: u32 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheduling {
     /// As whoever started the daemon has chosen, with the shortest time slice: it runs soon
-    /// after it wakes, and not more than others. Needs no privilege; kernels older than Linux
+    /// after it wakes, and not more than others. Requirements no privilege; kernels older than Linux
     /// 6.12 ignore it.
     #[default]
     Normal,

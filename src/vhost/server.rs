@@ -12,17 +12,17 @@ use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use super::counters::TransportCounters;
 use super::doorbell::FaultDoorbell;
 use super::event_queue::EventQueue;
 use super::exits::Exits;
-use super::gate::Gate;
 use super::request_queue::RequestQueue;
-use super::tally::TransportTally;
+use super::reset_barrier::ResetBarrier;
 use super::timer::Timer;
 use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
-use crate::bell::Bell;
+use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::iopf::Iopf;
-use crate::pulse::{Beat, Pulse};
+use crate::notifier::Notifier;
 use crate::viommu::Viommu;
 
 /// Ends a [`Server`] from another thread.
@@ -30,18 +30,18 @@ use crate::viommu::Viommu;
 pub struct Stop(Arc<StopState>);
 
 struct StopState {
-    requested: Bell,
+    requested: Notifier,
     connection: Mutex<Option<ShutdownHandle>>,
 }
 
 impl Stop {
     fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(StopState { requested: Bell::new()?, connection: Mutex::new(None) })))
+        Ok(Self(Arc::new(StopState { requested: Notifier::new()?, connection: Mutex::new(None) })))
     }
 
     /// Lets [`Server::run`] return, whatever it waits for.
     pub fn request(&self) {
-        self.0.requested.ring();
+        self.0.requested.signal();
         if let Some(connection) = &*self.connection() {
             connection.shutdown();
         }
@@ -84,17 +84,17 @@ pub struct Server {
     faults: Arc<Iopf>,
     doorbell: FaultDoorbell,
     stop: Stop,
-    tally: Arc<TransportTally>,
-    pulse: Pulse,
+    tally: Arc<TransportCounters>,
+    heartbeats: Heartbeats,
     /// Wakes who waits for a front end.
-    wake: Bell,
+    wake: Notifier,
     /// That of the loop that waits, and of what is done between two front ends.
-    beat: Option<Beat>,
+    beat: Option<Heartbeat>,
 }
 
 impl Server {
     /// A server for front ends that connect to `listener`. `doorbell` is the one that `faults`
-    /// rings; `pulse` comes to know the server's loops.
+    /// rings; `heartbeats` comes to know the server's loops.
     ///
     /// # Errors
     /// When the process has no file descriptor left.
@@ -104,17 +104,17 @@ impl Server {
         viommu: Arc<Mutex<Viommu>>,
         faults: Arc<Iopf>,
         doorbell: FaultDoorbell,
-        pulse: Pulse,
+        heartbeats: Heartbeats,
     ) -> io::Result<Self> {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
-        let (stop, wake) = (Stop::new()?, Bell::new()?);
+        let (stop, wake) = (Stop::new()?, Notifier::new()?);
         let listener = Listener::from(listener);
         // Where there is one core, whoever is polled for cannot run. Asked for once: the answer
         // is in files, which cannot be read later.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let max_poll = if cores > 1 { options.max_poll } else { Duration::ZERO };
         let options = Options { max_poll, ..options };
-        let tally = Arc::new(TransportTally::new(options.timed));
+        let tally = Arc::new(TransportCounters::new(options.timed));
         let mut server = Self {
             listener,
             listener_fd,
@@ -124,7 +124,7 @@ impl Server {
             doorbell,
             stop,
             tally,
-            pulse,
+            heartbeats,
             wake,
             beat: None,
         };
@@ -138,7 +138,7 @@ impl Server {
     }
 
     /// What is counted here, for who reads it.
-    pub fn tally(&self) -> Arc<TransportTally> {
+    pub fn tally(&self) -> Arc<TransportCounters> {
         self.tally.clone()
     }
 
@@ -170,7 +170,7 @@ impl Server {
     }
 
     fn begin_to_wait(&mut self) {
-        self.beat = Some(self.pulse.add("front ends", &self.wake));
+        self.beat = Some(self.heartbeats.add("front ends", &self.wake));
     }
 
     /// `false` when the server is to stop.
@@ -184,9 +184,9 @@ impl Server {
                 return !stop;
             }
             if wake {
-                self.wake.quiet();
+                self.wake.clear();
             }
-            self.beat.iter().for_each(Beat::turn);
+            self.beat.iter().for_each(Heartbeat::beat);
         }
     }
 
@@ -194,27 +194,27 @@ impl Server {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let timer = Timer::new(self.options.clock_period)?;
         let clock = timer.as_raw_fd();
-        let look = Bell::new()?;
-        let events = self.doorbell.bell();
-        let gate = Arc::new(Gate::new(look.clone(), events.clone()));
+        let look = Notifier::new()?;
+        let events = self.doorbell.notifier();
+        let barrier = Arc::new(ResetBarrier::new(look.clone(), events.clone()));
         let backend = Arc::new(Backend {
             options: self.options,
             viommu: self.viommu.clone(),
             requests: Mutex::new(RequestQueue::new(
                 self.viommu.clone(),
                 memory.clone(),
-                gate.clone(),
+                barrier.clone(),
                 self.options.max_poll,
                 self.tally.clone(),
-                self.pulse.add("requests", &look),
+                self.heartbeats.add("requests", &look),
             )),
             events: Arc::new(EventQueue::new(
                 self.faults.clone(),
                 memory.clone(),
-                gate,
+                barrier,
                 timer,
                 self.tally.clone(),
-                self.pulse.add("events", events),
+                self.heartbeats.add("events", events),
             )),
             doorbell: self.doorbell.clone(),
             look: look.clone(),
@@ -231,7 +231,7 @@ impl Server {
         self.tally.connected.set(1);
         self.stop.set_connection(daemon.shutdown_handle());
         for (thread, fd, event) in [
-            (EVENT_THREAD, self.doorbell.bell().as_raw_fd(), DOORBELL),
+            (EVENT_THREAD, self.doorbell.notifier().as_raw_fd(), DOORBELL),
             (EVENT_THREAD, clock, CLOCK),
             (REQUEST_THREAD, look.as_raw_fd(), LOOK),
         ] {

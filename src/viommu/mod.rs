@@ -4,12 +4,12 @@
 //! bytes out: nothing here knows a ring, a socket or a file descriptor.
 
 pub mod config;
+mod counters;
 mod domain;
 pub mod event;
 mod probe;
 pub mod request;
 pub mod status;
-mod tally;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -24,11 +24,11 @@ use crate::host::{
 use crate::iopf::{GroupId, Handler, Iopf, Response};
 use crate::trace;
 pub use config::{Features, Limits, Settings};
+pub use counters::{DeviceCounters, Kind, RequestsRead};
 use domain::Domain;
 use probe::Abilities;
 use request::Request;
 use status::{Refusal, Status};
-pub use tally::{DeviceTally, Kind, RequestsRead};
 use wire::size;
 
 /// The least room offered to properties, in bytes; what QEMU's own device offers.
@@ -67,7 +67,7 @@ pub struct Viommu {
     properties: Vec<u8>,
     /// Room that is offered to properties, in bytes: enough for every endpoint.
     probe_size: usize,
-    tally: Arc<DeviceTally>,
+    tally: Arc<DeviceCounters>,
 }
 
 impl Viommu {
@@ -145,7 +145,7 @@ impl Viommu {
     }
 
     /// What is counted here, for who reads it without the device's lock.
-    pub fn tally(&self) -> Arc<DeviceTally> {
+    pub fn tally(&self) -> Arc<DeviceCounters> {
         self.tally.clone()
     }
 

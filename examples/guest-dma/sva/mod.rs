@@ -32,7 +32,7 @@ mod verified;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use vhost_user_iommu::bdf::Bdf;
+use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::accel::{Accelerator, Access, Channel, Wait};
 use crate::memory::Memory;

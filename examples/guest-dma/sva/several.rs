@@ -1,6 +1,6 @@
 //! `several`: accelerators that share one address space, and fault in it at the same time.
 
-use vhost_user_iommu::bdf::Bdf;
+use vhost_user_iommu::cli::bdf::Bdf;
 
 use super::region::Region;
 use super::{Options, Shared, verified};

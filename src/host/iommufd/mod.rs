@@ -15,6 +15,7 @@
 mod endpoint;
 #[cfg(feature = "selftest")]
 pub mod fail;
+mod fault_reader;
 mod faults;
 mod kernel;
 #[cfg(feature = "selftest")]
@@ -33,6 +34,7 @@ use super::{Access, AddressSpace, HostError, HostIommu, Mapping, PageRequests, T
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
 pub use endpoint::Abilities;
 use endpoint::{Device, Endpoint};
+pub use fault_reader::KernelSource;
 pub use faults::{FaultGroup, FaultPage, FaultQueue, Handle};
 pub use kernel::{Kernel, KernelError};
 use ram::{Identity, Ram};

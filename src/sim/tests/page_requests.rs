@@ -623,11 +623,11 @@ fn the_answer_can_come_within_the_request() {
 #[test]
 fn requests_are_made_without_locks_and_waited_for_by_who_stops_the_channel() {
     let (started, first) = mpsc::channel();
-    let (go, gate) = mpsc::channel::<()>();
-    let gate = Mutex::new(gate);
+    let (go, barrier) = mpsc::channel::<()>();
+    let barrier = Mutex::new(barrier);
     let faults = FakeFaults::with_hook(move |_, _| {
         started.send(()).unwrap();
-        gate.lock().unwrap().recv().unwrap();
+        barrier.lock().unwrap().recv().unwrap();
         Ok(())
     });
     let bench = Bench::asking_of(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use clap::{Arg, Command, CommandFactory};
-use vhost_user_iommu::args::Args;
+use vhost_user_iommu::cli::args::Args;
 
 use crate::daemon;
 use crate::vm::Vm;

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use rustix::thread::CapabilitySet;
 
-use crate::args::{DaemonArgs, EndpointKind};
+use crate::cli::args::{DaemonArgs, EndpointKind};
 use crate::host::iommufd;
-use crate::sandbox::Needs;
+use crate::sandbox::Requirements;
 use crate::socket::directory_of;
 
 /// What the daemon still does once it runs.
-pub(super) fn of(args: &DaemonArgs) -> Needs {
+pub(super) fn requirements(args: &DaemonArgs) -> Requirements {
     let kinds = || args.endpoints.iter().map(|endpoint| &endpoint.kind);
     let own = args.socket_path.iter().chain(&args.metrics_socket).map(PathBuf::as_path);
     let sockets = kinds().filter_map(EndpointKind::socket).chain(own);
@@ -20,7 +20,7 @@ pub(super) fn of(args: &DaemonArgs) -> Needs {
         (on_host, CapabilitySet::IPC_LOCK),
         (args.realtime, CapabilitySet::SYS_NICE),
     ];
-    Needs {
+    Requirements {
         removable: sockets.map(|path| directory_of(path).into()).collect(),
         ioctls: if on_host { iommufd::ioctls() } else { Vec::new() },
         capabilities: kept.iter().filter(|(needed, _)| *needed).map(|(_, one)| *one).collect(),

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::args::{EndpointKind, QemuArgs};
-use crate::bdf::Bdf;
+use crate::cli::args::{EndpointKind, QemuArgs};
+use crate::cli::bdf::Bdf;
+use crate::cli::viot;
 use crate::viommu::wire::size;
-use crate::viot;
 
 /// VIRTIO_ID_IOMMU.
 const VIRTIO_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_IOMMU;
@@ -96,7 +96,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::{Args, Command};
+    use crate::cli::args::{Args, Command};
 
     fn lines_of(line: &str) -> Result<Vec<String>, String> {
         let words = format!("vhost-user-iommu qemu-args {line}");

@@ -8,7 +8,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::address::IovaRange;
-use crate::bdf::Bdf;
+use crate::cli::bdf::Bdf;
 use crate::host::{ReservedKind, ReservedRegion};
 use crate::iopf::{Limits as FaultLimits, MAX_GROUPS};
 use crate::sandbox;

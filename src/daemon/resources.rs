@@ -6,15 +6,15 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::StartError;
-use super::endpoints::{self, Bound};
 use super::front_ends::FrontEnds;
-use crate::args::DaemonArgs;
+use crate::cli::args::DaemonArgs;
+use crate::endpoint::{self, Bound};
 use crate::service::Manager;
 use crate::socket::ListeningSocket;
 use crate::vhost::check_realtime;
 
 /// All that has a path, a number or a right that may be missing.
-pub(super) struct Opened {
+pub(super) struct Resources {
     pub(super) manager: Manager,
     pub(super) signals: Signals,
     pub(super) endpoints: Vec<Bound>,
@@ -22,7 +22,7 @@ pub(super) struct Opened {
     pub(super) metrics: Option<ListeningSocket>,
 }
 
-impl Opened {
+impl Resources {
     /// To be made before the process opens anything else, and before it has threads.
     pub(super) fn new(args: &DaemonArgs) -> Result<Self, StartError> {
         let passed = FrontEnds::take(args)?;
@@ -32,7 +32,7 @@ impl Opened {
         let manager = Manager::from_environment();
         // Before any thread runs, so that none of them takes the signal.
         let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-        let endpoints = endpoints::bind(args)?;
+        let endpoints = endpoint::bind(args)?;
         let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
         let metrics = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;
         // The last one: who waits for it to appear finds the others, too.

@@ -12,10 +12,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 
-use super::{Cookie, Full, Iopf, PageRequest, Response, Source};
+use super::{FaultGroup, FaultQueue, Handle};
 use crate::address::{EndpointId, Pasid};
-use crate::bell::Bell;
-use crate::host::iommufd::{FaultGroup, FaultQueue, Handle};
+use crate::iopf::{Cookie, Full, Iopf, PageRequest, Response, Source};
+use crate::notifier::Notifier;
 use crate::sandbox::{self, Role};
 
 /// How long to leave the kernel alone when it gives no groups for want of memory.
@@ -24,14 +24,14 @@ const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The page requests of one endpoint, from the kernel to the fault path. Dropping it ends that.
 pub struct KernelSource {
     endpoint: EndpointId,
-    stop: Bell,
+    stop: Notifier,
     reader: Option<JoinHandle<()>>,
 }
 
 /// Where answers go, whichever thread gives them.
 struct Answers {
     queue: Arc<FaultQueue>,
-    room: Bell,
+    room: Notifier,
 }
 
 impl Source for Answers {
@@ -46,7 +46,7 @@ impl Source for Answers {
     }
 
     fn resume(&self) {
-        self.room.ring();
+        self.room.signal();
     }
 }
 
@@ -60,7 +60,7 @@ impl KernelSource {
         queue: Arc<FaultQueue>,
         faults: Arc<Iopf>,
     ) -> io::Result<Self> {
-        let (room, stop) = (Bell::new()?, Bell::new()?);
+        let (room, stop) = (Notifier::new()?, Notifier::new()?);
         faults.connect(endpoint, Arc::new(Answers { queue: queue.clone(), room: room.clone() }));
         let reader = Reader { endpoint, queue, faults, room, stop: stop.clone() };
         let name = format!("faults-{:x}", endpoint.0);
@@ -71,7 +71,7 @@ impl KernelSource {
 
 impl Drop for KernelSource {
     fn drop(&mut self) {
-        self.stop.ring();
+        self.stop.signal();
         if self.reader.take().is_some_and(|reader| reader.join().is_err()) {
             log::error!("endpoint {}: the reader of its faults ended by a panic", self.endpoint);
         }
@@ -84,8 +84,8 @@ struct Reader {
     queue: Arc<FaultQueue>,
     faults: Arc<Iopf>,
     /// There is room again.
-    room: Bell,
-    stop: Bell,
+    room: Notifier,
+    stop: Notifier,
 }
 
 /// The thread is to end.
@@ -113,7 +113,7 @@ impl Reader {
         for request in requests(group) {
             while let Err(Full) = self.faults.request(self.endpoint, request) {
                 self.wait_for(&self.room, None)?;
-                self.room.quiet();
+                self.room.clear();
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! Virtual I/O Translation table, ACPI 6.5, 5.2.34. QEMU makes none for a vhost-user device, but
 //! takes one with `-acpitable file=`.
 
-use crate::bdf::Bdf;
+use crate::cli::bdf::Bdf;
 
 /// Sizes in bytes.
 const HEADER: usize = 48;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::status::Status;
 use super::wire::{request, size};
-use crate::tally::Count;
+use crate::counter::Count;
 
 /// What a request was, by its type alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ const ENDS: usize = Status::ALL.len() + 1;
 
 /// What the device has done so far, and how large it is. Changes with the device's lock held.
 #[derive(Debug, Default)]
-pub struct DeviceTally {
+pub struct DeviceCounters {
     requests: [[Count; ENDS]; Kind::ALL.len()],
     /// Mappings over all domains.
     pub mappings: Count,
@@ -82,7 +82,7 @@ pub struct DeviceTally {
     pub attachments: Count,
 }
 
-impl DeviceTally {
+impl DeviceCounters {
     /// Counts a request; `status`: what its driver has read, if anything.
     pub(super) fn count(&self, kind: Kind, status: Option<Status>) {
         let end = status.map_or(ENDS - 1, |status| status as usize);
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn each_kind_and_each_end_is_counted_by_itself() {
-        let tally = DeviceTally::default();
+        let tally = DeviceCounters::default();
         for (times, kind) in Kind::ALL.into_iter().enumerate() {
             for (more, status) in Status::ALL.into_iter().map(Some).chain([None]).enumerate() {
                 (0..times + more).for_each(|_| tally.count(kind, status));
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_there_was() {
-        let tally = DeviceTally::default();
+        let tally = DeviceCounters::default();
         tally.count(Kind::Map, Some(Status::Ok));
         tally.count(Kind::Map, Some(Status::Ok));
         tally.count(Kind::Map, Some(Status::NoEnt));

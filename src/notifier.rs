@@ -8,9 +8,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// An event that a loop listens to.
 #[derive(Clone)]
-pub struct Bell(Arc<OwnedFd>);
+pub struct Notifier(Arc<OwnedFd>);
 
-impl Bell {
+impl Notifier {
     /// A bell that nobody has rung.
     ///
     /// # Errors
@@ -21,25 +21,25 @@ impl Bell {
     }
 
     /// Wakes who listens.
-    pub fn ring(&self) {
+    pub fn signal(&self) {
         // Fails only when the counter is full, and then it has been rung.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 
     /// Forgets that it was rung.
-    pub fn quiet(&self) {
+    pub fn clear(&self) {
         // Nothing to read means that it was forgotten already.
         let _ = rustix::io::read(&*self.0, &mut [0; 8]);
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Notifier {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl AsRawFd for Bell {
+impl AsRawFd for Notifier {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }

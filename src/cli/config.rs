@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory, Id};
 use toml::{Table, Value};
 
-use crate::args::Args;
+use crate::cli::args::Args;
 
 /// The options that the file cannot set.
 const NOT_IN_A_FILE: [&str; 4] = ["config", "help", "version", "print_capabilities"];
@@ -120,7 +120,7 @@ mod tests {
     use toml::Table;
 
     use super::{NOT_IN_A_FILE, arguments, with_file};
-    use crate::args::{Args, Command, DaemonArgs};
+    use crate::cli::args::{Args, Command, DaemonArgs};
 
     /// Reads `file` beside the rest of a command line.
     fn read(file: &str, line: &str) -> Result<Args, String> {
@@ -200,7 +200,7 @@ mod tests {
         assert!(error.unwrap_err().contains("/nonexistent/vm.toml"));
     }
 
-    const EXAMPLE: &str = include_str!("../systemd/example.toml");
+    const EXAMPLE: &str = include_str!("../../systemd/example.toml");
 
     /// The example, with every option set.
     fn whole_example() -> String {

@@ -2,27 +2,27 @@
 
 use std::time::Instant;
 
-use crate::tally::{Count, Times};
+use crate::counter::{Count, Times};
 
 /// Of so many batches of requests one is timed, so that a look at the clock is no part of most.
 const ONE_TIMED_OF: u64 = 8;
 
 /// What has happened on the connection and its queues.
 #[derive(Debug, Default)]
-pub struct TransportTally {
+pub struct TransportCounters {
     /// Front ends that have connected.
     pub front_ends: Count,
     /// 1 while one is connected, else 0.
     pub connected: Count,
     /// Of the request queue.
-    pub requests: RequestQueueTally,
+    pub requests: RequestQueueCounters,
     /// Times that the driver was signalled for its events.
     pub event_signals: Count,
 }
 
 /// Kept by the thread that serves the request queue.
 #[derive(Debug, Default)]
-pub struct RequestQueueTally {
+pub struct RequestQueueCounters {
     /// Times that the thread woke up.
     pub wake_ups: Count,
     /// Times that it went to sleep because it gave up polling.
@@ -41,15 +41,15 @@ pub struct RequestQueueTally {
     timed: bool,
 }
 
-impl TransportTally {
+impl TransportCounters {
     /// `timed`: whether batches of requests are timed.
     pub fn new(timed: bool) -> Self {
-        let requests = RequestQueueTally { timed, ..RequestQueueTally::default() };
+        let requests = RequestQueueCounters { timed, ..RequestQueueCounters::default() };
         Self { requests, ..Self::default() }
     }
 }
 
-impl RequestQueueTally {
+impl RequestQueueCounters {
     /// The time, if the next batch is one of those that are timed.
     pub(super) fn start(&self) -> Option<Instant> {
         let batches = self.woken_batches.get().wrapping_add(self.polled_batches.get());
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn some_batches_are_timed_if_they_are_to_be() {
         for (timed, expected) in [(false, 0), (true, 10)] {
-            let tally = TransportTally::new(timed).requests;
+            let tally = TransportCounters::new(timed).requests;
             for batch in 0..10 * ONE_TIMED_OF {
                 tally.found(tally.start(), batch % 3 == 0, Instant::now());
             }

@@ -1,26 +1,30 @@
 //! The endpoints of a command line: from their sockets and devices to their faults.
 
+#[cfg(feature = "selftest")]
+mod mock;
+mod sim;
+
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::StartError;
-#[cfg(feature = "selftest")]
-use super::mock::MockFaults;
-use super::sim::SimFaults;
 use crate::address::{EndpointId, IovaRange};
-use crate::args::{DaemonArgs, EndpointArg, EndpointKind};
+use crate::cli::args::{DaemonArgs, EndpointArg, EndpointKind};
+use crate::daemon::StartError;
 use crate::host::both::Both;
 use crate::host::dma::Dma;
-use crate::host::iommufd::{Iommufd, VfioFile};
+use crate::host::iommufd::{Iommufd, KernelSource, VfioFile};
 use crate::host::software::{EndpointMemory, Software};
-use crate::iopf::{Iopf, KernelSource};
+use crate::iopf::Iopf;
 use crate::sim::{FaultReporter, Sim};
 use crate::socket::ListeningSocket;
 use crate::viommu::Settings;
+#[cfg(feature = "selftest")]
+use mock::MockFaults;
+use sim::SimFaults;
 
 /// An endpoint whose socket is bound, or whose file is open.
-pub(super) struct Bound {
+pub(crate) struct Bound {
     id: EndpointId,
     kind: BoundKind,
 }
@@ -33,7 +37,7 @@ enum BoundKind {
 }
 
 /// An endpoint that is known to the host but does not run yet.
-pub(super) struct Idle {
+pub(crate) struct Idle {
     id: EndpointId,
     emulated: Option<Emulated>,
 }
@@ -51,13 +55,13 @@ type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultReporter>>;
 
 /// All endpoints, at work. Dropping it stops them: no access is under way then, and no fault is
 /// reported any more.
-pub(super) struct Running {
+pub(crate) struct Running {
     sims: Vec<Sim>,
     sources: Vec<KernelSource>,
 }
 
 /// All sockets and files before anything else, so that a wrong path ends the start early.
-pub(super) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
+pub(crate) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
     let access = args.socket_access();
     let bind = |EndpointArg { bdf, kind }: &EndpointArg| {
         let kind = match kind {
@@ -74,7 +78,7 @@ pub(super) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
 }
 
 /// Makes the back ends, with all endpoints.
-pub(super) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Both, Vec<Idle>), String> {
+pub(crate) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Both, Vec<Idle>), String> {
     let mut host = Both { software: Software::new(&settings.reserved), iommufd: None };
     let idle =
         bound.into_iter().map(|bound| add_one(&mut host, bound)).collect::<Result<_, _>>()?;
@@ -118,7 +122,7 @@ fn iommufd_of(host: &mut Both) -> Result<&mut Iommufd, String> {
 }
 
 /// Restricts the device to what the host's IOMMU can do for all endpoints.
-pub(super) fn fit(
+pub(crate) fn fit(
     mut settings: Settings,
     host: &Both,
     ids: &[EndpointId],
@@ -160,7 +164,7 @@ fn list(ranges: &[IovaRange]) -> String {
 }
 
 /// Lets the endpoints work.
-pub(super) fn start(
+pub(crate) fn start(
     idle: Vec<Idle>,
     host: &Both,
     faults: &Arc<Iopf>,
