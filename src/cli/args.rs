@@ -338,9 +338,9 @@ impl DaemonArgs {
     pub fn transport(&self) -> Options {
         let max_poll = Duration::from_micros(self.poll_us.into());
         let scheduling = if self.realtime { Scheduling::Realtime } else { Scheduling::Normal };
-        let clock_period = clock_period(self.page_response_timeout);
-        let timed = self.metrics_socket.is_some();
-        Options { queue_size: self.queue_size, max_poll, scheduling, clock_period, timed }
+        let timer_period = clock_period(self.page_response_timeout);
+        let time_batches = self.metrics_socket.is_some();
+        Options { queue_size: self.queue_size, max_poll, scheduling, timer_period, time_batches }
     }
 
     /// What the fault path keeps.

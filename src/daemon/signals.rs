@@ -30,7 +30,7 @@ pub(super) fn obey(mut signals: Signals, stop: Stop, sources: Sources) -> io::Re
 /// each type that there was.
 pub(super) fn log_counters(sources: &Sources) {
     for read in sources.device.requests().iter().filter(|read| read.total() > 0) {
-        log::info!("requests of type {}: {read}", read.kind.name());
+        log::info!("requests of type {}: {read}", read.request_type.name());
     }
     for (endpoint, faults, requests) in sources.faults.counters() {
         log::info!("faults of endpoint {endpoint}: {faults}");

@@ -16,7 +16,7 @@ use crate::iopf::Iopf;
 use crate::metrics::{Metrics, Sources};
 use crate::service::{Manager, watch};
 use crate::socket::ListeningSocket;
-use crate::vhost::{FaultDoorbell, Phase, Server};
+use crate::vhost::{FaultNotifier, Phase, Server};
 use crate::viommu::{Settings, Viommu};
 
 /// The daemon before it works: no thread runs yet, and nothing is left to open.
@@ -41,7 +41,7 @@ impl Startup {
         resources: Resources,
     ) -> Result<Self, StartError> {
         let Resources { manager, signals, endpoints, front_ends, metrics } = resources;
-        let doorbell = FaultDoorbell::new()?;
+        let doorbell = FaultNotifier::new()?;
         let ids: Vec<EndpointId> =
             args.endpoints.iter().map(|endpoint| endpoint.bdf.endpoint()).collect();
         let notifier = Box::new(doorbell.clone());
@@ -54,7 +54,7 @@ impl Startup {
         let settings = endpoint::fit(settings, &host, &ids).map_err(StartError::Options)?;
         let host = Arc::new(host);
         let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
-        let device = viommu.tally();
+        let device = viommu.counters();
         let heartbeats = Heartbeats::default();
         let server = Server::new(
             front_ends.listener().try_clone()?,
@@ -64,7 +64,7 @@ impl Startup {
             doorbell,
             heartbeats.clone(),
         )?;
-        let sources = Sources { device, transport: server.tally(), faults: faults.clone() };
+        let sources = Sources { device, transport: server.counters(), faults: faults.clone() };
         let manager = Arc::new(manager);
         Ok(Self {
             manager,

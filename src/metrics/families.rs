@@ -46,8 +46,11 @@ impl Families {
         let device = &self.sources.device;
         let requests = device.requests();
         let rows = requests.iter().flat_map(|read| {
-            read.ends().map(|(status, count)| {
-                ([("type", read.kind.name().to_owned()), ("status", status.to_owned())], count)
+            read.outcomes().map(|(status, count)| {
+                (
+                    [("type", read.request_type.name().to_owned()), ("status", status.to_owned())],
+                    count,
+                )
             })
         });
         counters(to, "requests", "Requests of the driver", rows)?;

@@ -38,13 +38,13 @@ pub struct RequestQueueCounters {
     /// How long batches took, from where one was found until all of it was answered and the
     /// driver signalled: some batches only, and only where they are to be timed.
     pub times: Times,
-    timed: bool,
+    time_batches: bool,
 }
 
 impl TransportCounters {
     /// `timed`: whether batches of requests are timed.
-    pub fn new(timed: bool) -> Self {
-        let requests = RequestQueueCounters { timed, ..RequestQueueCounters::default() };
+    pub fn new(time_batches: bool) -> Self {
+        let requests = RequestQueueCounters { time_batches, ..RequestQueueCounters::default() };
         Self { requests, ..Self::default() }
     }
 }
@@ -53,7 +53,7 @@ impl RequestQueueCounters {
     /// The time, if the next batch is one of those that are timed.
     pub(super) fn start(&self) -> Option<Instant> {
         let batches = self.woken_batches.get().wrapping_add(self.polled_batches.get());
-        (self.timed && batches.is_multiple_of(ONE_TIMED_OF)).then(Instant::now)
+        (self.time_batches && batches.is_multiple_of(ONE_TIMED_OF)).then(Instant::now)
     }
 
     /// A batch is done, found by polling or not.
@@ -73,12 +73,15 @@ mod tests {
     #[test]
     fn some_batches_are_timed_if_they_are_to_be() {
         for (timed, expected) in [(false, 0), (true, 10)] {
-            let tally = TransportCounters::new(timed).requests;
+            let counters = TransportCounters::new(timed).requests;
             for batch in 0..10 * ONE_TIMED_OF {
-                tally.found(tally.start(), batch % 3 == 0, Instant::now());
+                counters.found(counters.start(), batch % 3 == 0, Instant::now());
             }
-            assert_eq!(tally.times.read().count(), expected);
-            assert_eq!(tally.woken_batches.get() + tally.polled_batches.get(), 10 * ONE_TIMED_OF);
+            assert_eq!(counters.times.read().count(), expected);
+            assert_eq!(
+                counters.woken_batches.get() + counters.polled_batches.get(),
+                10 * ONE_TIMED_OF
+            );
         }
     }
 }

@@ -7,13 +7,13 @@ use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::chain::gather;
 use super::counters::TransportCounters;
-use super::notify::signal_driver;
+use super::descriptor_chain::gather;
+use super::notification::signal_driver;
 use super::request_queue::next_chain;
 use super::reset_barrier::ResetBarrier;
-use super::ring::{Memory, Ring, Start};
 use super::timer::Timer;
+use super::virtqueue::{Memory, Start, Virtqueue};
 use crate::heartbeat::Heartbeat;
 use crate::iopf::{Delivered, Event, Iopf};
 use crate::viommu::Features;
@@ -31,7 +31,7 @@ pub struct EventQueue {
     barrier: Arc<ResetBarrier>,
     /// Runs while the guest owes an answer.
     timer: Timer,
-    tally: Arc<TransportCounters>,
+    counters: Arc<TransportCounters>,
     beat: Heartbeat,
 }
 
@@ -43,19 +43,19 @@ impl EventQueue {
         memory: Memory,
         barrier: Arc<ResetBarrier>,
         timer: Timer,
-        tally: Arc<TransportCounters>,
+        counters: Arc<TransportCounters>,
         beat: Heartbeat,
     ) -> Self {
-        Self { faults, memory, features: AtomicU64::new(0), barrier, timer, tally, beat }
+        Self { faults, memory, features: AtomicU64::new(0), barrier, timer, counters, beat }
     }
 
     /// The driver has accepted `features`.
-    pub fn accept(&self, features: u64) {
+    pub fn set_features(&self, features: u64) {
         self.features.store(features, Ordering::Relaxed);
     }
 
     /// Time has passed. A guest that does not run cannot answer, so that time does not count.
-    pub fn tick(&self, ring: &Ring) {
+    pub fn tick(&self, ring: &Virtqueue) {
         let running = ring.is_running(&ring.get_ref());
         if self.timer.take() && running {
             self.faults.tick(self.timer.period());
@@ -65,7 +65,7 @@ impl EventQueue {
     /// Delivers all that waits, or all that the driver has buffers for. A fault that finds none
     /// is dropped and counted: the driver can do nothing about it but log, and its buffers say
     /// how much it wants to log (virtio 1.4, 5.13.6.8.2). A page request waits for one.
-    pub fn serve(&self, ring: &Ring) {
+    pub fn serve(&self, ring: &Virtqueue) {
         self.beat.beat();
         while !self.serve_a_little(ring) {
             self.beat.beat();
@@ -73,7 +73,7 @@ impl EventQueue {
     }
 
     /// Does what [`serve`](Self::serve) does, but for a few turns at most; `true` when it is done.
-    pub fn serve_a_little(&self, ring: &Ring) -> bool {
+    pub fn serve_a_little(&self, ring: &Virtqueue) -> bool {
         let all_done = (0..TURNS).any(|_| !self.deliver_some(ring));
         if !self.timer.is_running() && self.faults.is_waiting() {
             self.timer.start();
@@ -85,7 +85,7 @@ impl EventQueue {
     ///
     /// Buffers are looked for when there is an event, not when the driver kicks: Linux fills this
     /// queue without kicking. Only when page requests wait for buffers are kicks asked for.
-    fn deliver_some(&self, ring: &Ring) -> bool {
+    fn deliver_some(&self, ring: &Virtqueue) -> bool {
         let mut vring = ring.lock_as_worker();
         let memory = self.memory.memory();
         if ring.is_running(&vring)
@@ -103,7 +103,7 @@ impl EventQueue {
                 && put(ring, &mut vring, &memory, &event::encode(&event, features))
         });
         if vring.get_queue().next_used() != used {
-            signal_driver(ring, &mut vring, &memory, &self.tally.event_signals);
+            signal_driver(ring, &mut vring, &memory, &self.counters.event_signals);
         }
         match delivered {
             Delivered::All => false,
@@ -115,7 +115,11 @@ impl EventQueue {
 }
 
 /// Asks for a kick when there are buffers; `true`: there are some already.
-fn enable_kicks(ring: &Ring, vring: &mut VringState<Memory>, memory: &GuestMemoryMmap) -> bool {
+fn enable_kicks(
+    ring: &Virtqueue,
+    vring: &mut VringState<Memory>,
+    memory: &GuestMemoryMmap,
+) -> bool {
     vring.get_queue_mut().enable_notification(memory).unwrap_or_else(|error| {
         ring.set_broken(format_args!("event queue: {error}"));
         false
@@ -123,7 +127,7 @@ fn enable_kicks(ring: &Ring, vring: &mut VringState<Memory>, memory: &GuestMemor
 }
 
 fn put(
-    ring: &Ring,
+    ring: &Virtqueue,
     vring: &mut VringState<Memory>,
     memory: &GuestMemoryMmap,
     event: &Encoded,

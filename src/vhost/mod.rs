@@ -5,19 +5,19 @@
 //! known here. Each queue has a thread of its own, so that polling one never delays the other; a
 //! fault is delivered by the thread that reports it, if the event queue is free (`doorbell`).
 
-mod chain;
 mod counters;
-mod doorbell;
+mod descriptor_chain;
 mod event_queue;
-mod exits;
-mod notify;
-mod poll;
+mod exit_events;
+mod fault_notifier;
+mod notification;
+mod polling;
 mod request_queue;
 mod reset_barrier;
-mod ring;
-mod sched;
+mod scheduling;
 mod server;
 mod timer;
+mod virtqueue;
 
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
@@ -36,13 +36,13 @@ use crate::notifier::Notifier;
 use crate::sandbox::{self, Role};
 use crate::viommu::{Features, Viommu};
 pub use counters::{RequestQueueCounters, TransportCounters};
-pub use doorbell::FaultDoorbell;
 use event_queue::EventQueue;
-use exits::Exits;
+use exit_events::ExitEvents;
+pub use fault_notifier::FaultNotifier;
 use request_queue::RequestQueue;
-use ring::{Memory, Ring};
-pub use sched::{Scheduling, check_realtime};
+pub use scheduling::{Scheduling, check_realtime};
 pub use server::{Phase, Server, Stop};
+use virtqueue::{Memory, Virtqueue};
 
 /// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
 const QUEUES: usize = 2;
@@ -67,9 +67,9 @@ pub struct Options {
     /// How the thread that serves requests is scheduled.
     pub scheduling: Scheduling,
     /// How often it is looked whether the guest has taken too long to answer page requests.
-    pub clock_period: Duration,
+    pub timer_period: Duration,
     /// Whether batches of requests are timed.
-    pub timed: bool,
+    pub time_batches: bool,
 }
 
 /// What serves one connection.
@@ -78,13 +78,13 @@ struct Backend {
     viommu: Arc<Mutex<Viommu>>,
     requests: Mutex<RequestQueue>,
     events: Arc<EventQueue>,
-    doorbell: FaultDoorbell,
+    doorbell: FaultNotifier,
     look: Notifier,
     /// Done when the request thread has told the kernel what it needs, and what not.
     request_thread: Once,
     /// The same of the event thread.
     event_thread: Once,
-    exits: Exits,
+    exits: ExitEvents,
 }
 
 impl Backend {
@@ -106,7 +106,7 @@ fn features() -> u64 {
 /// guest or a front end can cause becomes one.
 impl VhostUserBackend for Backend {
     type Bitmap = ();
-    type Vring = Ring;
+    type Vring = Virtqueue;
 
     fn num_queues(&self) -> usize {
         QUEUES
@@ -121,8 +121,8 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
-        self.viommu().accept(features);
-        self.events.accept(features);
+        self.viommu().set_features(features);
+        self.events.set_features(features);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -168,7 +168,7 @@ impl VhostUserBackend for Backend {
         &self,
         event: u16,
         _: EventSet,
-        rings: &[Ring],
+        rings: &[Virtqueue],
         thread: usize,
     ) -> std::io::Result<()> {
         let Some(ring) = rings.first() else { return Ok(()) };
@@ -177,7 +177,7 @@ impl VhostUserBackend for Backend {
                 self.look.clear();
             }
             self.request_thread.call_once(|| {
-                sched::apply(self.options.scheduling);
+                scheduling::apply(self.options.scheduling);
                 sandbox::enter_role(Role::Requests);
             });
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(ring);

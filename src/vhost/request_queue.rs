@@ -9,12 +9,12 @@ use vhost_user_backend::VringT;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::chain::gather;
 use super::counters::{RequestQueueCounters, TransportCounters};
-use super::notify::signal_driver;
-use super::poll::Poller;
+use super::descriptor_chain::gather;
+use super::notification::signal_driver;
+use super::polling::Poller;
 use super::reset_barrier::ResetBarrier;
-use super::ring::{Memory, Ring, Start};
+use super::virtqueue::{Memory, Start, Virtqueue};
 use crate::heartbeat::Heartbeat;
 use crate::viommu::status::Status;
 use crate::viommu::wire::size;
@@ -31,7 +31,7 @@ pub struct RequestQueue {
     memory: Memory,
     barrier: Arc<ResetBarrier>,
     poller: Poller,
-    tally: Arc<TransportCounters>,
+    counters: Arc<TransportCounters>,
     beat: Heartbeat,
     /// The answer to a request is put together here.
     answer: Vec<u8>,
@@ -56,18 +56,18 @@ impl RequestQueue {
         memory: Memory,
         barrier: Arc<ResetBarrier>,
         max_poll: Duration,
-        tally: Arc<TransportCounters>,
+        counters: Arc<TransportCounters>,
         beat: Heartbeat,
     ) -> Self {
         let poller = Poller::new(max_poll, Instant::now());
-        Self { viommu, memory, barrier, poller, tally, beat, answer: Vec::new() }
+        Self { viommu, memory, barrier, poller, counters, beat, answer: Vec::new() }
     }
 
     /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
     /// and the ring empty, or not running.
-    pub fn serve(&mut self, ring: &Ring) {
+    pub fn serve(&mut self, ring: &Virtqueue) {
         self.poller.woke_up(Instant::now());
-        self.tally().wake_ups.add(1);
+        self.counters().wake_ups.add(1);
         let mut polled = false;
         loop {
             match self.look(ring) {
@@ -75,14 +75,14 @@ impl RequestQueue {
                 Look::Work(start) => {
                     let now = Instant::now();
                     self.poller.found_work(now);
-                    self.tally().found(start, polled, now);
+                    self.counters().found(start, polled, now);
                 }
                 Look::Empty if self.poller.keep_polling(Instant::now()) => {
-                    self.tally().polls.add(1);
+                    self.counters().polls.add(1);
                 }
                 Look::Empty => match ring.enable_notification() {
                     Ok(true) => {}
-                    Ok(false) => return self.tally().sleeps.add(1),
+                    Ok(false) => return self.counters().sleeps.add(1),
                     Err(error) => return ring.set_broken(format_args!("request queue: {error}")),
                 },
             }
@@ -90,12 +90,12 @@ impl RequestQueue {
         }
     }
 
-    fn tally(&self) -> &RequestQueueCounters {
-        &self.tally.requests
+    fn counters(&self) -> &RequestQueueCounters {
+        &self.counters.requests
     }
 
     /// A few looks: everything that is there, up to a batch, then one signal if it is wanted.
-    fn look(&mut self, ring: &Ring) -> Look {
+    fn look(&mut self, ring: &Virtqueue) -> Look {
         self.beat.beat();
         let mut vring = ring.lock_as_worker();
         if !ring.is_running(&vring) {
@@ -108,7 +108,7 @@ impl RequestQueue {
         self.barrier.open();
         match self.answer_batch(queue, &memory) {
             Ok(Look::Work(start)) => {
-                signal_driver(ring, &mut vring, &memory, &self.tally().signals);
+                signal_driver(ring, &mut vring, &memory, &self.counters().signals);
                 Look::Work(start)
             }
             Ok(look) => look,
@@ -119,7 +119,7 @@ impl RequestQueue {
         }
     }
 
-    fn note_start(&mut self, ring: &Ring, queue: &mut Queue, memory: &GuestMemoryMmap) {
+    fn note_start(&mut self, ring: &Virtqueue, queue: &mut Queue, memory: &GuestMemoryMmap) {
         match ring.take_start(queue, memory) {
             None => {}
             Some(Start::Resumed) => log::info!("driver resumed, domains kept"),
@@ -134,7 +134,7 @@ impl RequestQueue {
         if !has_request(queue, memory)? {
             return Ok(Look::Empty);
         }
-        let start = self.tally().start();
+        let start = self.counters().start();
         queue.disable_notification(memory)?;
         let mut viommu = self.viommu.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
@@ -207,7 +207,7 @@ fn prepare(viommu: &mut Viommu, bytes: &[u8], room: usize, answer: &mut Vec<u8>)
     });
     catch_unwind(handle).unwrap_or_else(|_| {
         log::error!("defect: the request {bytes:02x?} could not be handled; please report it");
-        viommu.note_defect(bytes);
+        viommu.count_internal_error(bytes);
         lay_out(&Reply { status: Status::DevErr, tail_offset: 0, properties: &[] }, room, answer);
         true
     })

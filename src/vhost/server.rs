@@ -13,9 +13,9 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use super::counters::TransportCounters;
-use super::doorbell::FaultDoorbell;
 use super::event_queue::EventQueue;
-use super::exits::Exits;
+use super::exit_events::ExitEvents;
+use super::fault_notifier::FaultNotifier;
 use super::request_queue::RequestQueue;
 use super::reset_barrier::ResetBarrier;
 use super::timer::Timer;
@@ -82,9 +82,9 @@ pub struct Server {
     options: Options,
     viommu: Arc<Mutex<Viommu>>,
     faults: Arc<Iopf>,
-    doorbell: FaultDoorbell,
+    doorbell: FaultNotifier,
     stop: Stop,
-    tally: Arc<TransportCounters>,
+    counters: Arc<TransportCounters>,
     heartbeats: Heartbeats,
     /// Wakes who waits for a front end.
     wake: Notifier,
@@ -103,7 +103,7 @@ impl Server {
         options: Options,
         viommu: Arc<Mutex<Viommu>>,
         faults: Arc<Iopf>,
-        doorbell: FaultDoorbell,
+        doorbell: FaultNotifier,
         heartbeats: Heartbeats,
     ) -> io::Result<Self> {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
@@ -114,7 +114,7 @@ impl Server {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let max_poll = if cores > 1 { options.max_poll } else { Duration::ZERO };
         let options = Options { max_poll, ..options };
-        let tally = Arc::new(TransportCounters::new(options.timed));
+        let counters = Arc::new(TransportCounters::new(options.time_batches));
         let mut server = Self {
             listener,
             listener_fd,
@@ -123,7 +123,7 @@ impl Server {
             faults,
             doorbell,
             stop,
-            tally,
+            counters,
             heartbeats,
             wake,
             beat: None,
@@ -138,8 +138,8 @@ impl Server {
     }
 
     /// What is counted here, for who reads it.
-    pub fn tally(&self) -> Arc<TransportCounters> {
-        self.tally.clone()
+    pub fn counters(&self) -> Arc<TransportCounters> {
+        self.counters.clone()
     }
 
     /// Serves one front end after the other until [`Stop::request`]. A connection that fails is
@@ -162,7 +162,7 @@ impl Server {
             // Out of descriptors or memory: do not spin on a connection that waits.
             std::thread::sleep(Duration::from_millis(100));
         }
-        self.tally.connected.set(0);
+        self.counters.connected.set(0);
         self.stop.set_connection(None);
         self.doorbell.disconnect();
         self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
@@ -192,7 +192,7 @@ impl Server {
 
     fn serve_one(&mut self, told: &dyn Fn(Phase)) -> Result<(), ServeError> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let timer = Timer::new(self.options.clock_period)?;
+        let timer = Timer::new(self.options.timer_period)?;
         let clock = timer.as_raw_fd();
         let look = Notifier::new()?;
         let events = self.doorbell.notifier();
@@ -205,7 +205,7 @@ impl Server {
                 memory.clone(),
                 barrier.clone(),
                 self.options.max_poll,
-                self.tally.clone(),
+                self.counters.clone(),
                 self.heartbeats.add("requests", &look),
             )),
             events: Arc::new(EventQueue::new(
@@ -213,22 +213,22 @@ impl Server {
                 memory.clone(),
                 barrier,
                 timer,
-                self.tally.clone(),
+                self.counters.clone(),
                 self.heartbeats.add("events", events),
             )),
             doorbell: self.doorbell.clone(),
             look: look.clone(),
             request_thread: Once::new(),
             event_thread: Once::new(),
-            exits: Exits::new()?,
+            exits: ExitEvents::new()?,
         });
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), backend, memory)
             .map_err(ServeError::Daemon)?;
         daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
         log::info!("front end connected");
         told(Phase::Connected);
-        self.tally.front_ends.add(1);
-        self.tally.connected.set(1);
+        self.counters.front_ends.add(1);
+        self.counters.connected.set(1);
         self.stop.set_connection(daemon.shutdown_handle());
         for (thread, fd, event) in [
             (EVENT_THREAD, self.doorbell.notifier().as_raw_fd(), DOORBELL),

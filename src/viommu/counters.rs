@@ -8,7 +8,7 @@ use crate::counter::Count;
 
 /// What a request was, by its type alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RequestType {
     /// ATTACH.
     Attach,
     /// DETACH.
@@ -25,7 +25,7 @@ pub enum Kind {
     Unknown,
 }
 
-impl Kind {
+impl RequestType {
     /// All of them.
     pub const ALL: [Self; 7] = [
         Self::Attach,
@@ -73,7 +73,7 @@ const ENDS: usize = Status::ALL.len() + 1;
 /// What the device has done so far, and how large it is. Changes with the device's lock held.
 #[derive(Debug, Default)]
 pub struct DeviceCounters {
-    requests: [[Count; ENDS]; Kind::ALL.len()],
+    requests: [[Count; ENDS]; RequestType::ALL.len()],
     /// Mappings over all domains.
     pub mappings: Count,
     /// Domains.
@@ -84,45 +84,45 @@ pub struct DeviceCounters {
 
 impl DeviceCounters {
     /// Counts a request; `status`: what its driver has read, if anything.
-    pub(super) fn count(&self, kind: Kind, status: Option<Status>) {
+    pub(super) fn count(&self, request_type: RequestType, status: Option<Status>) {
         let end = status.map_or(ENDS - 1, |status| status as usize);
-        self.requests[kind as usize][end].add(1);
+        self.requests[request_type as usize][end].add(1);
     }
 
     /// The requests so far, by type.
-    pub fn requests(&self) -> [RequestsRead; Kind::ALL.len()] {
-        Kind::ALL.map(|kind| RequestsRead {
-            kind,
-            ends: std::array::from_fn(|end| self.requests[kind as usize][end].get()),
+    pub fn requests(&self) -> [RequestCounts; RequestType::ALL.len()] {
+        RequestType::ALL.map(|request_type| RequestCounts {
+            request_type,
+            ends: std::array::from_fn(|end| self.requests[request_type as usize][end].get()),
         })
     }
 }
 
 /// What became of the requests of a type.
 #[derive(Clone, Copy, Debug)]
-pub struct RequestsRead {
+pub struct RequestCounts {
     /// The type.
-    pub kind: Kind,
+    pub request_type: RequestType,
     ends: [u64; ENDS],
 }
 
-impl RequestsRead {
+impl RequestCounts {
     /// How many there were.
     pub fn total(&self) -> u64 {
         self.ends.iter().sum()
     }
 
     /// How many ended in which way, for each way.
-    pub fn ends(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let names = Status::ALL.iter().map(|status| status.name()).chain([UNWRITTEN]);
         names.zip(self.ends)
     }
 }
 
-impl fmt::Display for RequestsRead {
+impl fmt::Display for RequestCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "received {}:", self.total())?;
-        let some = self.ends().filter(|(_, count)| *count > 0);
+        let some = self.outcomes().filter(|(_, count)| *count > 0);
         some.enumerate().try_for_each(|(index, (name, count))| {
             let comma = if index > 0 { "," } else { "" };
             write!(f, "{comma} {name} {count}")
@@ -136,36 +136,36 @@ mod tests {
 
     #[test]
     fn each_kind_and_each_end_is_counted_by_itself() {
-        let tally = DeviceCounters::default();
-        for (times, kind) in Kind::ALL.into_iter().enumerate() {
+        let counters = DeviceCounters::default();
+        for (times, request_type) in RequestType::ALL.into_iter().enumerate() {
             for (more, status) in Status::ALL.into_iter().map(Some).chain([None]).enumerate() {
-                (0..times + more).for_each(|_| tally.count(kind, status));
+                (0..times + more).for_each(|_| counters.count(request_type, status));
             }
         }
-        for (times, read) in tally.requests().into_iter().enumerate() {
-            assert_eq!(read.kind, Kind::ALL[times]);
-            for (more, (name, count)) in read.ends().enumerate() {
-                assert_eq!(count, (times + more) as u64, "{:?} {name}", read.kind);
+        for (times, read) in counters.requests().into_iter().enumerate() {
+            assert_eq!(read.request_type, RequestType::ALL[times]);
+            for (more, (name, count)) in read.outcomes().enumerate() {
+                assert_eq!(count, (times + more) as u64, "{:?} {name}", read.request_type);
             }
         }
     }
 
     #[test]
     fn a_line_says_what_there_was() {
-        let tally = DeviceCounters::default();
-        tally.count(Kind::Map, Some(Status::Ok));
-        tally.count(Kind::Map, Some(Status::Ok));
-        tally.count(Kind::Map, Some(Status::NoEnt));
-        tally.count(Kind::Map, None);
-        let map = tally.requests()[Kind::Map as usize];
+        let counters = DeviceCounters::default();
+        counters.count(RequestType::Map, Some(Status::Ok));
+        counters.count(RequestType::Map, Some(Status::Ok));
+        counters.count(RequestType::Map, Some(Status::NoEnt));
+        counters.count(RequestType::Map, None);
+        let map = counters.requests()[RequestType::Map as usize];
         assert_eq!(map.to_string(), "received 4: ok 2, noent 1, unwritten 1");
     }
 
     #[test]
     fn a_kind_is_that_of_a_whole_head() {
-        assert_eq!(Kind::of(&[request::MAP, 0, 0, 0]), Kind::Map);
-        assert_eq!(Kind::of(&[request::MAP, 0, 0]), Kind::Unknown);
-        assert_eq!(Kind::of(&[99; 40]), Kind::Unknown);
-        assert_eq!(Kind::of(&[]), Kind::Unknown);
+        assert_eq!(RequestType::of(&[request::MAP, 0, 0, 0]), RequestType::Map);
+        assert_eq!(RequestType::of(&[request::MAP, 0, 0]), RequestType::Unknown);
+        assert_eq!(RequestType::of(&[99; 40]), RequestType::Unknown);
+        assert_eq!(RequestType::of(&[]), RequestType::Unknown);
     }
 }

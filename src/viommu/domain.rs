@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::status::Refusal;
+use super::status::RequestError;
 use crate::address::DomainId;
 use crate::host::{AddressSpace, Translation};
 
@@ -30,10 +30,10 @@ impl Domain {
     }
 
     /// The mappings, which a bypass domain has not (5.13.6.5.2, 5.13.6.6.2: INVAL).
-    pub(super) fn space(&self) -> Result<&Arc<AddressSpace>, Refusal> {
+    pub(super) fn space(&self) -> Result<&Arc<AddressSpace>, RequestError> {
         match &self.space {
             Space::Mapped(space) => Ok(space),
-            Space::Bypass => Err(Refusal::BypassDomain(self.id.0)),
+            Space::Bypass => Err(RequestError::BypassDomain(self.id.0)),
         }
     }
 

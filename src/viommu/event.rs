@@ -1,6 +1,6 @@
 //! Events: from what the driver is to be told to the bytes that it reads.
 
-use super::config::Features;
+use super::config_space::Features;
 use super::wire::{fault as wire, feature, size};
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::Access;

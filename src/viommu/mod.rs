@@ -3,7 +3,7 @@
 //! [`request`] decodes, [`Viommu`] is the state machine, [`status`] names the outcome. Bytes in,
 //! bytes out: nothing here knows a ring, a socket or a file descriptor.
 
-pub mod config;
+pub mod config_space;
 mod counters;
 mod domain;
 pub mod event;
@@ -23,12 +23,12 @@ use crate::host::{
 };
 use crate::iopf::{GroupId, Handler, Iopf, Response};
 use crate::trace;
-pub use config::{Features, Limits, Settings};
-pub use counters::{DeviceCounters, Kind, RequestsRead};
+pub use config_space::{Features, Limits, Settings};
+pub use counters::{DeviceCounters, RequestCounts, RequestType};
 use domain::Domain;
-use probe::Abilities;
+use probe::ExtensionProperties;
 use request::Request;
-use status::{Refusal, Status};
+use status::{RequestError, Status};
 use wire::size;
 
 /// The least room offered to properties, in bytes; what QEMU's own device offers.
@@ -67,7 +67,7 @@ pub struct Viommu {
     properties: Vec<u8>,
     /// Room that is offered to properties, in bytes: enough for every endpoint.
     probe_size: usize,
-    tally: Arc<DeviceCounters>,
+    counters: Arc<DeviceCounters>,
 }
 
 impl Viommu {
@@ -93,7 +93,7 @@ impl Viommu {
             domains: BTreeMap::new(),
             mappings: 0,
             features: Features::default(),
-            tally: Arc::default(),
+            counters: Arc::default(),
             settings,
             host,
             faults,
@@ -109,17 +109,17 @@ impl Viommu {
     /// `None`: the buffer goes back unwritten, because the type is unknown (5.13.6.2) or
     /// because there is no room for a status.
     pub fn handle(&mut self, bytes: &[u8], room: usize) -> Option<Reply<'_>> {
-        let kind = Kind::of(bytes);
+        let kind = RequestType::of(bytes);
         trace::request_taken(bytes.first().copied(), bytes.len());
         let status = self.status_of(bytes, room);
         trace::request_done(bytes.first().copied(), status.map(|status| status as u8));
-        self.tally.count(kind, status);
+        self.counters.count(kind, status);
         self.note_size();
         let (status, room) = (status?, room.checked_sub(size::TAIL)?);
-        let probed = kind == Kind::Probe && status == Status::Ok;
+        let probed = kind == RequestType::Probe && status == Status::Ok;
         Some(Reply {
             status,
-            tail_offset: if kind == Kind::Probe { self.probe_size.min(room) } else { 0 },
+            tail_offset: if kind == RequestType::Probe { self.probe_size.min(room) } else { 0 },
             properties: if probed { &self.properties } else { &[] },
         })
     }
@@ -140,35 +140,35 @@ impl Viommu {
 
     /// A request of these bytes was answered with DEVERR, because [`handle`](Self::handle) has
     /// panicked.
-    pub fn note_defect(&self, bytes: &[u8]) {
-        self.tally.count(Kind::of(bytes), Some(Status::DevErr));
+    pub fn count_internal_error(&self, bytes: &[u8]) {
+        self.counters.count(RequestType::of(bytes), Some(Status::DevErr));
     }
 
     /// What is counted here, for who reads it without the device's lock.
-    pub fn tally(&self) -> Arc<DeviceCounters> {
-        self.tally.clone()
+    pub fn counters(&self) -> Arc<DeviceCounters> {
+        self.counters.clone()
     }
 
     fn note_size(&self) {
-        self.tally.mappings.set(self.mappings as u64);
-        self.tally.domains.set(self.domains.len() as u64);
-        self.tally.attachments.set(self.attachments.len() as u64);
+        self.counters.mappings.set(self.mappings as u64);
+        self.counters.domains.set(self.domains.len() as u64);
+        self.counters.attachments.set(self.attachments.len() as u64);
     }
 
     /// The driver has accepted `features`; bits that are not the device's own are ignored.
-    pub fn accept(&mut self, features: u64) {
+    pub fn set_features(&mut self, features: u64) {
         self.features = Features(features & Features::OFFERED.0);
         self.faults.accept_page_requests(self.features.has(wire::feature::PAGE_REQUEST));
     }
 
     /// The configuration space as the driver reads it.
     pub fn config(&self) -> [u8; size::CONFIG] {
-        config::read(&self.settings, self.probe_size as u32, self.bypass)
+        config_space::read(&self.settings, self.probe_size as u32, self.bypass)
     }
 
     /// The driver writes `bytes` at `offset` of the configuration space.
     pub fn write_config(&mut self, offset: usize, bytes: &[u8]) {
-        match config::written_bypass(offset, bytes) {
+        match config_space::written_bypass(offset, bytes) {
             Some(bypass) if bypass != self.bypass => self.set_bypass(bypass),
             _ => {}
         }
@@ -198,7 +198,7 @@ impl Viommu {
         self.set_bypass(self.settings.boot_bypass);
     }
 
-    fn execute(&mut self, request: Request, room: usize) -> Result<(), Refusal> {
+    fn execute(&mut self, request: Request, room: usize) -> Result<(), RequestError> {
         match request {
             Request::Attach { domain, endpoint, pasid, bypass } => {
                 let who = self.attachee(EndpointId(endpoint), pasid, bypass)?;
@@ -228,18 +228,18 @@ impl Viommu {
         endpoint: EndpointId,
         pasid: Option<u32>,
         bypass: bool,
-    ) -> Result<Attachee, Refusal> {
+    ) -> Result<Attachee, RequestError> {
         self.check_endpoint(endpoint)?;
         let Some(pasid) = pasid else { return Ok((endpoint, None)) };
         match self.host.pasid_bits(endpoint) {
-            0 => Err(Refusal::NoPasids(endpoint.0)),
-            bits if pasid == 0 || pasid >> bits != 0 => Err(Refusal::PasidRange(pasid)),
-            _ if bypass => Err(Refusal::PasidBypass),
+            0 => Err(RequestError::NoPasids(endpoint.0)),
+            bits if pasid == 0 || pasid >> bits != 0 => Err(RequestError::PasidRange(pasid)),
+            _ if bypass => Err(RequestError::PasidBypass),
             _ => Ok((endpoint, Some(Pasid(pasid)))),
         }
     }
 
-    fn attach(&mut self, id: DomainId, who: Attachee, bypass: bool) -> Result<(), Refusal> {
+    fn attach(&mut self, id: DomainId, who: Attachee, bypass: bool) -> Result<(), RequestError> {
         let from = self.attachments.get(&who).copied();
         if from == Some(id) {
             return self.check_kind(id, bypass);
@@ -255,15 +255,19 @@ impl Viommu {
         joined
     }
 
-    fn detach(&mut self, id: DomainId, who: Attachee) -> Result<(), Refusal> {
+    fn detach(&mut self, id: DomainId, who: Attachee) -> Result<(), RequestError> {
         match (self.attachments.get(&who), who) {
             (Some(&domain), _) if domain == id => self.leave(who),
-            (None, (_, Some(pasid))) => Err(Refusal::PasidNotAttached(pasid.0)),
-            _ => Err(Refusal::NotAttached(id.0)),
+            (None, (_, Some(pasid))) => Err(RequestError::PasidNotAttached(pasid.0)),
+            _ => Err(RequestError::NotAttached(id.0)),
         }
     }
 
-    fn map(&mut self, id: DomainId, mapping: Result<Mapping, Refusal>) -> Result<(), Refusal> {
+    fn map(
+        &mut self,
+        id: DomainId,
+        mapping: Result<Mapping, RequestError>,
+    ) -> Result<(), RequestError> {
         let space = self.domain(id)?.space()?;
         let mapping = mapping?;
         space.check_free(mapping.range)?;
@@ -274,31 +278,31 @@ impl Viommu {
         Ok(())
     }
 
-    fn unmap(&mut self, id: DomainId, range: Option<IovaRange>) -> Result<(), Refusal> {
+    fn unmap(&mut self, id: DomainId, range: Option<IovaRange>) -> Result<(), RequestError> {
         let space = self.domain(id)?.space()?;
-        let range = range.ok_or(Refusal::Backwards)?;
+        let range = range.ok_or(RequestError::Backwards)?;
         space.check_whole(range)?;
         self.host.unmap(id, space, range)?;
         self.mappings -= space.remove(range);
         Ok(())
     }
 
-    fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), Refusal> {
-        let reserved = self.endpoints.get(&endpoint).ok_or(Refusal::NoEndpoint(endpoint.0))?;
+    fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), RequestError> {
+        let reserved = self.endpoints.get(&endpoint).ok_or(RequestError::NoEndpoint(endpoint.0))?;
         if room < self.probe_size {
-            return Err(Refusal::SmallBuffer(self.probe_size));
+            return Err(RequestError::SmallBuffer(self.probe_size));
         }
         self.properties = probe::properties(reserved, self.abilities(endpoint));
         Ok(())
     }
 
     /// What the driver is told of an endpoint beyond the standard.
-    fn abilities(&self, endpoint: EndpointId) -> Abilities {
+    fn abilities(&self, endpoint: EndpointId) -> ExtensionProperties {
         let pasid_bits = self.host.pasid_bits(endpoint);
         let pasids = self.features.has(wire::feature::PASID) && pasid_bits > 0;
         let page_requests = self.host.page_requests(endpoint);
         let max_groups = self.settings.limits.page_groups;
-        Abilities {
+        ExtensionProperties {
             pasid_bits: pasids.then_some(pasid_bits),
             page_requests: page_requests
                 .filter(|_| self.features.has(wire::feature::PAGE_REQUEST))
@@ -312,45 +316,55 @@ impl Viommu {
         pasid: Option<u32>,
         group: GroupId,
         response: Response,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         self.check_endpoint(endpoint)?;
-        let requests = self.host.page_requests(endpoint).ok_or(Refusal::NoGroup)?;
+        let requests = self.host.page_requests(endpoint).ok_or(RequestError::NoGroup)?;
         let needs_pasid = requests.response_needs_pasid;
         Ok(self.faults.respond(endpoint, group, pasid.map(Pasid), needs_pasid, response)?)
     }
 
     /// Checks what a MAP request says of itself (5.13.6.5.2).
-    fn mapping(&self, first: u64, last: u64, phys: u64, flags: u32) -> Result<Mapping, Refusal> {
+    fn mapping(
+        &self,
+        first: u64,
+        last: u64,
+        phys: u64,
+        flags: u32,
+    ) -> Result<Mapping, RequestError> {
         let settings = &self.settings;
-        let range = IovaRange::new(first, last).ok_or(Refusal::Backwards)?;
+        let range = IovaRange::new(first, last).ok_or(RequestError::Backwards)?;
         if !range.is_aligned(settings.page_size) || phys & (settings.page_size - 1) != 0 {
-            return Err(Refusal::Misaligned(settings.page_size));
+            return Err(RequestError::Misaligned(settings.page_size));
         }
         if !settings.input_range.covers(&range) || phys.checked_add(range.span()).is_none() {
-            return Err(Refusal::OutOfRange);
+            return Err(RequestError::OutOfRange);
         }
         if settings.reserved.iter().any(|region| region.range.overlaps(&range)) {
-            return Err(Refusal::ReservedRegion);
+            return Err(RequestError::ReservedRegion);
         }
         let access =
             Access { read: flags & wire::MAP_F_READ != 0, write: flags & wire::MAP_F_WRITE != 0 };
         Ok(Mapping { range, gpa: Gpa(phys), access })
     }
 
-    fn check_endpoint(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    fn check_endpoint(&self, endpoint: EndpointId) -> Result<(), RequestError> {
         let known = self.endpoints.contains_key(&endpoint);
-        if known { Ok(()) } else { Err(Refusal::NoEndpoint(endpoint.0)) }
+        if known { Ok(()) } else { Err(RequestError::NoEndpoint(endpoint.0)) }
     }
 
-    fn domain(&self, id: DomainId) -> Result<&Domain, Refusal> {
-        self.domains.get(&id).ok_or(Refusal::NoDomain(id.0))
+    fn domain(&self, id: DomainId) -> Result<&Domain, RequestError> {
+        self.domains.get(&id).ok_or(RequestError::NoDomain(id.0))
     }
 
-    fn check_kind(&self, id: DomainId, bypass: bool) -> Result<(), Refusal> {
-        if self.domain(id)?.is_bypass() == bypass { Ok(()) } else { Err(Refusal::OtherKind(id.0)) }
+    fn check_kind(&self, id: DomainId, bypass: bool) -> Result<(), RequestError> {
+        if self.domain(id)?.is_bypass() == bypass {
+            Ok(())
+        } else {
+            Err(RequestError::OtherKind(id.0))
+        }
     }
 
-    fn check_endpoints(&self, id: DomainId) -> Result<(), Refusal> {
+    fn check_endpoints(&self, id: DomainId) -> Result<(), RequestError> {
         let limit = self.settings.limits.endpoints_per_domain;
         check_limit("endpoints in a domain", self.domain(id)?.endpoints, limit)
     }
@@ -361,7 +375,7 @@ impl Viommu {
         id: DomainId,
         bypass: bool,
         leaving: Option<DomainId>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let ends = leaving.and_then(|id| self.domains.get(&id)).is_some_and(|d| d.endpoints == 1);
         let domains = self.domains.len() - usize::from(ends);
         check_limit("domains", domains, self.settings.limits.domains)?;
@@ -371,7 +385,7 @@ impl Viommu {
     }
 
     /// Moves somebody from wherever they are to an existing domain.
-    fn join(&mut self, id: DomainId, who: Attachee) -> Result<(), Refusal> {
+    fn join(&mut self, id: DomainId, who: Attachee) -> Result<(), RequestError> {
         let to = self.domain(id)?.translation();
         self.route(who, &to)?;
         self.set_attachment(who, Some(id));
@@ -379,7 +393,7 @@ impl Viommu {
     }
 
     /// Detaches somebody from whatever they are attached to.
-    fn leave(&mut self, who: Attachee) -> Result<(), Refusal> {
+    fn leave(&mut self, who: Attachee) -> Result<(), RequestError> {
         self.route(who, &self.unattached(who.1))?;
         let from = self.set_attachment(who, None);
         self.destroy_if_unused(from);
@@ -469,8 +483,8 @@ fn handler(translation: &Translation) -> Option<Handler> {
     }
 }
 
-fn check_limit(what: &'static str, used: usize, limit: usize) -> Result<(), Refusal> {
-    if used < limit { Ok(()) } else { Err(Refusal::Limit { what, limit }) }
+fn check_limit(what: &'static str, used: usize, limit: usize) -> Result<(), RequestError> {
+    if used < limit { Ok(()) } else { Err(RequestError::Limit { what, limit }) }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::host::{PageRequests, ReservedKind, ReservedRegion};
 
 /// What an endpoint can do beyond the standard, for a driver that has accepted the features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Abilities {
+pub struct ExtensionProperties {
     /// The width of its PASIDs, if it has any.
     pub pasid_bits: Option<u8>,
     /// Its page requests, if it makes any, and how many groups of them the device keeps.
@@ -15,11 +15,12 @@ pub struct Abilities {
 /// What [`properties`] of an endpoint may need, in bytes.
 pub fn room(reserved: &[ReservedRegion]) -> usize {
     let all = (PageRequests { response_needs_pasid: false }, 0);
-    properties(reserved, Abilities { pasid_bits: Some(0), page_requests: Some(all) }).len()
+    properties(reserved, ExtensionProperties { pasid_bits: Some(0), page_requests: Some(all) })
+        .len()
 }
 
 /// The properties of an endpoint, ready to be written. Their total is a multiple of 8.
-pub fn properties(reserved: &[ReservedRegion], abilities: Abilities) -> Vec<u8> {
+pub fn properties(reserved: &[ReservedRegion], abilities: ExtensionProperties) -> Vec<u8> {
     let regions = reserved.iter().flat_map(reserved_memory);
     let pasids = abilities.pasid_bits.into_iter().flat_map(pasids);
     let page_requests = abilities.page_requests.into_iter().flat_map(page_requests);

@@ -1,7 +1,7 @@
 //! Decoding: from the bytes that the driver wrote to a typed request. Pure.
 
-use super::config::Features;
-use super::status::Refusal;
+use super::config_space::Features;
+use super::status::RequestError;
 use super::wire::{self, feature, page_resp, request, size};
 use crate::iopf::Response;
 
@@ -73,9 +73,9 @@ pub enum Request {
 ///
 /// `None`: no request, or one of an unknown type, which the device leaves unwritten. What
 /// belongs to a feature that was not accepted is unknown.
-pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, Refusal>> {
+pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, RequestError>> {
     let kind = *bytes.first_chunk::<{ size::HEAD }>()?.first()?;
-    let body = |len| bytes.get(..len).map(Fields).ok_or(Refusal::TooShort);
+    let body = |len| bytes.get(..len).map(Fields).ok_or(RequestError::TooShort);
     let request = match kind {
         request::ATTACH => body(size::ATTACH).and_then(|fields| attach(fields, features)),
         request::DETACH => body(size::DETACH).and_then(|fields| detach(fields, features)),
@@ -90,20 +90,20 @@ pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, Refusa
     Some(request)
 }
 
-fn attach(fields: Fields, features: Features) -> Result<Request, Refusal> {
+fn attach(fields: Fields, features: Features) -> Result<Request, RequestError> {
     let bypass = features.flag(feature::BYPASS_CONFIG, wire::ATTACH_F_BYPASS);
     let with_pasid = features.flag(feature::PASID, wire::ATTACH_F_PASID);
     let flags = known_flags(fields.u32(12), bypass | with_pasid)?;
     let pasid = (flags & wire::ATTACH_F_PASID != 0).then(|| fields.u32(16));
     if pasid.is_none() && fields.u32(16) != 0 {
-        return Err(Refusal::Reserved);
+        return Err(RequestError::Reserved);
     }
     let bypass = flags & wire::ATTACH_F_BYPASS != 0;
     Ok(Request::Attach { domain: fields.u32(4), endpoint: fields.u32(8), pasid, bypass })
 }
 
 /// Without the feature the last 8 bytes are reserved, and ignored.
-fn detach(fields: Fields, features: Features) -> Result<Request, Refusal> {
+fn detach(fields: Fields, features: Features) -> Result<Request, RequestError> {
     let pasid = if features.has(feature::PASID) {
         let flags = known_flags(fields.u32(12), wire::DETACH_F_PASID)?;
         (flags & wire::DETACH_F_PASID != 0).then(|| fields.u32(16))
@@ -113,7 +113,7 @@ fn detach(fields: Fields, features: Features) -> Result<Request, Refusal> {
     Ok(Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8), pasid })
 }
 
-fn map(fields: Fields) -> Result<Request, Refusal> {
+fn map(fields: Fields) -> Result<Request, RequestError> {
     Ok(Request::Map {
         domain: fields.u32(4),
         virt_start: fields.u64(8),
@@ -131,24 +131,24 @@ fn probe(fields: Fields) -> Request {
     Request::Probe { endpoint: fields.u32(4) }
 }
 
-fn page_response(fields: Fields) -> Result<Request, Refusal> {
+fn page_response(fields: Fields) -> Result<Request, RequestError> {
     let flags = known_flags(fields.u32(8), wire::PAGE_RESP_F_PASID)?;
     let pasid = (flags & wire::PAGE_RESP_F_PASID != 0).then(|| fields.u32(12));
     let response = match fields.u16(18) {
         page_resp::SUCCESS => Response::Success,
         page_resp::INVALID => Response::Invalid,
         page_resp::FAILURE => Response::Failure,
-        code => return Err(Refusal::UnknownCode(code)),
+        code => return Err(RequestError::UnknownCode(code)),
     };
     let unused_pasid = pasid.is_none() && fields.u32(12) != 0;
     if unused_pasid || fields.u64(20) != 0 {
-        return Err(Refusal::Reserved);
+        return Err(RequestError::Reserved);
     }
     Ok(Request::PageResponse { endpoint: fields.u32(4), pasid, group: fields.u16(16), response })
 }
 
-fn known_flags(flags: u32, known: u32) -> Result<u32, Refusal> {
-    if flags & !known == 0 { Ok(flags) } else { Err(Refusal::UnknownFlags(flags & !known)) }
+fn known_flags(flags: u32, known: u32) -> Result<u32, RequestError> {
+    if flags & !known == 0 { Ok(flags) } else { Err(RequestError::UnknownFlags(flags & !known)) }
 }
 
 /// Bytes of a request; offsets come from the tables of the specification and lie inside.
@@ -178,7 +178,7 @@ impl Fields<'_> {
 mod tests {
     use super::*;
 
-    fn decode(bytes: &[u8]) -> Option<Result<Request, Refusal>> {
+    fn decode(bytes: &[u8]) -> Option<Result<Request, RequestError>> {
         super::decode(bytes, Features::OFFERED)
     }
 
@@ -244,7 +244,7 @@ mod tests {
         ];
         for (kind, size) in sizes {
             let zeros = |len| [vec![kind], vec![0; len - 1]].concat();
-            assert!(matches!(decode(&zeros(size - 1)), Some(Err(Refusal::TooShort))));
+            assert!(matches!(decode(&zeros(size - 1)), Some(Err(RequestError::TooShort))));
             assert!(matches!(decode(&zeros(size)), Some(Ok(_))));
             assert!(matches!(decode(&zeros(size + 9)), Some(Ok(_))));
         }
@@ -256,7 +256,7 @@ mod tests {
         attach[..4].copy_from_slice(&[request::ATTACH, 1, 2, 3]);
         assert!(decode(&attach).unwrap().is_ok());
         attach[19] = 1;
-        assert!(matches!(decode(&attach), Some(Err(Refusal::Reserved))));
+        assert!(matches!(decode(&attach), Some(Err(RequestError::Reserved))));
     }
 
     #[test]
@@ -269,7 +269,7 @@ mod tests {
         attach[0] = request::ATTACH;
         assert!(matches!(super::decode(&attach, none), Some(Ok(_))));
         attach[12] = 1;
-        assert!(matches!(super::decode(&attach, none), Some(Err(Refusal::UnknownFlags(1)))));
+        assert!(matches!(super::decode(&attach, none), Some(Err(RequestError::UnknownFlags(1)))));
     }
 
     proptest::proptest! {

@@ -59,7 +59,7 @@ impl Status {
 
 /// Why a request was refused; nothing has been changed.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestError {
     /// Shorter than its type needs.
     #[error("the request is cut short")]
     TooShort,
@@ -136,7 +136,7 @@ pub enum Refusal {
     Host(#[from] HostError),
 }
 
-impl From<NoGroup> for Refusal {
+impl From<NoGroup> for RequestError {
     fn from(error: NoGroup) -> Self {
         match error {
             NoGroup::NotWaiting => Self::NoGroup,
@@ -145,27 +145,29 @@ impl From<NoGroup> for Refusal {
     }
 }
 
-impl Refusal {
+impl RequestError {
     /// The status that the specification asks for.
     pub fn status(&self) -> Status {
         match self {
-            Refusal::TooShort | Refusal::Reserved | Refusal::UnknownFlags(_) => Status::Inval,
-            Refusal::NotAttached(_) | Refusal::OtherKind(_) => Status::Inval,
-            Refusal::UnknownCode(_) | Refusal::PasidMissing => Status::Inval,
-            Refusal::BypassDomain(_) | Refusal::Backwards => Status::Inval,
-            Refusal::ReservedRegion | Refusal::SmallBuffer(_) => Status::Inval,
-            Refusal::Space(SpaceError::Overlap) => Status::Inval,
-            Refusal::NoEndpoint(_) | Refusal::NoDomain(_) => Status::NoEnt,
-            Refusal::PasidNotAttached(_) | Refusal::NoGroup => Status::NoEnt,
-            Refusal::Misaligned(_) | Refusal::OutOfRange => Status::Range,
-            Refusal::PasidRange(_) => Status::Range,
-            Refusal::NoPasids(_) | Refusal::PasidBypass => Status::Unsupp,
-            Refusal::Space(SpaceError::Split) => Status::Range,
-            Refusal::Limit { .. } => Status::NoMem,
-            Refusal::Host(HostError::NoMemory(_)) => Status::NoMem,
-            Refusal::Host(HostError::Refused(_)) => Status::Inval,
-            Refusal::Host(HostError::Unsupported(_)) => Status::Unsupp,
-            Refusal::Host(HostError::Failed(_)) => Status::DevErr,
+            RequestError::TooShort | RequestError::Reserved | RequestError::UnknownFlags(_) => {
+                Status::Inval
+            }
+            RequestError::NotAttached(_) | RequestError::OtherKind(_) => Status::Inval,
+            RequestError::UnknownCode(_) | RequestError::PasidMissing => Status::Inval,
+            RequestError::BypassDomain(_) | RequestError::Backwards => Status::Inval,
+            RequestError::ReservedRegion | RequestError::SmallBuffer(_) => Status::Inval,
+            RequestError::Space(SpaceError::Overlap) => Status::Inval,
+            RequestError::NoEndpoint(_) | RequestError::NoDomain(_) => Status::NoEnt,
+            RequestError::PasidNotAttached(_) | RequestError::NoGroup => Status::NoEnt,
+            RequestError::Misaligned(_) | RequestError::OutOfRange => Status::Range,
+            RequestError::PasidRange(_) => Status::Range,
+            RequestError::NoPasids(_) | RequestError::PasidBypass => Status::Unsupp,
+            RequestError::Space(SpaceError::Split) => Status::Range,
+            RequestError::Limit { .. } => Status::NoMem,
+            RequestError::Host(HostError::NoMemory(_)) => Status::NoMem,
+            RequestError::Host(HostError::Refused(_)) => Status::Inval,
+            RequestError::Host(HostError::Unsupported(_)) => Status::Unsupp,
+            RequestError::Host(HostError::Failed(_)) => Status::DevErr,
         }
     }
 }

@@ -163,7 +163,7 @@ fn bed(settings: Settings) -> Bed {
     let source = Arc::new(Recorder::default());
     faults.connect(EndpointId(ENDPOINTS[0]), source.clone());
     let mut viommu = Viommu::new(settings, ids, host.clone(), faults.clone()).unwrap();
-    viommu.accept(u64::MAX);
+    viommu.set_features(u64::MAX);
     Bed { viommu, host, faults, source }
 }
 
@@ -432,7 +432,7 @@ fn attach_of_a_pasid_is_refused_for_each_reason_with_its_status() {
 #[test]
 fn a_driver_that_did_not_accept_pasids_sees_nothing_of_them() {
     let mut bed = bed(settings());
-    bed.viommu.accept(!(1 << wire::feature::PASID | 1 << wire::feature::PAGE_REQUEST));
+    bed.viommu.set_features(!(1 << wire::feature::PASID | 1 << wire::feature::PAGE_REQUEST));
     assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Inval);
     assert_eq!(bed.attach(1, 8, 0), Status::Ok);
     assert_eq!(bed.detach_pasid(1, 8, 5, 0xffff_ffff), Status::Ok, "reserved bytes are ignored");
@@ -468,7 +468,7 @@ fn page_responses_are_checked_in_order() {
 #[test]
 fn page_responses_exist_only_with_the_feature() {
     let mut bed = bed(settings());
-    bed.viommu.accept(!(1 << wire::feature::PAGE_REQUEST));
+    bed.viommu.set_features(!(1 << wire::feature::PAGE_REQUEST));
     assert_eq!(bed.viommu.handle(&[8; 28], 4), None);
 }
 
@@ -523,7 +523,7 @@ fn a_change_that_the_host_refuses_keeps_page_requests_going() {
 fn properties_of_the_extension_are_for_drivers_that_know_it() {
     let mut bed = bed(settings());
     let mut properties = |features, endpoint: u8| {
-        bed.viommu.accept(features);
+        bed.viommu.set_features(features);
         let bytes = [&[5, 0, 0, 0, endpoint][..], &[0; 67]].concat();
         bed.viommu.handle(&bytes, 1024).unwrap().properties.to_vec()
     };

@@ -44,7 +44,7 @@ impl Rig {
         let host: Arc<dyn HostIommu> = iommufd.clone();
         let ids = endpoints.iter().copied();
         let mut viommu = Viommu::new(settings, ids, host, faults).unwrap();
-        viommu.accept(feature::DRIVER | feature::PASID | feature::PAGE_REQUEST);
+        viommu.set_features(feature::DRIVER | feature::PASID | feature::PAGE_REQUEST);
         Self { viommu, iommufd }
     }
 

@@ -231,7 +231,7 @@ impl Device {
         let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
         let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
         let mut viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
-        viommu.accept(STANDARD_FEATURES);
+        viommu.set_features(STANDARD_FEATURES);
         Self { viommu, ports: ports.into() }
     }
 

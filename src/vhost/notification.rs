@@ -5,13 +5,13 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::ring::{Memory, Ring};
+use super::virtqueue::{Memory, Virtqueue};
 use crate::counter::Count;
 
 /// Signals the driver for what has been added to the used ring since the last time; `signals`
 /// counts how often.
 pub fn signal_driver(
-    ring: &Ring,
+    ring: &Virtqueue,
     vring: &mut VringState<Memory>,
     memory: &GuestMemoryMmap,
     signals: &Count,

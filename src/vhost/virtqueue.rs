@@ -20,7 +20,7 @@ pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// A ring and how it has been started and stopped.
 #[derive(Clone)]
-pub struct Ring {
+pub struct Virtqueue {
     vring: VringMutex<Memory>,
     shared: Arc<Shared>,
 }
@@ -53,7 +53,7 @@ pub enum Start {
     Resumed,
 }
 
-impl Ring {
+impl Virtqueue {
     /// How the ring was started, once for each start.
     ///
     /// Reset and stop look alike to a back end (rings disabled, base asked for). What tells them
@@ -119,15 +119,15 @@ fn used_ring_is_blank(queue: &Queue, memory: &GuestMemoryMmap) -> bool {
     (0..u64::from(queue.size())).all(|index| element(index) == Some(0))
 }
 
-impl<'a> VringStateGuard<'a, Memory> for Ring {
+impl<'a> VringStateGuard<'a, Memory> for Virtqueue {
     type G = MutexGuard<'a, VringState<Memory>>;
 }
 
-impl<'a> VringStateMutGuard<'a, Memory> for Ring {
+impl<'a> VringStateMutGuard<'a, Memory> for Virtqueue {
     type G = MutexGuard<'a, VringState<Memory>>;
 }
 
-impl VringT<Memory> for Ring {
+impl VringT<Memory> for Virtqueue {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, QueueError> {
         let vring = VringMutex::new(mem, max_queue_size)?;
         Ok(Self { vring, shared: Arc::default() })

@@ -12,12 +12,12 @@ use super::QUEUES;
 
 /// One exit event for each worker. The `vhost-user-backend` crate takes the descriptor that the
 /// worker waits on and never closes it; this does, when the workers have gone.
-pub struct Exits {
+pub struct ExitEvents {
     events: Mutex<[Option<(EventConsumer, EventNotifier)>; QUEUES]>,
     given: Mutex<Vec<RawFd>>,
 }
 
-impl Exits {
+impl ExitEvents {
     /// # Errors
     /// When the process has no file descriptor left.
     pub fn new() -> io::Result<Self> {
@@ -35,7 +35,7 @@ impl Exits {
     }
 }
 
-impl Drop for Exits {
+impl Drop for ExitEvents {
     fn drop(&mut self) {
         let given = self.given.get_mut().unwrap_or_else(PoisonError::into_inner);
         for fd in given.drain(..) {

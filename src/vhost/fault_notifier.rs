@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::event_queue::EventQueue;
-use super::ring::Ring;
+use super::virtqueue::Virtqueue;
 use crate::iopf::Doorbell;
 use crate::notifier::Notifier;
 
@@ -11,17 +11,17 @@ use crate::notifier::Notifier;
 /// Where somebody else is at it, or there is more than a little to do, the event queue's own
 /// thread is woken.
 #[derive(Clone)]
-pub struct FaultDoorbell {
+pub struct FaultNotifier {
     notifier: Notifier,
     connection: Arc<Mutex<Option<Connection>>>,
 }
 
 struct Connection {
     events: Arc<EventQueue>,
-    ring: Ring,
+    ring: Virtqueue,
 }
 
-impl FaultDoorbell {
+impl FaultNotifier {
     /// A doorbell that nobody has rung, without a front end.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl FaultDoorbell {
     }
 
     /// From now on events go into `ring`.
-    pub(super) fn connect(&self, events: &Arc<EventQueue>, ring: &Ring) {
+    pub(super) fn connect(&self, events: &Arc<EventQueue>, ring: &Virtqueue) {
         let connection = || Connection { events: events.clone(), ring: ring.clone() };
         self.connection().get_or_insert_with(connection);
     }
@@ -51,7 +51,7 @@ impl FaultDoorbell {
     }
 }
 
-impl Doorbell for FaultDoorbell {
+impl Doorbell for FaultNotifier {
     fn ring(&self) {
         let all_done = match self.connection.try_lock() {
             Ok(connection) => {
