@@ -414,10 +414,9 @@ fn group(text: &str) -> Result<u32, String> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
-    match nix::unistd::Group::from_name(text) {
-        Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) => Err(format!("there is no group '{text}'; see getent group")),
-        Err(error) => Err(format!("group '{text}': {error}")),
+    match uzers::get_group_by_name(text) {
+        Some(group) => Ok(group.gid()),
+        None => Err(format!("there is no group '{text}'; see getent group")),
     }
 }
 

@@ -3,6 +3,7 @@
 mod front_ends;
 mod resources;
 mod sandbox;
+mod signalfd;
 mod signals;
 mod startup;
 

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
-
 use super::StartError;
 use super::front_ends::FrontEnds;
+use super::signalfd::SignalFd;
+use super::signals;
 use crate::cli::args::DaemonArgs;
 use crate::endpoint::{self, Bound};
 use crate::service::Manager;
@@ -16,7 +15,7 @@ use crate::vhost::check_realtime;
 /// All that has a path, a number or a right that may be missing.
 pub(super) struct Resources {
     pub(super) manager: Manager,
-    pub(super) signals: Signals,
+    pub(super) signals: SignalFd,
     pub(super) endpoints: Vec<Bound>,
     pub(super) front_ends: FrontEnds,
     pub(super) metrics: Option<ListeningSocket>,
@@ -30,8 +29,7 @@ impl Resources {
             check_realtime().map_err(StartError::Realtime)?;
         }
         let manager = Manager::from_environment();
-        // Before any thread runs, so that none of them takes the signal.
-        let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+        let signals = SignalFd::new(&signals::HANDLED)?;
         let endpoints = endpoint::bind(args)?;
         let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
         let metrics = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;

@@ -1,33 +1,43 @@
-//! Signals: the end, and what has been counted so far.
+//! The signals that the daemon handles: SIGTERM and SIGINT stop it, SIGUSR1 logs the counters.
 
 use std::io;
 use std::thread;
 
-use signal_hook::consts::SIGUSR1;
-use signal_hook::iterator::Signals;
+use libc::{SIGINT, SIGTERM, SIGUSR1};
 
+use super::signalfd::SignalFd;
 use crate::metrics::Sources;
 use crate::sandbox::{Role, enter_role};
 use crate::vhost::Stop;
 
-/// Obeys them from now on, on a thread of its own.
-pub(super) fn obey(mut signals: Signals, stop: Stop, sources: Sources) -> io::Result<()> {
-    let wait = move || {
+/// All of them.
+pub(super) const HANDLED: [i32; 3] = [SIGTERM, SIGINT, SIGUSR1];
+
+/// Starts the thread that handles signals, including those that arrived before.
+pub(super) fn start(mut signals: SignalFd, stop: Stop, sources: Sources) -> io::Result<()> {
+    let run = move || {
         enter_role(Role::Signals);
-        for signal in signals.forever() {
-            if signal == SIGUSR1 {
-                log_counters(&sources);
-            } else {
+        if let Err(error) = handle(&mut signals, &stop, &sources) {
+            log::error!("cannot read signals, which are ignored from now on: {error}");
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(run).map(drop)
+}
+
+fn handle(signals: &mut SignalFd, stop: &Stop, sources: &Sources) -> io::Result<()> {
+    loop {
+        match signals.wait()? {
+            SIGUSR1 => log_counters(sources),
+            signal => {
                 log::info!("signal {signal}: stopping");
                 stop.request();
             }
         }
-    };
-    thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+    }
 }
 
-/// What became of every fault, one line for each kind and endpoint, and of every request, one for
-/// each type that there was.
+/// Logs the requests of each type that occurred, by status, and the faults and page requests of
+/// each endpoint, by outcome.
 pub(super) fn log_counters(sources: &Sources) {
     for read in sources.device.requests().iter().filter(|read| read.total() > 0) {
         log::info!("requests of type {}: {read}", read.request_type.name());

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::StartError;
 use super::front_ends::FrontEnds;
 use super::resources::Resources;
+use super::signalfd::SignalFd;
 use super::signals::{self, log_counters};
 use crate::address::EndpointId;
 use crate::cli::args::DaemonArgs;
@@ -22,7 +23,7 @@ use crate::viommu::{Settings, Viommu};
 /// The daemon before it works: no thread runs yet, and nothing is left to open.
 pub(super) struct Startup {
     manager: Arc<Manager>,
-    signals: signal_hook::iterator::Signals,
+    signals: SignalFd,
     front_ends: FrontEnds,
     metrics: Option<ListeningSocket>,
     host: Arc<Both>,
@@ -85,7 +86,7 @@ impl Startup {
         let running = endpoint::start(self.endpoints, &self.host, &self.faults)?;
         let serve_figures = |socket| Metrics::start(socket, self.sources.clone());
         let metrics = self.metrics.map(serve_figures).transpose()?;
-        signals::obey(self.signals, self.server.stop(), self.sources.clone())?;
+        signals::start(self.signals, self.server.stop(), self.sources.clone())?;
         watch(self.manager.clone(), self.heartbeats)?;
         serve(self.server, self.front_ends, &self.manager)?;
         self.manager.stopping();

@@ -128,6 +128,7 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("connect", |_| call!(libc::SYS_connect, NOTHING, NOWHERE, 0)),
     ("bind", |_| call!(libc::SYS_bind, NOTHING, NOWHERE, 0)),
     ("listen", |_| call!(libc::SYS_listen, NOTHING, 1)),
+    ("send", |_| call!(libc::SYS_sendto, NOTHING, NOWHERE, 0, 0, null_mut::<c_void>(), 0)),
     ("send-to", |_| call!(libc::SYS_sendto, NOTHING, NOWHERE, 0, 0, NOWHERE, 0)),
     ("execute", |_| call!(libc::SYS_execve, c"/nonexistent".as_ptr(), NOWHERE, NOWHERE)),
     ("execute-file", |_| call!(libc::SYS_execveat, NOTHING, NOWHERE, NOWHERE, NOWHERE, 0)),
@@ -170,7 +171,7 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     // What some threads may do, but not all.
     ("accept", |_| call!(libc::SYS_accept4, NOTHING, NOWHERE, NOWHERE, 0)),
     ("receive", |_| call!(libc::SYS_recvmsg, NOTHING, NOWHERE, 0)),
-    ("send", |_| call!(libc::SYS_sendmsg, NOTHING, NOWHERE, 0)),
+    ("send-message", |_| call!(libc::SYS_sendmsg, NOTHING, NOWHERE, 0)),
     ("shut-down", |_| call!(libc::SYS_shutdown, NOTHING, 0)),
     ("start-thread", |_| call!(libc::SYS_clone, libc::CLONE_THREAD, 0, 0, 0, 0)),
     ("wait-for-queue", |_| call!(libc::SYS_epoll_pwait, NOTHING, NOWHERE, 1, 0, NOWHERE, 0)),

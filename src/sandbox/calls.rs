@@ -74,8 +74,6 @@ pub(super) const COMMON: &[Call] = &[
     Any(libc::SYS_close),
     // The standard library looks whether what it closes is open, in debug builds.
     If(libc::SYS_fcntl, &[Is(1, libc::F_GETFD as u32)]),
-    // Whichever thread a signal finds tells that of the signals by a socket.
-    If(libc::SYS_sendto, &[Null(4)]),
     Any(libc::SYS_rt_sigreturn),
     Any(libc::SYS_rt_sigprocmask),
     Any(libc::SYS_sigaltstack),
@@ -142,6 +140,9 @@ pub(super) const TALKS: &[Call] = &[
 /// To read from a connection.
 pub(super) const LISTENS_TO: &[Call] = &[Any(libc::SYS_recvfrom)];
 
+/// To send over a connected socket.
+pub(super) const SENDS: &[Call] = &[If(libc::SYS_sendto, &[Null(4)])];
+
 /// To take in the guest's memory: how long the file is, and which.
 pub(super) const TAKES_MEMORY: &[Call] = &[
     Any(libc::SYS_lseek),
@@ -174,7 +175,7 @@ pub(super) const SCHEDULES: &[Call] =
 pub(super) const DELIVERS: &[Call] = &[Any(libc::SYS_timerfd_settime)];
 
 /// To tell a connection to end.
-pub(super) const SHUTS_DOWN: &[Call] = &[Any(libc::SYS_recvfrom), Any(libc::SYS_shutdown)];
+pub(super) const SHUTS_DOWN: &[Call] = &[Any(libc::SYS_shutdown)];
 
 /// To remove the sockets at the end.
 pub(super) const REMOVES: &[Call] = &[

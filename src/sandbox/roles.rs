@@ -54,8 +54,8 @@ pub(super) const ROLES: &[Row] = &[
     row(Role::FaultReader, &[to::POLLS, to::DELIVERS]),
     row(Role::Signals, &[to::SHUTS_DOWN]),
     row(Role::Relay, &[to::TALKS]),
-    row(Role::Watchdog, &[]),
-    row(Role::Metrics, &[to::POLLS, to::ACCEPTS, to::LISTENS_TO]),
+    row(Role::Watchdog, &[to::SENDS]),
+    row(Role::Metrics, &[to::POLLS, to::ACCEPTS, to::LISTENS_TO, to::SENDS]),
 ];
 
 /// What threads without a role do: the one that starts all others and waits for front ends, those

@@ -193,7 +193,7 @@ mod tests {
     fn who_may_connect_is_who_was_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
-        let access = SocketAccess { group: Some(nix::unistd::getgid().as_raw()), mode: None };
+        let access = SocketAccess { group: Some(rustix::process::getgid().as_raw()), mode: None };
         let socket = ListeningSocket::bind(&path, access).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(socket);

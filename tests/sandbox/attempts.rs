@@ -19,13 +19,14 @@ const ROLES: [&str; 10] = [
 ];
 
 /// What some threads may do: the attempt and their roles. All else is refused to all.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     // For this the allocator would open files, if it could.
     ("allocate", &ROLES),
     ("allocate-in-threads", &["None"]),
     ("accept", &["None", "VfioUser", "Metrics"]),
     ("receive", &["None", "VfioUser", "Relay"]),
-    ("send", &["None", "VfioUser", "Relay"]),
+    ("send", &["None", "VfioUser", "Relay", "Watchdog", "Metrics"]),
+    ("send-message", &["None", "VfioUser", "Relay"]),
     ("send-to", &["None", "VfioUser", "Relay"]),
     ("shut-down", &["None", "VfioUser", "Signals", "Relay"]),
     ("start-thread", &["None"]),

@@ -84,7 +84,7 @@ impl Place {
 }
 
 fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
+    rustix::process::geteuid().is_root()
 }
 
 /// A daemon that serves. Goes with its value.

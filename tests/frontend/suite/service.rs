@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 
 use libc::{SIGTERM, c_void, pid_t};
 
-use crate::daemon::{Builder, Daemon};
+use crate::daemon::{self, Builder, Daemon};
 use crate::vm::{ENDPOINTS, Vm};
 use crate::wait;
 
@@ -190,4 +191,31 @@ fn a_watchdog_of_another_process_is_left_alone() {
     assert_eq!(manager.next(), "STATUS=front end connected\n");
     assert!(!manager.was_well());
     drop(vm);
+}
+
+#[test]
+fn signals_stop_a_daemon_that_inherits_them_blocked_or_ignored() {
+    for signal in [SIGTERM, libc::SIGINT] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("vhost");
+        let endpoint = format!("00:02.0,sim={}", dir.path().join("endpoint").display());
+        let mut command = daemon::command(60);
+        command.arg("--socket-path").arg(&socket).args(["--endpoint", &endpoint]);
+        // SAFETY: these calls are async-signal-safe, and `set` is initialized by the first.
+        unsafe {
+            command.pre_exec(move || {
+                let mut set = std::mem::zeroed();
+                libc::sigemptyset(&raw mut set);
+                libc::sigaddset(&raw mut set, SIGTERM);
+                libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+                libc::signal(libc::SIGINT, libc::SIG_IGN);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().unwrap();
+        wait::until("the socket", || socket.exists().then_some(()));
+        // SAFETY: the child has not been waited for, so its id is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        assert_eq!(child.wait().unwrap().code(), Some(0), "signal {signal}");
+    }
 }
