@@ -30,7 +30,7 @@ impl Copying {
         iommufd.set_memory(memory);
         let books = Arc::new(AddressSpace::default());
         let domain = Translation::Domain(DOMAIN, books.clone());
-        iommufd.route(ENDPOINT, None, &domain).expect("attached");
+        iommufd.set_translation(ENDPOINT, None, &domain).expect("attached");
         Self { iommufd, device, queue, books }
     }
 
@@ -57,7 +57,7 @@ impl Side for Copying {
     fn unmap(&self, place: Place) -> Duration {
         let range = range(place);
         let start = Instant::now();
-        self.iommufd.unmap(DOMAIN, &self.books, range).expect("UNMAP");
+        self.iommufd.unmap(DOMAIN, range).expect("UNMAP");
         let taken = start.elapsed();
         self.books.remove(range);
         taken

@@ -12,7 +12,7 @@ use crate::address::EndpointId;
 use crate::cli::args::DaemonArgs;
 use crate::endpoint::{self, Idle};
 use crate::heartbeat::Heartbeats;
-use crate::host::both::Both;
+use crate::host::backends::Backends;
 use crate::iopf::Iopf;
 use crate::metrics::{Metrics, Sources};
 use crate::service::{Manager, watch};
@@ -26,7 +26,7 @@ pub(super) struct Startup {
     signals: SignalFd,
     front_ends: FrontEnds,
     metrics: Option<ListeningSocket>,
-    host: Arc<Both>,
+    host: Arc<Backends>,
     endpoints: Vec<Idle>,
     faults: Arc<Iopf>,
     sources: Sources,

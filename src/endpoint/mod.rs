@@ -11,10 +11,11 @@ use vm_memory::GuestMemoryMmap;
 use crate::address::{EndpointId, IovaRange};
 use crate::cli::args::{DaemonArgs, EndpointArg, EndpointKind};
 use crate::daemon::StartError;
-use crate::host::both::Both;
+use crate::host::backends::Backends;
 use crate::host::dma::Dma;
 use crate::host::iommufd::{Iommufd, KernelSource, VfioFile};
 use crate::host::software::{EndpointMemory, Software};
+use crate::host::{EndpointCapabilities, HostIommu};
 use crate::iopf::Iopf;
 use crate::sim::{FaultReporter, Sim};
 use crate::socket::ListeningSocket;
@@ -78,14 +79,14 @@ pub(crate) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
 }
 
 /// Makes the back ends, with all endpoints.
-pub(crate) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Both, Vec<Idle>), String> {
-    let mut host = Both { software: Software::new(&settings.reserved), iommufd: None };
+pub(crate) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Backends, Vec<Idle>), String> {
+    let mut host = Backends { software: Software::new(&settings.reserved), iommufd: None };
     let idle =
         bound.into_iter().map(|bound| add_one(&mut host, bound)).collect::<Result<_, _>>()?;
     Ok((host, idle))
 }
 
-fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
+fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, String> {
     let memory = EndpointMemory::new(GuestMemoryMmap::new());
     let emulated = match kind {
         BoundKind::Sim(socket) => {
@@ -114,7 +115,7 @@ fn add_one(host: &mut Both, Bound { id, kind }: Bound) -> Result<Idle, String> {
 }
 
 /// The kernel's back end, opened for the first endpoint that needs it.
-fn iommufd_of(host: &mut Both) -> Result<&mut Iommufd, String> {
+fn iommufd_of(host: &mut Backends) -> Result<&mut Iommufd, String> {
     match &mut host.iommufd {
         Some(iommufd) => Ok(iommufd),
         none => Ok(none.insert(Iommufd::open()?)),
@@ -124,26 +125,22 @@ fn iommufd_of(host: &mut Both) -> Result<&mut Iommufd, String> {
 /// Restricts the device to what the host's IOMMU can do for all endpoints.
 pub(crate) fn fit(
     mut settings: Settings,
-    host: &Both,
+    host: &Backends,
     ids: &[EndpointId],
 ) -> Result<Settings, String> {
     for &id in ids {
-        let Some(abilities) = host.iommufd.as_ref().and_then(|iommufd| iommufd.abilities(id))
-        else {
-            continue;
-        };
-        if abilities.granule > settings.page_size {
-            log::info!("endpoint {id}: pages of {:#x} bytes", abilities.granule);
-            settings.page_size = abilities.granule;
+        let EndpointCapabilities { iova_ranges, page_granularity, .. } = host.capabilities(id);
+        if page_granularity > settings.page_size {
+            log::info!("endpoint {id}: pages of {page_granularity:#x} bytes");
+            settings.page_size = page_granularity;
         }
-        let fitting =
-            whole(&abilities.ranges).and_then(|whole| whole.common(&settings.input_range));
+        let fitting = whole(&iova_ranges).and_then(|whole| whole.common(&settings.input_range));
         let fitting = fitting.and_then(|range| range.shrunk_to(settings.page_size));
         let Some(range) = fitting else {
             return Err(format!(
                 "--input-range {} has no page that the host can map for endpoint {id}; it can map {}",
                 settings.input_range,
-                list(&abilities.ranges)
+                list(&iova_ranges)
             ));
         };
         if range != settings.input_range {
@@ -166,7 +163,7 @@ fn list(ranges: &[IovaRange]) -> String {
 /// Lets the endpoints work.
 pub(crate) fn start(
     idle: Vec<Idle>,
-    host: &Both,
+    host: &Backends,
     faults: &Arc<Iopf>,
 ) -> Result<Running, StartError> {
     let mut running = Running { sims: Vec::new(), sources: Vec::new() };

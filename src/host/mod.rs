@@ -1,8 +1,9 @@
-//! What the host does with the guest's domains and endpoints.
+//! Back ends that apply the guest's domains and attachments to endpoints.
 //!
-//! The device model ([`crate::viommu`]) keeps the books; a [`HostIommu`] makes them true for the
-//! endpoints it serves. The [`software`] back end needs neither hardware nor privileges; that of
-//! [`iommufd`] is for devices of the host, whose IOMMU translates. A daemon can have [`both`].
+//! The device model ([`crate::viommu`]) holds the state that the guest sees; a [`HostIommu`]
+//! applies it to the endpoints that it serves. The [`software`] back end serves emulated endpoints
+//! and requires neither hardware nor privileges. The [`iommufd`] back end serves devices behind
+//! the host's IOMMU. [`backends`] combines the two.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
 
 pub mod address_space;
-pub mod both;
+pub mod backends;
 pub mod dma;
 pub mod iommufd;
 pub mod software;
@@ -19,36 +20,36 @@ pub mod software;
 pub use crate::address::Access;
 pub use address_space::{AddressSpace, Mapping, SpaceError, Target};
 
-/// What becomes of the accesses of an endpoint, or of one of its PASIDs.
+/// The translation of the DMA of an endpoint, or of one of its PASIDs.
 #[derive(Clone)]
 pub enum Translation {
-    /// None is let through: attached to no domain.
+    /// All accesses are blocked: no domain is attached.
     Blocked,
-    /// Every address is a guest-physical address.
+    /// Addresses are guest-physical addresses.
     Bypass,
-    /// Through the mappings of a domain.
+    /// The mappings of a domain.
     Domain(DomainId, Arc<AddressSpace>),
 }
 
-/// Which kind of doorbell or memory a region that the guest must not map is.
+/// The kind of a reserved region (virtio 1.4, 5.13.6.9.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReservedKind {
-    /// Never mapped (VIRTIO_IOMMU_RESV_MEM_T_RESERVED).
+    /// Cannot be mapped (VIRTIO_IOMMU_RESV_MEM_T_RESERVED).
     Reserved,
-    /// Writes there are message-signalled interrupts (VIRTIO_IOMMU_RESV_MEM_T_MSI).
+    /// Writes to it are message-signaled interrupts (VIRTIO_IOMMU_RESV_MEM_T_MSI).
     Msi,
 }
 
 /// A range of I/O virtual addresses that the guest must not map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReservedRegion {
-    /// Its addresses.
+    /// The addresses.
     pub range: IovaRange,
-    /// What it is.
+    /// What the addresses are reserved for.
     pub kind: ReservedKind,
 }
 
-/// A change that the host did not make; everything is as it was before.
+/// An error of a back end. The translations and mappings are the same as before the call.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The host has no memory, or the limit on pinned memory is reached.
@@ -65,61 +66,72 @@ pub enum HostError {
     Failed(String),
 }
 
-/// How the page requests of an endpoint are to be answered.
+/// The page request interface of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequests {
-    /// The answer to a request with a PASID has to name it (PCI Express base specification,
-    /// 7.8.10.3, PRG Response PASID Required).
+    /// The response to a page request with a PASID has to name that PASID (PCI Express Base
+    /// Specification, 7.8.10.3, PRG Response PASID Required).
     pub response_needs_pasid: bool,
 }
 
-/// A back end: makes domains, mappings and attachments true on the host.
-///
-/// The device model checks each request against its own books first and calls only for changes
-/// that are consistent; when a call fails, the books stay as they were.
-pub trait HostIommu: Send + Sync {
-    /// A domain came into being. Its books come with [`route`](Self::route), which is enough for
-    /// back ends that keep nothing of domains that nothing of theirs is attached to.
-    fn create_domain(&self, _domain: DomainId) -> Result<(), HostError> {
-        Ok(())
+/// The capabilities of an endpoint together with its IOMMU. They never change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointCapabilities {
+    /// Width of the endpoint's PASIDs in bits, 0 (no PASIDs) to 20.
+    pub pasid_bits: u8,
+    /// Present if the endpoint can make page requests.
+    pub page_requests: Option<PageRequests>,
+    /// The I/O virtual addresses that can be mapped, in ascending order.
+    pub iova_ranges: Vec<IovaRange>,
+    /// Granularity of mappings in bytes, a power of two.
+    pub page_granularity: u64,
+}
+
+impl Default for EndpointCapabilities {
+    /// No optional capability, and no restriction on mappings.
+    fn default() -> Self {
+        Self {
+            pasid_bits: 0,
+            page_requests: None,
+            iova_ranges: vec![IovaRange::ALL],
+            page_granularity: 1,
+        }
     }
+}
 
-    /// A domain to which nothing is attached any more went away, with its mappings.
-    fn destroy_domain(&self, _domain: DomainId) {}
+impl EndpointCapabilities {
+    /// Returns the I/O virtual addresses that cannot be mapped, in ascending order.
+    pub fn unmappable_ranges(&self) -> Vec<IovaRange> {
+        self.iova_ranges.iter().fold(vec![IovaRange::ALL], |gaps, range| {
+            gaps.iter().flat_map(|gap| gap.without(range)).collect()
+        })
+    }
+}
 
-    /// Adds a mapping to a domain.
+/// A back end: applies translations and mappings to the endpoints that it serves.
+///
+/// The device model validates each request against its own state first, so that calls are always
+/// consistent. When a call fails, neither the device model nor the back end changes.
+pub trait HostIommu: Send + Sync {
+    /// Returns the capabilities of an endpoint, or the default ones if it serves no such endpoint.
+    fn capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities;
+
+    /// Adds a mapping to a domain. The domain's [`AddressSpace`] does not contain it yet.
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;
 
-    /// Removes all mappings inside `range`; it cuts none. The mappings are still in `space`.
-    /// When it returns, no access goes through them.
-    fn unmap(
-        &self,
-        domain: DomainId,
-        space: &AddressSpace,
-        range: IovaRange,
-    ) -> Result<(), HostError>;
+    /// Removes all mappings of a domain in `range`, which splits none of them. The domain's
+    /// [`AddressSpace`] still contains them. No access uses them after the call returns.
+    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
 
-    /// Addresses that cannot be mapped for an endpoint, beside those that the device model knows
-    /// to be reserved.
-    fn unmappable(&self, _endpoint: EndpointId) -> Vec<IovaRange> {
-        Vec::new()
-    }
-
-    /// Guest memory is `memory` from now on: what mappings lead to changes with it.
-    fn set_memory(&self, _memory: &GuestMemoryMmap) {}
-
-    /// How many bits the PASIDs of an endpoint have, at most 20; 0 when it has none.
-    fn pasid_bits(&self, endpoint: EndpointId) -> u8;
-
-    /// Whether and how an endpoint makes page requests.
-    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests>;
-
-    /// Sends the accesses of an endpoint (of one of its PASIDs) through `to`. When it returns,
-    /// no access goes through the translation before.
-    fn route(
+    /// Sets the translation of an endpoint, or of one of its PASIDs. No access uses the previous
+    /// translation after the call returns.
+    fn set_translation(
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
-        to: &Translation,
+        translation: &Translation,
     ) -> Result<(), HostError>;
+
+    /// Replaces guest memory. Mappings and bypass translate to `memory` from now on.
+    fn set_memory(&self, _memory: &GuestMemoryMmap) {}
 }

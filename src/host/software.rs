@@ -10,8 +10,8 @@ use vm_memory::{
 
 use super::dma::{Dma, DmaCause, DmaError, in_pieces};
 use super::{
-    Access, AddressSpace, HostError, HostIommu, Mapping, PageRequests, ReservedRegion, Target,
-    Translation,
+    Access, EndpointCapabilities, HostError, HostIommu, Mapping, PageRequests, ReservedRegion,
+    Target, Translation,
 };
 use crate::address::{DomainId, EndpointId, Gpa, Iova, IovaRange, Pasid};
 
@@ -85,21 +85,23 @@ impl HostIommu for Software {
         Ok(())
     }
 
-    fn unmap(&self, _: DomainId, _: &AddressSpace, _: IovaRange) -> Result<(), HostError> {
+    fn unmap(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
         Ok(())
     }
 
-    fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
-        if self.ports.contains_key(&endpoint) { PASID_BITS } else { 0 }
+    fn capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
+        if !self.ports.contains_key(&endpoint) {
+            return EndpointCapabilities::default();
+        }
+        EndpointCapabilities {
+            pasid_bits: PASID_BITS,
+            // As the PRI capability of the accelerator states.
+            page_requests: Some(PageRequests { response_needs_pasid: true }),
+            ..EndpointCapabilities::default()
+        }
     }
 
-    /// The accelerator's PRI capability asks for the PASID.
-    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests> {
-        let known = self.ports.contains_key(&endpoint);
-        known.then_some(PageRequests { response_needs_pasid: true })
-    }
-
-    fn route(
+    fn set_translation(
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
@@ -204,6 +206,7 @@ fn backed(memory: &GuestMemoryMmap, gpa: Gpa, len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::AddressSpace;
 
     const PAGE: u64 = 0x1000;
     const ENDPOINT: EndpointId = EndpointId(8);
@@ -215,7 +218,7 @@ mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
         let mut software = Software::new(&[]);
         let port = software.add_endpoint(ENDPOINT, GuestMemoryAtomic::new(memory));
-        software.route(ENDPOINT, None, &to).unwrap();
+        software.set_translation(ENDPOINT, None, &to).unwrap();
         port
     }
 
@@ -278,7 +281,7 @@ mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 * PAGE as usize)]);
         let mut software = Software::new(&reserved);
         let port = software.add_endpoint(ENDPOINT, GuestMemoryAtomic::new(memory.unwrap()));
-        software.route(ENDPOINT, None, &Translation::Bypass).unwrap();
+        software.set_translation(ENDPOINT, None, &Translation::Bypass).unwrap();
         assert_eq!(port.read(None, Iova(PAGE), &mut [0]).unwrap_err().cause, DmaCause::NotMapped);
         port.read(None, Iova(2 * PAGE), &mut [0]).unwrap();
     }

@@ -19,7 +19,8 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
 use crate::host::{
-    Access, HostError, HostIommu, Mapping, ReservedKind, ReservedRegion, Translation,
+    Access, EndpointCapabilities, HostError, HostIommu, Mapping, ReservedKind, ReservedRegion,
+    Translation,
 };
 use crate::iopf::{GroupId, Handler, Iopf, Response};
 use crate::trace;
@@ -48,13 +49,26 @@ pub struct Reply<'a> {
 /// What can be attached to a domain: an endpoint, or a PASID of one.
 type Attachee = (EndpointId, Option<Pasid>);
 
+/// The fixed properties of an endpoint.
+struct Endpoint {
+    capabilities: EndpointCapabilities,
+    /// The addresses that it must not map.
+    reserved: Vec<ReservedRegion>,
+}
+
+impl Endpoint {
+    fn new(settings: &Settings, capabilities: EndpointCapabilities) -> Self {
+        let reserved = reserved(settings, &capabilities);
+        Self { capabilities, reserved }
+    }
+}
+
 /// The state of the device: endpoints, domains, mappings.
 pub struct Viommu {
     settings: Settings,
     host: Arc<dyn HostIommu>,
     faults: Arc<Iopf>,
-    /// With the addresses that each must not map.
-    endpoints: BTreeMap<EndpointId, Vec<ReservedRegion>>,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
     /// Who is attached to which domain.
     attachments: BTreeMap<Attachee, DomainId>,
     domains: BTreeMap<DomainId, Domain>,
@@ -81,9 +95,11 @@ impl Viommu {
         host: Arc<dyn HostIommu>,
         faults: Arc<Iopf>,
     ) -> Result<Self, HostError> {
-        let endpoints: BTreeMap<_, _> =
-            endpoints.into_iter().map(|id| (id, reserved(&settings, &*host, id))).collect();
-        let rooms = endpoints.values().map(|reserved| probe::room(reserved));
+        let endpoints: BTreeMap<_, _> = endpoints
+            .into_iter()
+            .map(|id| (id, Endpoint::new(&settings, host.capabilities(id))))
+            .collect();
+        let rooms = endpoints.values().map(|endpoint| probe::room(&endpoint.reserved));
         let viommu = Self {
             bypass: settings.boot_bypass,
             properties: Vec::new(),
@@ -205,7 +221,7 @@ impl Viommu {
                 self.attach(DomainId(domain), who, bypass)
             }
             Request::Detach { domain, endpoint, pasid } => {
-                self.check_endpoint(EndpointId(endpoint))?;
+                self.endpoint(EndpointId(endpoint))?;
                 self.detach(DomainId(domain), (EndpointId(endpoint), pasid.map(Pasid)))
             }
             Request::Map { domain, virt_start, virt_end, phys_start, flags } => {
@@ -229,9 +245,9 @@ impl Viommu {
         pasid: Option<u32>,
         bypass: bool,
     ) -> Result<Attachee, RequestError> {
-        self.check_endpoint(endpoint)?;
+        let capabilities = &self.endpoint(endpoint)?.capabilities;
         let Some(pasid) = pasid else { return Ok((endpoint, None)) };
-        match self.host.pasid_bits(endpoint) {
+        match capabilities.pasid_bits {
             0 => Err(RequestError::NoPasids(endpoint.0)),
             bits if pasid == 0 || pasid >> bits != 0 => Err(RequestError::PasidRange(pasid)),
             _ if bypass => Err(RequestError::PasidBypass),
@@ -282,29 +298,28 @@ impl Viommu {
         let space = self.domain(id)?.space()?;
         let range = range.ok_or(RequestError::Backwards)?;
         space.check_whole(range)?;
-        self.host.unmap(id, space, range)?;
+        self.host.unmap(id, range)?;
         self.mappings -= space.remove(range);
         Ok(())
     }
 
     fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), RequestError> {
-        let reserved = self.endpoints.get(&endpoint).ok_or(RequestError::NoEndpoint(endpoint.0))?;
+        let Endpoint { capabilities, reserved } = self.endpoint(endpoint)?;
         if room < self.probe_size {
             return Err(RequestError::SmallBuffer(self.probe_size));
         }
-        self.properties = probe::properties(reserved, self.abilities(endpoint));
+        self.properties = probe::properties(reserved, self.abilities(capabilities));
         Ok(())
     }
 
     /// What the driver is told of an endpoint beyond the standard.
-    fn abilities(&self, endpoint: EndpointId) -> ExtensionProperties {
-        let pasid_bits = self.host.pasid_bits(endpoint);
-        let pasids = self.features.has(wire::feature::PASID) && pasid_bits > 0;
-        let page_requests = self.host.page_requests(endpoint);
+    fn abilities(&self, capabilities: &EndpointCapabilities) -> ExtensionProperties {
+        let pasids = self.features.has(wire::feature::PASID) && capabilities.pasid_bits > 0;
         let max_groups = self.settings.limits.page_groups;
         ExtensionProperties {
-            pasid_bits: pasids.then_some(pasid_bits),
-            page_requests: page_requests
+            pasid_bits: pasids.then_some(capabilities.pasid_bits),
+            page_requests: capabilities
+                .page_requests
                 .filter(|_| self.features.has(wire::feature::PAGE_REQUEST))
                 .map(|requests| (requests, max_groups)),
         }
@@ -317,8 +332,8 @@ impl Viommu {
         group: GroupId,
         response: Response,
     ) -> Result<(), RequestError> {
-        self.check_endpoint(endpoint)?;
-        let requests = self.host.page_requests(endpoint).ok_or(RequestError::NoGroup)?;
+        let capabilities = &self.endpoint(endpoint)?.capabilities;
+        let requests = capabilities.page_requests.ok_or(RequestError::NoGroup)?;
         let needs_pasid = requests.response_needs_pasid;
         Ok(self.faults.respond(endpoint, group, pasid.map(Pasid), needs_pasid, response)?)
     }
@@ -347,9 +362,8 @@ impl Viommu {
         Ok(Mapping { range, gpa: Gpa(phys), access })
     }
 
-    fn check_endpoint(&self, endpoint: EndpointId) -> Result<(), RequestError> {
-        let known = self.endpoints.contains_key(&endpoint);
-        if known { Ok(()) } else { Err(RequestError::NoEndpoint(endpoint.0)) }
+    fn endpoint(&self, id: EndpointId) -> Result<&Endpoint, RequestError> {
+        self.endpoints.get(&id).ok_or(RequestError::NoEndpoint(id.0))
     }
 
     fn domain(&self, id: DomainId) -> Result<&Domain, RequestError> {
@@ -379,7 +393,6 @@ impl Viommu {
         let ends = leaving.and_then(|id| self.domains.get(&id)).is_some_and(|d| d.endpoints == 1);
         let domains = self.domains.len() - usize::from(ends);
         check_limit("domains", domains, self.settings.limits.domains)?;
-        self.host.create_domain(id)?;
         self.domains.insert(id, Domain::new(id, bypass));
         Ok(())
     }
@@ -419,7 +432,6 @@ impl Viommu {
         let Some(id) = id else { return };
         if self.domains.get(&id).is_some_and(|domain| domain.endpoints == 0) {
             self.mappings -= self.domains.remove(&id).map_or(0, |domain| domain.mappings());
-            self.host.destroy_domain(id);
         }
     }
 
@@ -447,7 +459,7 @@ impl Viommu {
     /// lowest cookie again).
     fn route(&self, (endpoint, pasid): Attachee, to: &Translation) -> Result<(), HostError> {
         let before = self.faults.detach(endpoint, pasid);
-        let routed = self.host.route(endpoint, pasid, to);
+        let routed = self.host.set_translation(endpoint, pasid, to);
         let handler = if routed.is_ok() { handler(to) } else { before };
         if let Some(handler) = handler {
             self.faults.attach(endpoint, pasid, handler);
@@ -457,13 +469,9 @@ impl Viommu {
 }
 
 /// What an endpoint must not map: what the settings say, and what the host cannot.
-fn reserved(
-    settings: &Settings,
-    host: &dyn HostIommu,
-    endpoint: EndpointId,
-) -> Vec<ReservedRegion> {
+fn reserved(settings: &Settings, capabilities: &EndpointCapabilities) -> Vec<ReservedRegion> {
     let configured = &settings.reserved;
-    let hosts = host.unmappable(endpoint).into_iter();
+    let hosts = capabilities.unmappable_ranges().into_iter();
     let inside = hosts.filter_map(|range| range.common(&settings.input_range));
     let new = inside.flat_map(|range| {
         configured.iter().fold(vec![range], |rest, region| {

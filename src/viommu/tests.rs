@@ -16,7 +16,11 @@ const ODD: EndpointId = EndpointId(99);
 /// Of the first endpoint; the other has none.
 const PASID_BITS: u8 = 8;
 
-/// Keeps its own books from the calls it gets, and fails the call it was told to fail.
+/// Applies translations and mappings to its own state, which [`Bed::check`] compares with the
+/// device model's, and fails a selected call.
+///
+/// Like a back end on a real IOMMU, it has a domain while an endpoint is attached to it: the first
+/// attachment creates the domain with its mappings, the last detachment destroys it.
 #[derive(Default)]
 struct FakeHost(Mutex<FakeState>);
 
@@ -24,13 +28,18 @@ struct FakeHost(Mutex<FakeState>);
 struct FakeState {
     calls: usize,
     fail_at: Option<usize>,
-    mappings: BTreeMap<u32, BTreeSet<(u64, u64)>>,
-    /// Of endpoints and their PASIDs.
-    routes: BTreeMap<(u32, Option<u32>), Route>,
+    domains: BTreeMap<u32, FakeDomain>,
+    /// By endpoint and PASID.
+    translations: BTreeMap<(u32, Option<u32>), FakeTranslation>,
+}
+
+struct FakeDomain {
+    space: Arc<AddressSpace>,
+    mappings: BTreeSet<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+enum FakeTranslation {
     Blocked,
     Bypass,
     Domain(u32),
@@ -41,7 +50,7 @@ impl FakeHost {
         let mut state = self.0.lock().unwrap();
         state.calls += 1;
         if state.fail_at == Some(state.calls) {
-            return Err(HostError::Failed("told to fail".into()));
+            return Err(HostError::Failed("injected failure".into()));
         }
         change(&mut state);
         Ok(())
@@ -54,68 +63,77 @@ impl FakeHost {
     }
 }
 
-impl HostIommu for FakeHost {
-    fn create_domain(&self, domain: DomainId) -> Result<(), HostError> {
-        self.change(|state| {
-            assert!(state.mappings.insert(domain.0, BTreeSet::new()).is_none());
-        })
+impl FakeState {
+    fn domain(&mut self, id: DomainId) -> &mut FakeDomain {
+        self.domains.get_mut(&id.0).expect("a domain that an endpoint is attached to")
     }
 
-    fn destroy_domain(&self, domain: DomainId) {
-        let mut state = self.0.lock().unwrap();
-        assert!(!state.routes.values().any(|&route| route == Route::Domain(domain.0)));
-        assert!(state.mappings.remove(&domain.0).is_some());
+    /// Attaches to a domain, which is created if nothing was attached to it before.
+    fn attach(&mut self, id: DomainId, space: &Arc<AddressSpace>) -> FakeTranslation {
+        match self.domains.get(&id.0) {
+            Some(domain) => assert!(Arc::ptr_eq(&domain.space, space), "one address space each"),
+            None => {
+                assert!(space.is_empty(), "a new domain has no mappings");
+                let domain = FakeDomain { space: space.clone(), mappings: BTreeSet::new() };
+                self.domains.insert(id.0, domain);
+            }
+        }
+        FakeTranslation::Domain(id.0)
+    }
+
+    fn destroy_unused_domains(&mut self) {
+        let translations: Vec<_> = self.translations.values().copied().collect();
+        self.domains.retain(|&id, _| translations.contains(&FakeTranslation::Domain(id)));
+    }
+}
+
+impl HostIommu for FakeHost {
+    fn capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
+        let mut capabilities = EndpointCapabilities::default();
+        if endpoint.0 == ENDPOINTS[0] {
+            capabilities.pasid_bits = PASID_BITS;
+            capabilities.page_requests = Some(PageRequests { response_needs_pasid: true });
+        }
+        if endpoint == ODD {
+            let ranges = [(0, 0xfdff_ffff), (0xff00_0000, (1 << 48) - 1)];
+            capabilities.iova_ranges =
+                ranges.map(|(first, last)| IovaRange::new(first, last).unwrap()).into();
+        }
+        capabilities
     }
 
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
         let range = (mapping.range.first(), mapping.range.last());
-        self.change(|state| assert!(state.mappings.get_mut(&domain.0).unwrap().insert(range)))
+        self.change(|state| assert!(state.domain(domain).mappings.insert(range)))
     }
 
-    fn unmap(
-        &self,
-        domain: DomainId,
-        space: &AddressSpace,
-        range: IovaRange,
-    ) -> Result<(), HostError> {
-        let gone = space.mappings_in(range);
+    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
         self.change(|state| {
-            for mapping in gone {
+            let FakeDomain { space, mappings } = state.domain(domain);
+            for mapping in space.mappings_in(range) {
                 let key = (mapping.range.first(), mapping.range.last());
                 assert!(range.covers(&mapping.range));
-                assert!(state.mappings.get_mut(&domain.0).unwrap().remove(&key));
+                assert!(mappings.remove(&key));
             }
+            let stays = |&(first, last)| !range.overlaps(&IovaRange::new(first, last).unwrap());
+            assert!(mappings.iter().all(stays), "mappings that the address space lacks");
         })
     }
 
-    fn unmappable(&self, endpoint: EndpointId) -> Vec<IovaRange> {
-        let gaps = [(0xfe00_0000, 0xfeff_ffff), (1 << 48, u64::MAX)];
-        let gap = |(first, last)| IovaRange::new(first, last).unwrap();
-        if endpoint == ODD { gaps.map(gap).into() } else { Vec::new() }
-    }
-
-    fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
-        if endpoint.0 == ENDPOINTS[0] { PASID_BITS } else { 0 }
-    }
-
-    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests> {
-        let first = endpoint.0 == ENDPOINTS[0];
-        first.then_some(PageRequests { response_needs_pasid: true })
-    }
-
-    fn route(
+    fn set_translation(
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
-        to: &Translation,
+        translation: &Translation,
     ) -> Result<(), HostError> {
-        let route = match to {
-            Translation::Blocked => Route::Blocked,
-            Translation::Bypass => Route::Bypass,
-            Translation::Domain(id, _) => Route::Domain(id.0),
-        };
         self.change(|state| {
-            state.routes.insert((endpoint.0, pasid.map(|pasid| pasid.0)), route);
+            let translation = match translation {
+                Translation::Blocked => FakeTranslation::Blocked,
+                Translation::Bypass => FakeTranslation::Bypass,
+                Translation::Domain(id, space) => state.attach(*id, space),
+            };
+            state.translations.insert((endpoint.0, pasid.map(|pasid| pasid.0)), translation);
+            state.destroy_unused_domains();
         })
     }
 }
@@ -234,23 +252,25 @@ impl Bed {
     fn check(&self) {
         let state = self.host.0.lock().unwrap();
         let viommu = &self.viommu;
-        let ids: Vec<u32> = viommu.domains.keys().map(|id| id.0).collect();
-        assert_eq!(ids, state.mappings.keys().copied().collect::<Vec<_>>());
+        let ids = viommu.domains.iter().filter(|(_, domain)| !domain.is_bypass());
+        let ids: Vec<u32> = ids.map(|(id, _)| id.0).collect();
+        assert_eq!(ids, state.domains.keys().copied().collect::<Vec<_>>());
         for (id, domain) in &viommu.domains {
             let attached = viommu.attachments.values().filter(|&to| to == id).count();
             assert_eq!(attached, domain.endpoints);
             assert!(attached > 0, "domain {id} outlived what was attached to it");
-            assert_eq!(domain.mappings(), state.mappings[&id.0].len());
+            let in_host = state.domains.get(&id.0).map_or(0, |domain| domain.mappings.len());
+            assert_eq!(domain.mappings(), in_host);
         }
-        for (&(endpoint, pasid), &route) in &state.routes {
+        for (&(endpoint, pasid), &translation) in &state.translations {
             let who = (EndpointId(endpoint), pasid.map(Pasid));
             let expected = match viommu.attachments.get(&who) {
-                None if viommu.bypass && pasid.is_none() => Route::Bypass,
-                None => Route::Blocked,
-                Some(id) if viommu.domains[id].is_bypass() => Route::Bypass,
-                Some(id) => Route::Domain(id.0),
+                None if viommu.bypass && pasid.is_none() => FakeTranslation::Bypass,
+                None => FakeTranslation::Blocked,
+                Some(id) if viommu.domains[id].is_bypass() => FakeTranslation::Bypass,
+                Some(id) => FakeTranslation::Domain(id.0),
             };
-            assert_eq!(route, expected, "{who:?}");
+            assert_eq!(translation, expected, "{who:?}");
         }
         let total: usize = viommu.domains.values().map(Domain::mappings).sum();
         assert_eq!(viommu.mappings, total);
@@ -544,7 +564,7 @@ fn what_the_host_cannot_map_is_reserved_where_it_is_not_so_already() {
         reserved: vec![ReservedRegion { range: msi, kind: ReservedKind::Msi }],
         ..settings()
     };
-    let found = |id| reserved(&settings, &FakeHost::default(), id);
+    let found = |id| reserved(&settings, &FakeHost::default().capabilities(id));
     let new = |range| ReservedRegion { range, kind: ReservedKind::Reserved };
     let around = [new(range(0xfe00_0000, 0xfedf_ffff)), new(range(0xfef0_0000, 0xfeff_ffff))];
     assert_eq!(found(ODD), [settings.reserved.as_slice(), &around].concat());

@@ -114,7 +114,7 @@ fn change(iommufd: &Iommufd, is_over: &AtomicBool) -> u64 {
             0 => Translation::Blocked,
             n => Translation::Domain(DomainId(n as u32), spaces[n - 1].clone()),
         };
-        iommufd.route(ENDPOINT, pasid, &to).unwrap();
+        iommufd.set_translation(ENDPOINT, pasid, &to).unwrap();
         changes += 1;
         for _ in 0..random.below(10) {
             thread::yield_now();

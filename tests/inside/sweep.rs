@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vhost_user_iommu::address::{EndpointId, Iova};
+use vhost_user_iommu::host::HostIommu;
 use vhost_user_iommu::host::dma::Dma;
 use vhost_user_iommu::host::iommufd::mock::MockDevice;
 use vhost_user_iommu::host::iommufd::{Iommufd, fail};
@@ -245,7 +246,7 @@ fn an_endpoint_that_cannot_be_had_leaves_nothing() {
         match device {
             Ok(device) => {
                 // It can do with less: the call was one that tries what the kernel can do.
-                assert!(iommufd.abilities(ENDPOINTS[0]).is_some());
+                assert!(iommufd.serves(ENDPOINTS[0]));
                 drop(device);
             }
             Err(message) => {
@@ -284,5 +285,5 @@ fn a_kernel_that_tells_of_no_pasids_has_none() {
     let added = iommufd.add_mock(ENDPOINTS[0]).map(drop);
     fail::pretend_unknown(None);
     assert_eq!(added, Ok(()));
-    assert_eq!(iommufd.abilities(ENDPOINTS[0]).unwrap().pasid_bits, 0);
+    assert_eq!(iommufd.capabilities(ENDPOINTS[0]).pasid_bits, 0);
 }

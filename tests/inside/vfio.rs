@@ -188,16 +188,16 @@ fn a_function_is_bound_attached_mapped_moved_detached_closed_and_had_again() {
 #[test]
 fn what_the_host_does_for_a_device_is_found_out() {
     let (rig, _ram) = rig(&nvme(0));
-    let abilities = rig.iommufd.abilities(ENDPOINTS[0]).unwrap();
-    // No device of QEMU's makes page requests.
-    assert!(!abilities.page_requests);
+    assert!(rig.iommufd.serves(ENDPOINTS[0]));
+    let capabilities = rig.iommufd.capabilities(ENDPOINTS[0]);
+    // No device of QEMU makes page requests.
+    assert_eq!(capabilities.page_requests, None);
     assert!(rig.iommufd.fault_queue(ENDPOINTS[0]).is_none());
-    assert_eq!(rig.iommufd.page_requests(ENDPOINTS[0]), None);
-    assert_eq!(abilities.granule, PAGE);
-    // Interrupts of x86 are no memory.
-    let last = abilities.ranges.last().unwrap().last();
+    assert_eq!(capabilities.page_granularity, PAGE);
+    // The interrupt address range of x86 cannot be mapped.
+    let last = capabilities.iova_ranges.last().unwrap().last();
     assert!(last >= (1 << 38) - 1, "{last:#x}");
-    let gaps = rig.iommufd.unmappable(ENDPOINTS[0]);
+    let gaps = capabilities.unmappable_ranges();
     assert!(gaps.iter().any(|gap| gap.contains(0xfee0_0000)), "{gaps:?}");
     assert!(gaps.iter().all(|gap| !gap.contains(0x1000_0000)), "{gaps:?}");
 }

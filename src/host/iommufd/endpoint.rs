@@ -9,7 +9,7 @@ use super::faults::FaultQueue;
 use super::kernel::{Extras, Kernel, KernelError, Object};
 use super::space::Space;
 use crate::address::{EndpointId, IovaRange, Pasid};
-use crate::host::HostError;
+use crate::host::{EndpointCapabilities, HostError, PageRequests};
 
 /// A device bound to iommufd. Dropping it detaches and releases it.
 pub(super) trait Device: Send + Sync {
@@ -38,19 +38,6 @@ pub(super) trait Device: Send + Sync {
     fn detach(&self, pasid: Option<Pasid>) -> Result<(), KernelError>;
 }
 
-/// What the host's IOMMU does for an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Abilities {
-    /// The width of its PASIDs, 0 to 20.
-    pub pasid_bits: u8,
-    /// Page requests can be made.
-    pub page_requests: bool,
-    /// The addresses that can be mapped, lowest first.
-    pub ranges: Vec<IovaRange>,
-    /// The granule of mappings in bytes.
-    pub granule: u64,
-}
-
 /// An endpoint of the kernel's.
 pub(super) struct Endpoint {
     kernel: Arc<Kernel>,
@@ -58,7 +45,7 @@ pub(super) struct Endpoint {
     attachments: Mutex<BTreeMap<Option<Pasid>, Arc<PageTable>>>,
     pub(super) device: Arc<dyn Device>,
     pub(super) queue: Option<Arc<FaultQueue>>,
-    pub(super) abilities: Abilities,
+    pub(super) capabilities: EndpointCapabilities,
 }
 
 /// A page table of one device over an address space. Dropped before that.
@@ -75,13 +62,13 @@ impl Endpoint {
         device: Arc<dyn Device>,
     ) -> Result<Self, String> {
         let queue = new_queue(kernel, id)?;
-        let abilities = probe(kernel, id, &*device, &queue)?;
-        let queue = abilities.page_requests.then(|| Arc::new(queue));
+        let capabilities = probe(kernel, id, &*device, &queue)?;
+        let queue = capabilities.page_requests.map(|_| Arc::new(queue));
         if queue.is_none() {
             log::info!("endpoint {id}: no page requests through this host's IOMMU");
         }
         let attachments = Mutex::default();
-        Ok(Self { kernel: kernel.clone(), attachments, device, queue, abilities })
+        Ok(Self { kernel: kernel.clone(), attachments, device, queue, capabilities })
     }
 
     /// Sends accesses through the mappings of `space`; `None`: blocks them. When it returns, no
@@ -130,7 +117,7 @@ impl Endpoint {
             return Ok(there.clone());
         }
         let extras = Extras {
-            pasids: self.abilities.pasid_bits > 0,
+            pasids: self.capabilities.pasid_bits > 0,
             driver_data: self.device.driver_data(),
             ..self.queue.as_ref().map_or(Extras::default(), |queue| queue.extras())
         };
@@ -174,7 +161,7 @@ fn probe(
     id: EndpointId,
     device: &dyn Device,
     queue: &FaultQueue,
-) -> Result<Abilities, String> {
+) -> Result<EndpointCapabilities, String> {
     let bits = match kernel.pasid_bits(device.id()) {
         Ok(bits) => bits,
         Err(error) => {
@@ -191,9 +178,14 @@ fn probe(
         let faults = if page_requests { queue.extras() } else { Extras::default() };
         let extras = Extras { pasids, driver_data: device.driver_data(), ..faults };
         match try_attach(kernel, device, extras) {
-            Ok((ranges, granule)) => {
-                let pasid_bits = if pasids { bits } else { 0 };
-                return Ok(Abilities { pasid_bits, page_requests, ranges, granule });
+            Ok((iova_ranges, page_granularity)) => {
+                let response_needs_pasid = device.response_needs_pasid();
+                return Ok(EndpointCapabilities {
+                    pasid_bits: if pasids { bits } else { 0 },
+                    page_requests: page_requests.then_some(PageRequests { response_needs_pasid }),
+                    iova_ranges,
+                    page_granularity,
+                });
             }
             Err(error) => {
                 let what = [(page_requests, "page requests"), (pasids, "PASIDs")];

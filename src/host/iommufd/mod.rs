@@ -30,9 +30,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
 
-use super::{Access, AddressSpace, HostError, HostIommu, Mapping, PageRequests, Translation};
+use super::{
+    Access, AddressSpace, EndpointCapabilities, HostError, HostIommu, Mapping, Translation,
+};
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
-pub use endpoint::Abilities;
 use endpoint::{Device, Endpoint};
 pub use fault_reader::KernelSource;
 pub use faults::{FaultGroup, FaultPage, FaultQueue, Handle};
@@ -100,9 +101,9 @@ impl Iommufd {
         Ok(())
     }
 
-    /// What the host's IOMMU does for an endpoint; `None`: it is not here.
-    pub fn abilities(&self, endpoint: EndpointId) -> Option<&Abilities> {
-        Some(&self.endpoints.get(&endpoint)?.abilities)
+    /// Whether this back end serves `endpoint`.
+    pub fn serves(&self, endpoint: EndpointId) -> bool {
+        self.endpoints.contains_key(&endpoint)
     }
 
     /// Where the page requests of an endpoint come from, if it makes any.
@@ -156,7 +157,7 @@ impl HostIommu for Iommufd {
         }
     }
 
-    fn unmap(&self, domain: DomainId, _: &AddressSpace, range: IovaRange) -> Result<(), HostError> {
+    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
         let state = self.lock();
         match state.spaces.get(&Key::Domain(domain)) {
             Some(space) => space.unmap(&state.ram, range),
@@ -164,21 +165,9 @@ impl HostIommu for Iommufd {
         }
     }
 
-    fn pasid_bits(&self, endpoint: EndpointId) -> u8 {
-        self.abilities(endpoint).map_or(0, |abilities| abilities.pasid_bits)
-    }
-
-    fn page_requests(&self, endpoint: EndpointId) -> Option<PageRequests> {
-        let endpoint = self.endpoints.get(&endpoint)?;
-        let response_needs_pasid = endpoint.device.response_needs_pasid();
-        endpoint.abilities.page_requests.then_some(PageRequests { response_needs_pasid })
-    }
-
-    fn unmappable(&self, endpoint: EndpointId) -> Vec<IovaRange> {
-        let ranges = self.abilities(endpoint).map_or(&[][..], |abilities| &abilities.ranges);
-        ranges.iter().fold(vec![IovaRange::ALL], |gaps, range| {
-            gaps.iter().flat_map(|gap| gap.without(range)).collect()
-        })
+    fn capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
+        let endpoint = self.endpoints.get(&endpoint);
+        endpoint.map_or_else(Default::default, |endpoint| endpoint.capabilities.clone())
     }
 
     fn set_memory(&self, memory: &GuestMemoryMmap) {
@@ -203,7 +192,7 @@ impl HostIommu for Iommufd {
         }
     }
 
-    fn route(
+    fn set_translation(
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
@@ -216,7 +205,7 @@ impl HostIommu for Iommufd {
         let space = match to {
             Translation::Blocked => None,
             Translation::Bypass => {
-                let books = || identity(&device.abilities.ranges);
+                let books = || identity(&device.capabilities.iova_ranges);
                 Some(state.space(&self.kernel, Key::Bypass(endpoint), books)?)
             }
             Translation::Domain(id, books) => {
