@@ -48,7 +48,7 @@ impl Startup {
         let notifier = Box::new(doorbell.clone());
         let faults = Arc::new(Iopf::new(ids.iter().copied(), args.fault_limits(), notifier));
         if metrics.is_some() {
-            faults.time_answers();
+            faults.enable_response_times();
         }
         let (host, endpoints) =
             endpoint::add(&settings, endpoints).map_err(StartError::Endpoint)?;

@@ -12,7 +12,7 @@ use crate::host::Access;
 use crate::host::dma::DmaCause;
 use crate::host::iommufd::FaultQueue;
 use crate::host::iommufd::mock::MockDevice;
-use crate::iopf::{Cookie, Full, Iopf, PageRequest, Response, Source};
+use crate::iopf::{Iopf, PageRequest, QueueFull, Response, Source, SourceCookie};
 use crate::sim::FaultReporter;
 
 /// Where the faults of an accelerator on a mock device go.
@@ -28,7 +28,7 @@ pub(super) struct MockFaults {
 #[derive(Default)]
 struct Groups {
     accelerator: OnceLock<Arc<dyn Source>>,
-    waiting: Mutex<BTreeMap<Cookie, Waiting>>,
+    waiting: Mutex<BTreeMap<SourceCookie, Waiting>>,
 }
 
 struct Waiting {
@@ -49,13 +49,13 @@ impl MockFaults {
     ) -> Self {
         let groups = Arc::new(Groups::default());
         let listener = groups.clone();
-        device.tell(Box::new(move |name, success| listener.answered(Cookie(name), success)));
+        device.tell(Box::new(move |name, success| listener.answered(SourceCookie(name), success)));
         Self { endpoint, device, queue, faults, groups }
     }
 }
 
 impl Groups {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Cookie, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SourceCookie, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,7 +73,7 @@ impl Groups {
     }
 
     /// A page has its answer.
-    fn answered(&self, cookie: Cookie, success: bool) {
+    fn answered(&self, cookie: SourceCookie, success: bool) {
         let mut waiting = self.lock();
         let Some(group) = waiting.get_mut(&cookie) else { return };
         group.pages -= 1;
@@ -96,7 +96,7 @@ impl FaultReporter for MockFaults {
     }
 
     /// The kernel always has room; what it reports is held back where it enters the fault path.
-    fn request(&self, request: PageRequest) -> Result<(), Full> {
+    fn request(&self, request: PageRequest) -> Result<(), QueueFull> {
         self.groups.expect(&request);
         let PageRequest { pasid, cookie, address, access, .. } = request;
         if !self.device.ask(cookie.0, pasid, address, access) {

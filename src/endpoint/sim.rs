@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::DmaCause;
-use crate::iopf::{Fault, Full, Iopf, PageRequest, Reason, Source};
+use crate::iopf::{Fault, FaultReason, Iopf, PageRequest, QueueFull, Source};
 use crate::sim::FaultReporter;
 
 /// Where the faults of an emulated endpoint enter the fault path.
@@ -22,11 +22,11 @@ impl SimFaults {
 
 impl FaultReporter for SimFaults {
     fn connect(&self, source: Arc<dyn Source>) {
-        self.faults.connect(self.endpoint, source);
+        self.faults.set_source(self.endpoint, source);
     }
 
-    fn request(&self, request: PageRequest) -> Result<(), Full> {
-        self.faults.request(self.endpoint, request)
+    fn request(&self, request: PageRequest) -> Result<(), QueueFull> {
+        self.faults.report_page_request(self.endpoint, request)
     }
 
     fn withdraw(&self) {
@@ -48,9 +48,9 @@ pub(super) fn report(
     cause: DmaCause,
 ) {
     let reason = match cause {
-        DmaCause::NoDomain => Reason::Domain,
-        DmaCause::NotMapped => Reason::Mapping,
+        DmaCause::NoDomain => FaultReason::Domain,
+        DmaCause::NotMapped => FaultReason::Mapping,
         DmaCause::NotMemory => return,
     };
-    faults.report(Fault { endpoint, pasid, address, access, reason });
+    faults.report_fault(Fault { endpoint, pasid, address, access, reason });
 }

@@ -20,12 +20,12 @@ pub struct FaultCounters {
     /// Dealt with by a direct handler.
     pub direct: u64,
     /// Not delivered yet.
-    pub waiting: u64,
+    pub pending: u64,
 }
 
 impl FaultCounters {
     /// How many faults ended in which way.
-    pub fn ends(&self) -> [(&'static str, u64); 3] {
+    pub fn by_outcome(&self) -> [(&'static str, u64); 3] {
         let Self { delivered, dropped, direct, .. } = *self;
         [("delivered", delivered), ("dropped", dropped), ("direct", direct)]
     }
@@ -33,11 +33,11 @@ impl FaultCounters {
 
 impl fmt::Display for FaultCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reported, delivered, dropped, direct, waiting } = self;
+        let Self { reported, delivered, dropped, direct, pending } = self;
         write!(
             f,
             "reported {reported}: delivered {delivered}, dropped {dropped}, direct {direct}, \
-             waiting {waiting}"
+             waiting {pending}"
         )
     }
 }
@@ -58,7 +58,7 @@ pub struct RequestCounters {
     /// Answered because their attachment went away.
     pub detached: u64,
     /// Answered on the spot: there was nobody to ask.
-    pub refused: u64,
+    pub rejected: u64,
     /// Answered because the guest did not in time.
     pub timed_out: u64,
     /// Answered because the device was reset, the front end left or the daemon ended.
@@ -66,18 +66,18 @@ pub struct RequestCounters {
     /// Not waited for by their source any more: it was reset, or its host has answered.
     pub withdrawn: u64,
     /// Not answered yet.
-    pub waiting: u64,
+    pub pending: u64,
 }
 
 impl RequestCounters {
     /// How many groups were answered in which way.
-    pub fn ends(&self) -> [(&'static str, u64); Answer::KINDS] {
+    pub fn by_outcome(&self) -> [(&'static str, u64); Answer::KINDS] {
         [
             ("success", self.success),
             ("invalid", self.invalid),
             ("failure", self.failure),
             ("detached", self.detached),
-            ("refused", self.refused),
+            ("refused", self.rejected),
             ("timed_out", self.timed_out),
             ("reset", self.reset),
             ("withdrawn", self.withdrawn),
@@ -88,7 +88,7 @@ impl RequestCounters {
 /// How long groups of page requests have waited for their answer, from the first request of the
 /// group on.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AnswerTimes {
+pub struct ResponseTimes {
     /// Those that the guest has answered.
     pub by_guest: TimesRead,
     /// Those that the daemon has answered.
@@ -98,12 +98,12 @@ pub struct AnswerTimes {
 impl fmt::Display for RequestCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { groups, requests, success, invalid, failure, .. } = self;
-        let Self { detached, refused, timed_out, reset, withdrawn, waiting, .. } = self;
+        let Self { detached, rejected, timed_out, reset, withdrawn, pending, .. } = self;
         write!(
             f,
             "groups {groups} requests {requests}: success {success}, invalid {invalid}, \
-             failure {failure}, detached {detached}, refused {refused}, timed out {timed_out}, \
-             reset {reset}, withdrawn {withdrawn}, waiting {waiting}"
+             failure {failure}, detached {detached}, refused {rejected}, timed out {timed_out}, \
+             reset {reset}, withdrawn {withdrawn}, waiting {pending}"
         )
     }
 }
@@ -152,12 +152,12 @@ impl PageRequestCounters {
     }
 
     /// The times that were taken.
-    pub(super) fn times(&self) -> AnswerTimes {
-        AnswerTimes { by_guest: self.by_guest.read(), by_daemon: self.by_daemon.read() }
+    pub(super) fn times(&self) -> ResponseTimes {
+        ResponseTimes { by_guest: self.by_guest.read(), by_daemon: self.by_daemon.read() }
     }
 
-    /// The numbers now; `waiting` groups are not answered.
-    pub(super) fn counters(&self, waiting: usize) -> RequestCounters {
+    /// The numbers now; `pending` groups are not answered.
+    pub(super) fn counters(&self, pending: usize) -> RequestCounters {
         let of = |answer: Answer| self.answers[answer.index()].load(Ordering::Relaxed);
         RequestCounters {
             groups: self.groups.load(Ordering::Relaxed),
@@ -166,11 +166,11 @@ impl PageRequestCounters {
             invalid: of(Answer::Guest(Response::Invalid)),
             failure: of(Answer::Guest(Response::Failure)),
             detached: of(Answer::Detached),
-            refused: of(Answer::Refused),
+            rejected: of(Answer::Refused),
             timed_out: of(Answer::TimedOut),
             reset: of(Answer::Reset),
             withdrawn: of(Answer::Withdrawn),
-            waiting: waiting as u64,
+            pending: pending as u64,
         }
     }
 }

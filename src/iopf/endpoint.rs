@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::counters::{AnswerTimes, FaultCounters, PageRequestCounters, RequestCounters};
+use super::counters::{FaultCounters, PageRequestCounters, RequestCounters, ResponseTimes};
 use super::groups::{Group, Groups, Progress};
 use super::ticket::{Answer, Ticket};
 use super::{
-    Event, Fault, Full, GroupId, Handler, Limits, NoGroup, Outcome, PageRequest, Reason, Response,
-    Source,
+    Event, Fault, FaultOutcome, FaultReason, GroupId, Handler, Limits, PageRequest, QueueFull,
+    RespondError, Response, Source,
 };
 use crate::address::{EndpointId, Pasid};
 
@@ -59,7 +59,7 @@ impl EndpointFaults {
     pub(super) fn attach(&self, pasid: Option<Pasid>, handler: Handler, accepted: bool) {
         let mut state = self.lock();
         state.routes.insert(pasid, handler);
-        if accepted && handler == Handler::Work && state.groups.is_none() {
+        if accepted && handler == Handler::Queue && state.groups.is_none() {
             let new = |source: &Arc<dyn Source>| {
                 Groups::new(self.id, source.clone(), self.requests.clone(), self.limits.groups)
             };
@@ -77,14 +77,14 @@ impl EndpointFaults {
         handler
     }
 
-    pub(super) fn report(&self, fault: Fault) -> Outcome {
+    pub(super) fn report(&self, fault: Fault) -> FaultOutcome {
         let mut state = self.lock();
         let outcome = state.accept(fault, self.limits.faults);
         state.faults.reported += 1;
         match outcome {
-            Outcome::Direct => state.faults.direct += 1,
-            Outcome::Dropped => state.faults.dropped += 1,
-            Outcome::Queued => {}
+            FaultOutcome::Direct => state.faults.direct += 1,
+            FaultOutcome::Dropped => state.faults.dropped += 1,
+            FaultOutcome::Queued => {}
         }
         outcome
     }
@@ -95,7 +95,7 @@ impl EndpointFaults {
         &self,
         request: PageRequest,
         now: Now,
-    ) -> Result<(bool, Vec<Fault>), Full> {
+    ) -> Result<(bool, Vec<Fault>), QueueFull> {
         let mut state = self.lock();
         let Some(groups) = &mut state.groups else {
             return Ok((false, self.refuse_at_once(&state, request, now)));
@@ -144,9 +144,9 @@ impl EndpointFaults {
         pasid: Option<Pasid>,
         needs_pasid: bool,
         response: Response,
-    ) -> Result<(), NoGroup> {
+    ) -> Result<(), RespondError> {
         let mut state = self.lock();
-        let groups = state.groups.as_mut().ok_or(NoGroup::NotWaiting)?;
+        let groups = state.groups.as_mut().ok_or(RespondError::NoSuchGroup)?;
         let of_group = groups.respond(id, pasid, needs_pasid, response)?;
         if response == Response::Failure {
             state.stopped_by = Some(of_group);
@@ -202,15 +202,15 @@ impl EndpointFaults {
     /// All numbers of one moment.
     pub(super) fn counters(&self) -> (FaultCounters, RequestCounters) {
         let state = self.lock();
-        let faults = FaultCounters { waiting: state.waiting.len() as u64, ..state.faults };
+        let faults = FaultCounters { pending: state.waiting.len() as u64, ..state.faults };
         (faults, self.requests.counters(state.unanswered()))
     }
 
-    pub(super) fn time_answers(&self) {
+    pub(super) fn enable_response_times(&self) {
         self.requests.time();
     }
 
-    pub(super) fn answer_times(&self) -> AnswerTimes {
+    pub(super) fn response_times(&self) -> ResponseTimes {
         self.requests.times()
     }
 
@@ -230,22 +230,22 @@ impl State {
         self.waiting.clear();
     }
 
-    fn accept(&mut self, fault: Fault, depth: usize) -> Outcome {
+    fn accept(&mut self, fault: Fault, depth: usize) -> FaultOutcome {
         // What was never attached is blocked, and the guest wants to know who tried.
-        let handler = self.routes.get(&fault.pasid).copied().unwrap_or(Handler::Work);
+        let handler = self.routes.get(&fault.pasid).copied().unwrap_or(Handler::Queue);
         if handler == Handler::Direct {
-            return Outcome::Direct;
+            return FaultOutcome::Direct;
         }
         if self.waiting.len() >= depth {
-            return Outcome::Dropped;
+            return FaultOutcome::Dropped;
         }
         self.waiting.push_back(fault);
-        Outcome::Queued
+        FaultOutcome::Queued
     }
 
     /// Whether the guest can be asked.
     fn is_open(&self, group: &Group) -> bool {
-        let routed = self.routes.get(&group.pasid()) == Some(&Handler::Work);
+        let routed = self.routes.get(&group.pasid()) == Some(&Handler::Queue);
         routed && self.stopped_by.is_none() && group.is_whole()
     }
 
@@ -273,8 +273,8 @@ impl State {
             address: request.address,
             access: request.access,
             reason: match self.routes.get(&request.pasid) {
-                Some(_) => Reason::Mapping,
-                None => Reason::Domain,
+                Some(_) => FaultReason::Mapping,
+                None => FaultReason::Domain,
             },
         };
         requests.iter().map(fault).collect()

@@ -7,7 +7,7 @@ use crate::host::Access;
 
 /// Why an access faulted (virtio 1.4, IOMMU device, fault reporting).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum FaultReason {
     /// The endpoint is attached to no domain (VIRTIO_IOMMU_FAULT_R_DOMAIN).
     Domain,
     /// No mapping allows the access (VIRTIO_IOMMU_FAULT_R_MAPPING).
@@ -26,7 +26,7 @@ pub struct Fault {
     /// What it wanted to do.
     pub access: Access,
     /// Why it failed.
-    pub reason: Reason,
+    pub reason: FaultReason,
 }
 
 impl fmt::Display for Fault {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::counters::PageRequestCounters;
 use super::ticket::{Answer, Ticket};
-use super::{Cookie, Full, PageRequest, Response, Source};
+use super::{PageRequest, QueueFull, Response, Source, SourceCookie};
 use crate::address::{EndpointId, Pasid};
 
 /// What the guest calls a group: unique among the unanswered groups of an endpoint.
@@ -23,9 +23,9 @@ pub struct GroupId(pub u16);
 
 /// Why a guest's answer answers nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoGroup {
+pub enum RespondError {
     /// No group of that number waits for an answer, or it is one of another PASID.
-    NotWaiting,
+    NoSuchGroup,
     /// The group has a PASID, and the endpoint needs it in the answer.
     PasidMissing,
 }
@@ -56,7 +56,7 @@ impl Group {
         &self.requests
     }
 
-    fn is(&self, pasid: Option<Pasid>, cookie: Cookie) -> bool {
+    fn is(&self, pasid: Option<Pasid>, cookie: SourceCookie) -> bool {
         (self.ticket.pasid(), self.ticket.cookie()) == (pasid, cookie)
     }
 }
@@ -131,7 +131,7 @@ impl Groups {
         &mut self,
         request: PageRequest,
         deadline: Duration,
-    ) -> Result<Option<Group>, Full> {
+    ) -> Result<Option<Group>, QueueFull> {
         let index = match self.partial.iter().position(|g| g.is(request.pasid, request.cookie)) {
             Some(index) => index,
             None => self.begin(&request, deadline)?,
@@ -145,10 +145,10 @@ impl Groups {
         Ok(request.last.then(|| self.partial.swap_remove(index)))
     }
 
-    fn begin(&mut self, request: &PageRequest, deadline: Duration) -> Result<usize, Full> {
+    fn begin(&mut self, request: &PageRequest, deadline: Duration) -> Result<usize, QueueFull> {
         if self.len() >= self.limit {
             self.source_waits = true;
-            return Err(Full);
+            return Err(QueueFull);
         }
         let (source, tally) = (self.source.clone(), self.tally.clone());
         let ticket = Ticket::new(self.endpoint, source, tally, request.pasid, request.cookie);
@@ -168,7 +168,7 @@ impl Groups {
 
     /// Whether the source still waits for the answer to a whole group.
     pub(super) fn is_awaited(&self, group: &Group) -> bool {
-        self.source.waits(group.ticket.cookie())
+        self.source.expects_response(group.ticket.cookie())
     }
 
     /// The source has forgotten a whole group.
@@ -231,15 +231,15 @@ impl Groups {
         pasid: Option<Pasid>,
         needs_pasid: bool,
         response: Response,
-    ) -> Result<Option<Pasid>, NoGroup> {
-        let group = self.delivered.get(&id).ok_or(NoGroup::NotWaiting)?;
+    ) -> Result<Option<Pasid>, RespondError> {
+        let group = self.delivered.get(&id).ok_or(RespondError::NoSuchGroup)?;
         match (group.pasid(), pasid) {
             (of_group, of_answer) if of_group == of_answer => {}
-            (Some(_), None) if needs_pasid => return Err(NoGroup::PasidMissing),
+            (Some(_), None) if needs_pasid => return Err(RespondError::PasidMissing),
             (Some(_), None) => {}
-            _ => return Err(NoGroup::NotWaiting),
+            _ => return Err(RespondError::NoSuchGroup),
         }
-        let group = self.delivered.remove(&id).ok_or(NoGroup::NotWaiting)?;
+        let group = self.delivered.remove(&id).ok_or(RespondError::NoSuchGroup)?;
         let pasid = group.pasid();
         self.settle(group, Answer::Guest(response));
         Ok(pasid)
@@ -296,7 +296,7 @@ impl Groups {
     fn settle(&mut self, group: Group, answer: Answer) {
         group.ticket.answer(answer);
         if std::mem::take(&mut self.source_waits) {
-            self.source.resume();
+            self.source.capacity_available();
         }
     }
 }

@@ -4,7 +4,7 @@
 //! source (an endpoint's translation failed)
 //!   -> its endpoint's route: (endpoint, PASID) -> attachment -> the domain's handler
 //!        Direct: dealt with on the spot
-//!        Work:   queued, bounded, per endpoint
+//!        Queue:   queued, bounded, per endpoint
 //!   -> whoever serves the event queue takes them, one endpoint after the other
 //!   -> the guest's answer finds the group of page requests, and goes to the source
 //! ```
@@ -30,12 +30,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use counters::{AnswerTimes, FaultCounters, RequestCounters};
+pub use counters::{FaultCounters, RequestCounters, ResponseTimes};
 use endpoint::{EndpointFaults, Now};
-pub use fault::{Fault, Reason};
+pub use fault::{Fault, FaultReason};
 use groups::Progress;
-pub use groups::{GroupId, NoGroup};
-pub use request::{Cookie, Full, PageRequest, Response, Source};
+pub use groups::{GroupId, RespondError};
+pub use request::{PageRequest, QueueFull, Response, Source, SourceCookie};
 
 use crate::address::{EndpointId, Pasid};
 use crate::trace;
@@ -48,12 +48,12 @@ pub enum Handler {
     /// none that could have failed.
     Direct,
     /// Queued for the event queue. Page requests only if the driver takes them.
-    Work,
+    Queue,
 }
 
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum FaultOutcome {
     /// Dealt with by a [`Handler::Direct`].
     Direct,
     /// Waits for the event queue.
@@ -95,13 +95,13 @@ impl Event<'_> {
 
 /// How much of what there was to deliver was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivered {
-    /// Everything: the doorbell rings for more.
-    All,
+pub enum DeliveryStatus {
+    /// Everything: the notifier rings for more.
+    Complete,
     /// Some; there may be more.
-    Some,
+    More,
     /// Until the driver had no buffer for a page request, which waits for one.
-    Starved,
+    NoBuffer,
 }
 
 /// How much of an endpoint's faults is kept.
@@ -122,17 +122,17 @@ pub const MAX_GROUPS: usize = (1 << 15) - 1;
 
 /// Rung when faults begin to wait. Implemented by whoever serves the event queue; called from
 /// any thread, with no lock held.
-pub trait Doorbell: Send + Sync {
+pub trait EventNotifier: Send + Sync {
     /// Makes the server call [`Iopf::deliver`] soon.
-    fn ring(&self);
+    fn notify(&self);
 }
 
 /// The faults of all endpoints.
 pub struct Iopf {
     endpoints: BTreeMap<EndpointId, EndpointFaults>,
-    doorbell: Box<dyn Doorbell>,
+    notifier: Box<dyn EventNotifier>,
     /// Whether the server knows that faults wait: one ring is enough for any number of them.
-    rung: AtomicBool,
+    notified: AtomicBool,
     /// Whose turn to deliver is over.
     last: AtomicU32,
     /// The driver takes page requests.
@@ -146,13 +146,13 @@ impl Iopf {
     pub fn new(
         endpoints: impl IntoIterator<Item = EndpointId>,
         limits: Limits,
-        doorbell: Box<dyn Doorbell>,
+        notifier: Box<dyn EventNotifier>,
     ) -> Self {
         let faults = |id| (id, EndpointFaults::new(id, limits));
         Self {
             endpoints: endpoints.into_iter().map(faults).collect(),
-            doorbell,
-            rung: AtomicBool::new(false),
+            notifier,
+            notified: AtomicBool::new(false),
             last: AtomicU32::new(0),
             accepted: AtomicBool::new(false),
             clock: AtomicU64::new(0),
@@ -160,14 +160,14 @@ impl Iopf {
     }
 
     /// Says where an endpoint's page requests come from. To be called before it makes any.
-    pub fn connect(&self, endpoint: EndpointId, source: Arc<dyn Source>) {
+    pub fn set_source(&self, endpoint: EndpointId, source: Arc<dyn Source>) {
         if let Some(faults) = self.endpoints.get(&endpoint) {
             faults.connect(source);
         }
     }
 
     /// Whether the driver takes page requests; what waits is not changed.
-    pub fn accept_page_requests(&self, accepted: bool) {
+    pub fn enable_page_requests(&self, accepted: bool) {
         self.accepted.store(accepted, Ordering::SeqCst);
     }
 
@@ -187,16 +187,16 @@ impl Iopf {
     }
 
     /// A source reports a fault. Never blocks.
-    pub fn report(&self, fault: Fault) -> Outcome {
+    pub fn report_fault(&self, fault: Fault) -> FaultOutcome {
         let Some(faults) = self.endpoints.get(&fault.endpoint) else {
             log::warn!("fault of unknown endpoint {} dropped", fault.endpoint);
-            return Outcome::Dropped;
+            return FaultOutcome::Dropped;
         };
         trace::fault_reported(fault.endpoint, fault.pasid, fault.address, fault.access.write);
         let outcome = faults.report(fault);
         log::debug!("{fault}: {outcome:?}");
-        if outcome == Outcome::Queued {
-            self.ring();
+        if outcome == FaultOutcome::Queued {
+            self.notify();
         }
         outcome
     }
@@ -205,8 +205,12 @@ impl Iopf {
     /// answered, by [`Source::respond`], after its last request. Never blocks.
     ///
     /// # Errors
-    /// [`Full`]: there is no room for a new group, and nothing was taken.
-    pub fn request(&self, endpoint: EndpointId, request: PageRequest) -> Result<(), Full> {
+    /// [`QueueFull`]: there is no room for a new group, and nothing was taken.
+    pub fn report_page_request(
+        &self,
+        endpoint: EndpointId,
+        request: PageRequest,
+    ) -> Result<(), QueueFull> {
         let Some(faults) = self.endpoints.get(&endpoint) else {
             log::warn!("page request of unknown endpoint {endpoint} ignored");
             return Ok(());
@@ -216,10 +220,10 @@ impl Iopf {
         let (queued, instead) = faults.request(request, self.now())?;
         log::trace!("endpoint {endpoint}: {request:?}, {}", if queued { "queued" } else { "kept" });
         if queued {
-            self.ring();
+            self.notify();
         }
         for fault in instead {
-            self.report(fault);
+            self.report_fault(fault);
         }
         Ok(())
     }
@@ -242,17 +246,17 @@ impl Iopf {
         pasid: Option<Pasid>,
         needs_pasid: bool,
         response: Response,
-    ) -> Result<(), NoGroup> {
+    ) -> Result<(), RespondError> {
         trace::response_received(endpoint, pasid, group.0, response as usize);
-        let faults = self.endpoints.get(&endpoint).ok_or(NoGroup::NotWaiting)?;
+        let faults = self.endpoints.get(&endpoint).ok_or(RespondError::NoSuchGroup)?;
         faults.respond(group, pasid, needs_pasid, response)
     }
 
     /// Delivers events: endpoints take turns, each keeps its order, and those of a group follow
     /// each other. `put` returns whether the driver took the event; for page requests that it did
-    /// not take [`Delivered::Starved`] is returned, other faults are dropped.
-    pub fn deliver(&self, put: &mut dyn FnMut(Event) -> bool) -> Delivered {
-        self.rung.store(false, Ordering::SeqCst);
+    /// not take [`DeliveryStatus::NoBuffer`] is returned, other faults are dropped.
+    pub fn deliver(&self, put: &mut dyn FnMut(Event) -> bool) -> DeliveryStatus {
+        self.notified.store(false, Ordering::SeqCst);
         let put = &mut |event: Event| {
             let taken = put(event);
             if taken {
@@ -260,13 +264,13 @@ impl Iopf {
             }
             taken
         };
-        let mut delivered = Delivered::All;
+        let mut delivered = DeliveryStatus::Complete;
         for (&id, faults) in self.in_turn() {
             match faults.deliver(put) {
                 Progress::Idle => {}
                 Progress::Delivered => {
                     self.last.store(id.0, Ordering::Relaxed);
-                    delivered = Delivered::Some;
+                    delivered = DeliveryStatus::More;
                 }
                 Progress::Starved { amid } => {
                     if amid {
@@ -274,7 +278,7 @@ impl Iopf {
                         self.last.store(id.0.wrapping_sub(1), Ordering::Relaxed);
                     }
                     self.endpoints.values().for_each(EndpointFaults::drop_faults);
-                    return Delivered::Starved;
+                    return DeliveryStatus::NoBuffer;
                 }
             }
         }
@@ -289,7 +293,7 @@ impl Iopf {
     }
 
     /// The guest has had `time` more to answer: groups whose time is up are answered.
-    pub fn tick(&self, time: Duration) {
+    pub fn advance_clock(&self, time: Duration) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.clock.fetch_add(nanoseconds, Ordering::Relaxed);
         let now = self.now().time;
@@ -297,7 +301,7 @@ impl Iopf {
     }
 
     /// Whether a group waits for an answer.
-    pub fn is_waiting(&self) -> bool {
+    pub fn has_pending_groups(&self) -> bool {
         self.endpoints.values().any(|faults| faults.waiting() > 0)
     }
 
@@ -315,14 +319,14 @@ impl Iopf {
         })
     }
 
-    /// Takes the time of page requests from now on, for [`answer_times`](Self::answer_times).
-    pub fn time_answers(&self) {
-        self.endpoints.values().for_each(EndpointFaults::time_answers);
+    /// Takes the time of page requests from now on, for [`response_times`](Self::response_times).
+    pub fn enable_response_times(&self) {
+        self.endpoints.values().for_each(EndpointFaults::enable_response_times);
     }
 
     /// How long the groups of page requests of each endpoint have waited for their answers.
-    pub fn answer_times(&self) -> impl Iterator<Item = (EndpointId, AnswerTimes)> {
-        self.endpoints.iter().map(|(&id, faults)| (id, faults.answer_times()))
+    pub fn response_times(&self) -> impl Iterator<Item = (EndpointId, ResponseTimes)> {
+        self.endpoints.iter().map(|(&id, faults)| (id, faults.response_times()))
     }
 
     fn now(&self) -> Now {
@@ -332,9 +336,9 @@ impl Iopf {
         }
     }
 
-    fn ring(&self) {
-        if !self.rung.swap(true, Ordering::SeqCst) {
-            self.doorbell.ring();
+    fn notify(&self) {
+        if !self.notified.swap(true, Ordering::SeqCst) {
+            self.notifier.notify();
         }
     }
 }

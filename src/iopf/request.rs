@@ -8,7 +8,7 @@ use crate::host::Access;
 /// What a source calls a group of page requests, to know it again when it is answered: a page
 /// request group index, a cookie of the kernel. Unique among its endpoint's unanswered groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cookie(pub u32);
+pub struct SourceCookie(pub u32);
 
 /// An endpoint's wish that a page be made accessible: the access waits. A group is one or more
 /// requests of one cookie and one PASID; it is answered as a whole.
@@ -17,7 +17,7 @@ pub struct PageRequest {
     /// The address space, if not the endpoint's own.
     pub pasid: Option<Pasid>,
     /// The group it belongs to.
-    pub cookie: Cookie,
+    pub cookie: SourceCookie,
     /// First byte of the page; the source decides how large its pages are.
     pub address: Iova,
     /// What the access wants to do.
@@ -55,20 +55,20 @@ impl fmt::Display for Response {
 pub trait Source: Send + Sync {
     /// Answers a group, once. Called on any thread, with the locks of the fault path held: must
     /// neither block nor call back. A source that has forgotten the group ignores the answer.
-    fn respond(&self, pasid: Option<Pasid>, cookie: Cookie, response: Response);
+    fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response);
 
     /// Whether a group still waits for its answer. One that does not, although it was not
     /// answered here, is not passed on to the guest; called like [`respond`](Self::respond).
-    fn waits(&self, _cookie: Cookie) -> bool {
+    fn expects_response(&self, _cookie: SourceCookie) -> bool {
         true
     }
 
-    /// There is room again after a request found none ([`Full`]); called like
+    /// There is room again after a request found none ([`QueueFull`]); called like
     /// [`respond`](Self::respond).
-    fn resume(&self);
+    fn capacity_available(&self);
 }
 
 /// A group was not begun, because as many as an endpoint can have wait for their answers. Try
-/// again after [`Source::resume`].
+/// again after [`Source::capacity_available`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+pub struct QueueFull;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::PageRequestCounters;
-use super::{Cookie, Response, Source};
+use super::{Response, Source, SourceCookie};
 use crate::address::{EndpointId, Pasid};
 use crate::trace;
 
@@ -59,7 +59,7 @@ pub(super) struct Ticket {
     source: Arc<dyn Source>,
     tally: Arc<PageRequestCounters>,
     pasid: Option<Pasid>,
-    cookie: Cookie,
+    cookie: SourceCookie,
     begun: Option<Instant>,
     answered: bool,
 }
@@ -71,7 +71,7 @@ impl Ticket {
         source: Arc<dyn Source>,
         tally: Arc<PageRequestCounters>,
         pasid: Option<Pasid>,
-        cookie: Cookie,
+        cookie: SourceCookie,
     ) -> Self {
         tally.count_group();
         let begun = tally.now();
@@ -84,7 +84,7 @@ impl Ticket {
     }
 
     /// What the source calls the group.
-    pub(super) fn cookie(&self) -> Cookie {
+    pub(super) fn cookie(&self) -> SourceCookie {
         self.cookie
     }
 

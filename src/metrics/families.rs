@@ -91,7 +91,7 @@ impl Families {
         let ended = |id, outcome: &str| [label(id), ("outcome", outcome.to_owned())];
 
         let rows = all.iter().flat_map(|&(id, faults, _)| {
-            faults.ends().map(|(outcome, count)| (ended(id, outcome), count))
+            faults.by_outcome().map(|(outcome, count)| (ended(id, outcome), count))
         });
         counters(
             to,
@@ -99,20 +99,20 @@ impl Families {
             "Faults that cannot be recovered from, by what became of them",
             rows,
         )?;
-        let rows = all.iter().map(|&(id, faults, _)| ([label(id)], faults.waiting));
+        let rows = all.iter().map(|&(id, faults, _)| ([label(id)], faults.pending));
         gauges(to, "faults_waiting", "Faults that wait to be delivered", rows)?;
 
         let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.requests));
         counters(to, "page_requests", "Page requests of the endpoint", rows)?;
         let rows = all.iter().flat_map(|&(id, _, requests)| {
-            requests.ends().map(|(outcome, count)| (ended(id, outcome), count))
+            requests.by_outcome().map(|(outcome, count)| (ended(id, outcome), count))
         });
         let help = "Groups of page requests, by how they were answered";
         counters(to, "page_groups", help, rows)?;
-        let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.waiting));
+        let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.pending));
         gauges(to, "page_groups_waiting", "Groups of page requests without an answer", rows)?;
 
-        let rows = self.sources.faults.answer_times().flat_map(|(id, read)| {
+        let rows = self.sources.faults.response_times().flat_map(|(id, read)| {
             let of = |by: &str| [label(id), ("answered_by", by.to_owned())];
             [(of("guest"), read.by_guest), (of("daemon"), read.by_daemon)]
         });

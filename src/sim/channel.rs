@@ -4,7 +4,7 @@ use super::exec::{Outcome, Stall, Task, Work};
 use super::pri::Wish;
 use super::regs::*;
 use crate::address::{Iova, Pasid};
-use crate::iopf::Cookie;
+use crate::iopf::SourceCookie;
 use std::mem::take;
 
 /// Why a channel stopped.
@@ -44,7 +44,7 @@ enum Step {
     /// Stopped by a fault, and waits until it can ask for pages.
     Stalled(Stall),
     /// Has asked for this many pages, and waits for the answer.
-    Asked(Cookie, u32, Stall),
+    Asked(SourceCookie, u32, Stall),
 }
 
 /// The channel as [`regs`](super::regs) describes it.
@@ -184,7 +184,7 @@ impl Channel {
     }
 
     /// A stalled channel waits for the answer to `cookie`, a group of `pages`.
-    pub fn ask(&mut self, cookie: Cookie, pages: u32) {
+    pub fn ask(&mut self, cookie: SourceCookie, pages: u32) {
         self.step = match take(&mut self.step) {
             Step::Stalled(stall) => Step::Asked(cookie, pages, stall),
             step => step,
@@ -192,7 +192,7 @@ impl Channel {
     }
 
     /// What was asked for with `cookie` was not asked after all.
-    pub fn take_back(&mut self, cookie: Cookie) {
+    pub fn take_back(&mut self, cookie: SourceCookie) {
         if let Some((_, stall)) = self.take_asked(cookie) {
             self.step = Step::Stalled(stall);
         }
@@ -200,7 +200,7 @@ impl Channel {
 
     /// The answer to `cookie`; ignored unless the channel waits for it. A group that is refused
     /// does not tell which of its pages cannot be had: only a single page is given up.
-    pub fn answer(&mut self, cookie: Cookie, success: bool) {
+    pub fn answer(&mut self, cookie: SourceCookie, success: bool) {
         let Some((pages, stall)) = self.take_asked(cookie) else { return };
         self.page_by_page |= !success;
         self.step = Step::Next(if success || pages > 1 { stall.retry() } else { stall.give_up() });
@@ -220,7 +220,7 @@ impl Channel {
         true
     }
 
-    fn take_asked(&mut self, cookie: Cookie) -> Option<(u32, Stall)> {
+    fn take_asked(&mut self, cookie: SourceCookie) -> Option<(u32, Stall)> {
         match take(&mut self.step) {
             Step::Asked(asked, pages, stall) if asked == cookie => Some((pages, stall)),
             step => {

@@ -10,7 +10,7 @@ use super::function::{Function, Turn};
 use super::msix::Vectors;
 use super::pri;
 use crate::address::Pasid;
-use crate::iopf::{Cookie, Response, Source};
+use crate::iopf::{Response, Source, SourceCookie};
 use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -166,13 +166,13 @@ impl Engine {
 /// Takes the lock and nothing else: the registers' lock is never held while something is awaited
 /// or the fault path is called.
 impl Source for Engine {
-    fn respond(&self, pasid: Option<Pasid>, cookie: Cookie, response: Response) {
+    fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
         let mut state = self.lock();
         state.function.answer(pasid, cookie, response);
         self.wake(state);
     }
 
-    fn resume(&self) {
+    fn capacity_available(&self) {
         let mut state = self.lock();
         state.function.resume();
         self.wake(state);

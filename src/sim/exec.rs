@@ -7,7 +7,7 @@ use super::regs::*;
 use crate::address::{Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause, DmaError};
-use crate::iopf::Full;
+use crate::iopf::QueueFull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -369,7 +369,7 @@ impl Executor {
     ///
     /// # Errors
     /// If there is no room for them; then none is made.
-    pub fn ask(&self, group: &Group) -> Result<(), Full> {
+    pub fn ask(&self, group: &Group) -> Result<(), QueueFull> {
         group.requests().try_for_each(|request| self.faults.request(request))
     }
 }

@@ -5,7 +5,7 @@ use crate::address::{Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::{Dma, DmaCause, DmaError};
 use crate::host::software::EndpointMemory;
-use crate::iopf::{Full, PageRequest, Response, Source};
+use crate::iopf::{PageRequest, QueueFull, Response, Source};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -170,7 +170,7 @@ impl Dma for IdentityDma {
     }
 }
 
-type OnRequest = Box<dyn Fn(&dyn Source, PageRequest) -> Result<(), Full> + Send + Sync>;
+type OnRequest = Box<dyn Fn(&dyn Source, PageRequest) -> Result<(), QueueFull> + Send + Sync>;
 
 /// The fault path: keeps what is reported and asked for, and answers when told to.
 #[derive(Default)]
@@ -185,7 +185,7 @@ pub struct FakeFaults {
 impl FakeFaults {
     /// Calls `on_request` for each request; those that it takes are kept.
     pub fn with_hook(
-        on_request: impl Fn(&dyn Source, PageRequest) -> Result<(), Full> + Send + Sync + 'static,
+        on_request: impl Fn(&dyn Source, PageRequest) -> Result<(), QueueFull> + Send + Sync + 'static,
     ) -> Self {
         Self { on_request: Some(Box::new(on_request)), ..Self::default() }
     }
@@ -219,7 +219,7 @@ impl FaultReporter for FakeFaults {
         assert!(self.source.set(source).is_ok(), "connected twice");
     }
 
-    fn request(&self, request: PageRequest) -> Result<(), Full> {
+    fn request(&self, request: PageRequest) -> Result<(), QueueFull> {
         if let Some(hook) = &self.on_request {
             hook(self.source(), request)?;
         }

@@ -7,7 +7,7 @@ use super::msix::Vectors;
 use super::pri::{self, Group, Pri};
 use super::regs::*;
 use crate::address::Pasid;
-use crate::iopf::{Cookie, Full, Response};
+use crate::iopf::{QueueFull, Response, SourceCookie};
 use std::array::from_fn;
 
 /// A task of one channel; [`Function::finish`] takes it back.
@@ -150,10 +150,10 @@ impl Function {
     }
 
     /// Whether `group` was asked for: `None` if that is not known.
-    pub fn asked(&mut self, group: &Group, result: Option<Result<(), Full>>) {
+    pub fn asked(&mut self, group: &Group, result: Option<Result<(), QueueFull>>) {
         match result {
             Some(Ok(())) => self.pri.made(),
-            Some(Err(Full)) => {
+            Some(Err(QueueFull)) => {
                 self.pri.not_made(group);
                 self.channels[group.channel].take_back(group.cookie);
             }
@@ -165,7 +165,7 @@ impl Function {
     }
 
     /// The answer to a group of page requests.
-    pub fn answer(&mut self, pasid: Option<Pasid>, cookie: Cookie, response: Response) {
+    pub fn answer(&mut self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
         if let Some(channel) = self.pri.answer(pasid, cookie, response) {
             self.channels[channel].answer(cookie, response == Response::Success);
         }

@@ -38,7 +38,7 @@ mod tests;
 use crate::address::{Iova, Pasid};
 use crate::host::Access;
 use crate::host::dma::DmaCause;
-use crate::iopf::{Full, PageRequest, Source};
+use crate::iopf::{PageRequest, QueueFull, Source};
 use std::sync::Arc;
 
 pub use server::Sim;
@@ -52,7 +52,7 @@ pub trait FaultReporter: Send + Sync {
 
     /// Makes a page request. The requests of a group follow each other; only the first of them
     /// can find no room. Never blocks. The answer can come before this returns.
-    fn request(&self, request: PageRequest) -> Result<(), Full>;
+    fn request(&self, request: PageRequest) -> Result<(), QueueFull>;
 
     /// The function was reset: it has forgotten all its page requests, complete or not.
     fn withdraw(&self);

@@ -4,7 +4,7 @@
 use super::regs::{PRI_CAPACITY, REQUEST_PAGE_SIZE};
 use crate::address::{Iova, Pasid};
 use crate::host::Access;
-use crate::iopf::{Cookie, PageRequest, Response};
+use crate::iopf::{PageRequest, Response, SourceCookie};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of the registers: the capability (PCI Express base specification, 10.5.2) without its
@@ -43,7 +43,7 @@ pub struct Group {
     /// Who waits for the answer.
     pub channel: usize,
     /// What the answer calls it.
-    pub cookie: Cookie,
+    pub cookie: SourceCookie,
     /// The address space.
     pub pasid: Option<Pasid>,
     /// What is asked for.
@@ -85,7 +85,7 @@ pub struct Pri {
     allocation: u32,
     /// What the last group was called.
     last: u32,
-    outstanding: BTreeMap<Cookie, Outstanding>,
+    outstanding: BTreeMap<SourceCookie, Outstanding>,
     /// The fault path had no room, or has not yet told: see [`Pri::made`].
     full: bool,
     /// Channels that wait for room, the first of them longest. A channel that is trying again
@@ -175,7 +175,7 @@ impl Pri {
     pub fn answer(
         &mut self,
         pasid: Option<Pasid>,
-        cookie: Cookie,
+        cookie: SourceCookie,
         response: Response,
     ) -> Option<usize> {
         if self.outstanding.get(&cookie).is_none_or(|group| group.pasid != pasid) {
@@ -246,11 +246,11 @@ impl Pri {
     }
 
     /// Counts, so that a late answer does not meet another group.
-    fn next_cookie(&mut self) -> Cookie {
+    fn next_cookie(&mut self) -> SourceCookie {
         loop {
             self.last = self.last.wrapping_add(1);
-            if !self.outstanding.contains_key(&Cookie(self.last)) {
-                return Cookie(self.last);
+            if !self.outstanding.contains_key(&SourceCookie(self.last)) {
+                return SourceCookie(self.last);
             }
         }
     }
@@ -413,7 +413,7 @@ mod tests {
         let mut pri = enabled(8);
         let group = pri.begin(0, Some(Pasid(5)), wish(1)).unwrap();
         let unexpected = [
-            (Some(Pasid(5)), Cookie(group.cookie.0 + 1)),
+            (Some(Pasid(5)), SourceCookie(group.cookie.0 + 1)),
             (Some(Pasid(6)), group.cookie),
             (None, group.cookie),
         ];
@@ -571,7 +571,7 @@ mod tests {
         let after = ask(&mut pri, 2, 1).unwrap();
         assert_eq!(after.cookie.0, first.cookie.0 + 1, "answered long ago");
         pri.last = u32::MAX;
-        assert_eq!(ask(&mut pri, 3, 1).unwrap().cookie, Cookie(0));
+        assert_eq!(ask(&mut pri, 3, 1).unwrap().cookie, SourceCookie(0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::reset_barrier::ResetBarrier;
 use super::timer::Timer;
 use super::virtqueue::{Memory, Start, Virtqueue};
 use crate::heartbeat::Heartbeat;
-use crate::iopf::{Delivered, Event, Iopf};
+use crate::iopf::{DeliveryStatus, Event, Iopf};
 use crate::viommu::Features;
 use crate::viommu::event::{self, Encoded};
 
@@ -58,7 +58,7 @@ impl EventQueue {
     pub fn tick(&self, ring: &Virtqueue) {
         let running = ring.is_running(&ring.get_ref());
         if self.timer.take() && running {
-            self.faults.tick(self.timer.period());
+            self.faults.advance_clock(self.timer.period());
         }
     }
 
@@ -75,7 +75,7 @@ impl EventQueue {
     /// Does what [`serve`](Self::serve) does, but for a few turns at most; `true` when it is done.
     pub fn serve_a_little(&self, ring: &Virtqueue) -> bool {
         let all_done = (0..TURNS).any(|_| !self.deliver_some(ring));
-        if !self.timer.is_running() && self.faults.is_waiting() {
+        if !self.timer.is_running() && self.faults.has_pending_groups() {
             self.timer.start();
         }
         all_done
@@ -106,10 +106,10 @@ impl EventQueue {
             signal_driver(ring, &mut vring, &memory, &self.counters.event_signals);
         }
         match delivered {
-            Delivered::All => false,
-            Delivered::Some => true,
-            Delivered::Starved if !ring.is_running(&vring) => false,
-            Delivered::Starved => enable_kicks(ring, &mut vring, &memory),
+            DeliveryStatus::Complete => false,
+            DeliveryStatus::More => true,
+            DeliveryStatus::NoBuffer if !ring.is_running(&vring) => false,
+            DeliveryStatus::NoBuffer => enable_kicks(ring, &mut vring, &memory),
         }
     }
 }

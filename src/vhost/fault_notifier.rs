@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::event_queue::EventQueue;
 use super::virtqueue::Virtqueue;
-use crate::iopf::Doorbell;
+use crate::iopf::EventNotifier;
 use crate::notifier::Notifier;
 
 /// Rung by whoever reports a fault, who then delivers it, too: there is one thread less to wake.
@@ -51,8 +51,8 @@ impl FaultNotifier {
     }
 }
 
-impl Doorbell for FaultNotifier {
-    fn ring(&self) {
+impl EventNotifier for FaultNotifier {
+    fn notify(&self) {
         let all_done = match self.connection.try_lock() {
             Ok(connection) => {
                 connection.as_ref().is_some_and(|to| to.events.serve_a_little(&to.ring))

@@ -4,7 +4,7 @@ use super::config_space::Features;
 use super::wire::{fault as wire, feature, size};
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::Access;
-use crate::iopf::{Event, Fault, GroupId, PageRequest, Reason};
+use crate::iopf::{Event, Fault, FaultReason, GroupId, PageRequest};
 
 /// An event in the formats that a driver can be given it in.
 pub struct Encoded {
@@ -38,8 +38,8 @@ pub fn encode(event: &Event, features: Features) -> Encoded {
 
 fn encode_fault(fault: &Fault, features: Features) -> Encoded {
     let reason = match fault.reason {
-        Reason::Domain => wire::R_DOMAIN,
-        Reason::Mapping => wire::R_MAPPING,
+        FaultReason::Domain => wire::R_DOMAIN,
+        FaultReason::Mapping => wire::R_MAPPING,
     };
     let flags = access_flags(fault.access);
     let short = common(reason, flags, fault.endpoint, None, fault.address);
@@ -101,7 +101,7 @@ fn access_flags(access: Access) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::iopf::Cookie;
+    use crate::iopf::SourceCookie;
 
     const BOTH: Features = Features(1 << feature::PASID | 1 << feature::PAGE_REQUEST);
     const ENDPOINT: EndpointId = EndpointId(0x0403_0201);
@@ -112,7 +112,7 @@ mod tests {
             pasid: Some(Pasid(0x12345)),
             address: Iova(0x0807_0605_0403_0201),
             access: Access::WRITE,
-            reason: Reason::Mapping,
+            reason: FaultReason::Mapping,
         }
     }
 
@@ -120,7 +120,7 @@ mod tests {
     fn a_page_request_lies_where_the_extension_says() {
         let request = PageRequest {
             pasid: Some(Pasid(0x12345)),
-            cookie: Cookie(9),
+            cookie: SourceCookie(9),
             address: Iova(0x7000),
             access: Access::READ,
             exec: true,

@@ -174,7 +174,7 @@ impl Viommu {
     /// The driver has accepted `features`; bits that are not the device's own are ignored.
     pub fn set_features(&mut self, features: u64) {
         self.features = Features(features & Features::OFFERED.0);
-        self.faults.accept_page_requests(self.features.has(wire::feature::PAGE_REQUEST));
+        self.faults.enable_page_requests(self.features.has(wire::feature::PAGE_REQUEST));
     }
 
     /// The configuration space as the driver reads it.
@@ -487,7 +487,7 @@ fn handler(translation: &Translation) -> Option<Handler> {
     match translation {
         Translation::Blocked => None,
         Translation::Bypass => Some(Handler::Direct),
-        Translation::Domain(..) => Some(Handler::Work),
+        Translation::Domain(..) => Some(Handler::Queue),
     }
 }
 

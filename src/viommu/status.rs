@@ -1,7 +1,7 @@
 //! The one table from what went wrong to the status that the guest reads.
 
 use crate::host::{HostError, SpaceError};
-use crate::iopf::NoGroup;
+use crate::iopf::RespondError;
 
 /// How a request ended (VIRTIO_IOMMU_S_*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,11 +136,11 @@ pub enum RequestError {
     Host(#[from] HostError),
 }
 
-impl From<NoGroup> for RequestError {
-    fn from(error: NoGroup) -> Self {
+impl From<RespondError> for RequestError {
+    fn from(error: RespondError) -> Self {
         match error {
-            NoGroup::NotWaiting => Self::NoGroup,
-            NoGroup::PasidMissing => Self::PasidMissing,
+            RespondError::NoSuchGroup => Self::NoGroup,
+            RespondError::PasidMissing => Self::PasidMissing,
         }
     }
 }

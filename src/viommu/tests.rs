@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::address::Pasid;
 use crate::host::{AddressSpace, PageRequests, ReservedKind, ReservedRegion};
-use crate::iopf::{Cookie, Doorbell, Event, Limits as FaultLimits, PageRequest, Source};
+use crate::iopf::{Event, EventNotifier, Limits as FaultLimits, PageRequest, Source, SourceCookie};
 
 const PAGE: u64 = 4096;
 const ENDPOINTS: [u32; 2] = [8, 16];
@@ -140,8 +140,8 @@ impl HostIommu for FakeHost {
 
 struct Silent;
 
-impl Doorbell for Silent {
-    fn ring(&self) {}
+impl EventNotifier for Silent {
+    fn notify(&self) {}
 }
 
 /// A source of page requests that remembers its answers.
@@ -149,11 +149,11 @@ impl Doorbell for Silent {
 struct Recorder(Mutex<Vec<(u32, Response)>>);
 
 impl Source for Recorder {
-    fn respond(&self, _: Option<Pasid>, cookie: Cookie, response: Response) {
+    fn respond(&self, _: Option<Pasid>, cookie: SourceCookie, response: Response) {
         self.0.lock().unwrap().push((cookie.0, response));
     }
 
-    fn resume(&self) {}
+    fn capacity_available(&self) {}
 }
 
 struct Bed {
@@ -179,7 +179,7 @@ fn bed(settings: Settings) -> Bed {
     let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
     let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
     let source = Arc::new(Recorder::default());
-    faults.connect(EndpointId(ENDPOINTS[0]), source.clone());
+    faults.set_source(EndpointId(ENDPOINTS[0]), source.clone());
     let mut viommu = Viommu::new(settings, ids, host.clone(), faults.clone()).unwrap();
     viommu.set_features(u64::MAX);
     Bed { viommu, host, faults, source }
@@ -228,14 +228,14 @@ impl Bed {
     fn request_page(&self, pasid: Option<u32>, cookie: u32) {
         let request = PageRequest {
             pasid: pasid.map(Pasid),
-            cookie: Cookie(cookie),
+            cookie: SourceCookie(cookie),
             address: crate::address::Iova(0x1000),
             access: Access::READ,
             exec: false,
             privileged: false,
             last: true,
         };
-        self.faults.request(EndpointId(ENDPOINTS[0]), request).unwrap();
+        self.faults.report_page_request(EndpointId(ENDPOINTS[0]), request).unwrap();
         self.faults.deliver(&mut |event| matches!(event, Event::PageRequest { .. }));
     }
 

@@ -6,7 +6,7 @@ use vhost_user_iommu::address::{EndpointId, IovaRange, Pasid};
 use vhost_user_iommu::host::HostIommu;
 use vhost_user_iommu::host::dma::DmaError;
 use vhost_user_iommu::host::iommufd::Iommufd;
-use vhost_user_iommu::iopf::{Doorbell, Iopf, Limits};
+use vhost_user_iommu::iopf::{EventNotifier, Iopf, Limits};
 use vhost_user_iommu::viommu::{Settings, Viommu};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -18,8 +18,8 @@ const ADDRESSES: (u64, u64) = (0, 0x3f_ffff_ffff);
 
 struct Silent;
 
-impl Doorbell for Silent {
-    fn ring(&self) {}
+impl EventNotifier for Silent {
+    fn notify(&self) {}
 }
 
 pub struct Rig {

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use vhost_user_iommu::address::{EndpointId, Iova, Pasid};
 use vhost_user_iommu::host::Access;
 use vhost_user_iommu::iopf::{
-    Cookie, Delivered, Doorbell, Event, Full, GroupId, Handler, Iopf, Limits, NoGroup, PageRequest,
-    Response, Source,
+    DeliveryStatus, Event, EventNotifier, GroupId, Handler, Iopf, Limits, PageRequest, QueueFull,
+    RespondError, Response, Source, SourceCookie,
 };
 
 const ENDPOINTS: [EndpointId; 2] = [EndpointId(8), EndpointId(16)];
@@ -72,19 +72,19 @@ struct Recorder {
 }
 
 impl Source for Recorder {
-    fn respond(&self, pasid: Option<Pasid>, cookie: Cookie, response: Response) {
+    fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
         self.answers.lock().unwrap().push((pasid, cookie.0, response));
     }
 
-    fn resume(&self) {
+    fn capacity_available(&self) {
         self.resumed.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 struct Silent;
 
-impl Doorbell for Silent {
-    fn ring(&self) {}
+impl EventNotifier for Silent {
+    fn notify(&self) {}
 }
 
 /// A group as the model knows it.
@@ -159,9 +159,9 @@ impl Test {
         let iopf = Iopf::new(ENDPOINTS, limits, Box::new(Silent));
         let sources: [Arc<Recorder>; 2] = Default::default();
         for (endpoint, source) in ENDPOINTS.into_iter().zip(&sources) {
-            iopf.connect(endpoint, source.clone());
+            iopf.set_source(endpoint, source.clone());
         }
-        iopf.accept_page_requests(true);
+        iopf.enable_page_requests(true);
         let mut test = Self {
             iopf,
             sources,
@@ -195,9 +195,9 @@ impl Test {
             }
             Step::Withdraw { endpoint } => expected[endpoint] = self.withdraw(endpoint),
             Step::Reset => expected = self.reset(),
-            Step::Tick => expected = self.tick(),
+            Step::Tick => expected = self.advance_clock(),
             Step::Accept(accepted) => {
-                self.iopf.accept_page_requests(accepted);
+                self.iopf.enable_page_requests(accepted);
                 self.accepted = accepted;
             }
         }
@@ -223,9 +223,9 @@ impl Test {
     fn check_counters(&self, endpoint: usize) {
         let (.., all) = self.iopf.counters().nth(endpoint).unwrap();
         let by_guest = all.success + all.invalid + all.failure;
-        let by_daemon = all.detached + all.refused + all.timed_out + all.reset + all.withdrawn;
-        assert_eq!(all.groups, by_guest + by_daemon + all.waiting, "{all}");
-        assert_eq!(all.waiting as usize, self.endpoints[endpoint].waiting(), "{all}");
+        let by_daemon = all.detached + all.rejected + all.timed_out + all.reset + all.withdrawn;
+        assert_eq!(all.groups, by_guest + by_daemon + all.pending, "{all}");
+        assert_eq!(all.pending as usize, self.endpoints[endpoint].waiting(), "{all}");
     }
 
     fn request(&mut self, endpoint: usize, pasid: Option<Pasid>, last: bool) -> Answers {
@@ -235,7 +235,7 @@ impl Test {
         let mut group = model.partial.take().unwrap_or(new);
         let request = PageRequest {
             pasid: group.pasid,
-            cookie: Cookie(group.cookie),
+            cookie: SourceCookie(group.cookie),
             address: page(group.cookie, group.pages),
             access: Access::READ,
             exec: false,
@@ -243,8 +243,8 @@ impl Test {
             last,
         };
         let full = is_new && model.waiting() >= LIMIT;
-        let result = self.iopf.request(ENDPOINTS[endpoint], request);
-        assert_eq!(result, if full { Err(Full) } else { Ok(()) });
+        let result = self.iopf.report_page_request(ENDPOINTS[endpoint], request);
+        assert_eq!(result, if full { Err(QueueFull) } else { Ok(()) });
         if full {
             model.waits = true;
             return vec![];
@@ -279,7 +279,7 @@ impl Test {
                 }
                 Event::PageRequest { .. } => false,
             });
-            if delivered != Delivered::Some {
+            if delivered != DeliveryStatus::More {
                 break delivered;
             }
         };
@@ -292,7 +292,10 @@ impl Test {
         self.last_begun.take_if(|_| faults);
         let unseen = self.endpoints.iter().any(|e| e.groups.iter().any(|g| g.id.is_none()));
         let more = unseen || self.amid.is_some();
-        assert_eq!(delivered, if more { Delivered::Starved } else { Delivered::All });
+        assert_eq!(
+            delivered,
+            if more { DeliveryStatus::NoBuffer } else { DeliveryStatus::Complete }
+        );
         assert!(!more || events.len() == buffers, "buffers are left, and events too");
     }
 
@@ -340,8 +343,8 @@ impl Test {
         let index = model.groups.iter().position(|group| group.id == Some(id));
         let expected = match index.map(|index| model.groups[index].pasid) {
             Some(of_group) if of_group == pasid => Ok(()),
-            Some(Some(_)) if pasid.is_none() => Err(NoGroup::PasidMissing),
-            _ => Err(NoGroup::NotWaiting),
+            Some(Some(_)) if pasid.is_none() => Err(RespondError::PasidMissing),
+            _ => Err(RespondError::NoSuchGroup),
         };
         let result = self.iopf.respond(ENDPOINTS[endpoint], id, pasid, true, code);
         assert_eq!(result, expected);
@@ -356,7 +359,7 @@ impl Test {
     }
 
     fn attach(&mut self, endpoint: usize, pasid: Option<Pasid>) {
-        self.iopf.attach(ENDPOINTS[endpoint], pasid, Handler::Work);
+        self.iopf.attach(ENDPOINTS[endpoint], pasid, Handler::Queue);
         let attached = &mut self.endpoints[endpoint].attached;
         attached.retain(|other| *other != pasid);
         attached.push(pasid);
@@ -390,8 +393,8 @@ impl Test {
         })
     }
 
-    fn tick(&mut self) -> [Answers; 2] {
-        self.iopf.tick(TICK);
+    fn advance_clock(&mut self) -> [Answers; 2] {
+        self.iopf.advance_clock(TICK);
         self.endpoints.each_mut().map(|model| {
             model.groups.iter_mut().for_each(|group| group.age += 1);
             invalid(model.take(|group| group.age >= PATIENCE))
@@ -406,7 +409,7 @@ impl Test {
             assert_eq!(self.endpoints[endpoint].waiting(), 0);
         }
         self.step(Step::Deliver { buffers: 100 });
-        assert!(!self.iopf.is_waiting());
+        assert!(!self.iopf.has_pending_groups());
     }
 }
 

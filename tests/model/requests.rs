@@ -10,7 +10,7 @@ use vhost_user_iommu::address::{EndpointId, Iova, IovaRange};
 use vhost_user_iommu::host::dma::{Dma, DmaCause};
 use vhost_user_iommu::host::software::{EndpointMemory, Port, Software};
 use vhost_user_iommu::host::{ReservedKind, ReservedRegion};
-use vhost_user_iommu::iopf::{Doorbell, Iopf, Limits as FaultLimits};
+use vhost_user_iommu::iopf::{EventNotifier, Iopf, Limits as FaultLimits};
 use vhost_user_iommu::viommu::{Limits, Settings, Viommu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -208,8 +208,8 @@ struct Device {
 
 struct Silent;
 
-impl Doorbell for Silent {
-    fn ring(&self) {}
+impl EventNotifier for Silent {
+    fn notify(&self) {}
 }
 
 impl Device {

@@ -14,7 +14,7 @@ use rustix::fd::AsFd;
 
 use super::{FaultGroup, FaultQueue, Handle};
 use crate::address::{EndpointId, Pasid};
-use crate::iopf::{Cookie, Full, Iopf, PageRequest, Response, Source};
+use crate::iopf::{Iopf, PageRequest, QueueFull, Response, Source, SourceCookie};
 use crate::notifier::Notifier;
 use crate::sandbox::{self, Role};
 
@@ -37,15 +37,15 @@ struct Answers {
 impl Source for Answers {
     /// The kernel has no word for FAILURE: the fault path stops the endpoint, and to the kernel
     /// it is an access that cannot be allowed.
-    fn respond(&self, _: Option<Pasid>, cookie: Cookie, response: Response) {
+    fn respond(&self, _: Option<Pasid>, cookie: SourceCookie, response: Response) {
         self.queue.answer(Handle(cookie.0), response == Response::Success);
     }
 
-    fn waits(&self, cookie: Cookie) -> bool {
+    fn expects_response(&self, cookie: SourceCookie) -> bool {
         self.queue.waits(Handle(cookie.0))
     }
 
-    fn resume(&self) {
+    fn capacity_available(&self) {
         self.room.signal();
     }
 }
@@ -61,7 +61,7 @@ impl KernelSource {
         faults: Arc<Iopf>,
     ) -> io::Result<Self> {
         let (room, stop) = (Notifier::new()?, Notifier::new()?);
-        faults.connect(endpoint, Arc::new(Answers { queue: queue.clone(), room: room.clone() }));
+        faults.set_source(endpoint, Arc::new(Answers { queue: queue.clone(), room: room.clone() }));
         let reader = Reader { endpoint, queue, faults, room, stop: stop.clone() };
         let name = format!("faults-{:x}", endpoint.0);
         let reader = thread::Builder::new().name(name).spawn(move || reader.run())?;
@@ -111,7 +111,7 @@ impl Reader {
     /// Only the first request of a group can find no room.
     fn hand_over(&self, group: &FaultGroup) -> Result<(), Stopped> {
         for request in requests(group) {
-            while let Err(Full) = self.faults.request(self.endpoint, request) {
+            while let Err(QueueFull) = self.faults.report_page_request(self.endpoint, request) {
                 self.wait_for(&self.room, None)?;
                 self.room.clear();
             }
@@ -141,7 +141,7 @@ fn requests(group: &FaultGroup) -> impl Iterator<Item = PageRequest> {
     let count = group.pages.len();
     group.pages.iter().enumerate().map(move |(index, page)| PageRequest {
         pasid: group.pasid,
-        cookie: Cookie(group.handle.0),
+        cookie: SourceCookie(group.handle.0),
         address: page.address,
         access: page.access,
         exec: page.exec,

@@ -2,7 +2,7 @@
 //! and the fault path do is cut into the steps that the registers' lock makes of it.
 
 use super::*;
-use crate::iopf::{Cookie, Full, PageRequest, Response};
+use crate::iopf::{PageRequest, QueueFull, Response, SourceCookie};
 use crate::sim::exec::Outcome;
 use crate::sim::function::{Function, Turn};
 use crate::sim::pri::Group;
@@ -86,11 +86,11 @@ struct Model {
     executor: Executor,
     dma: Arc<FakeDma>,
     worker: Worker,
-    known: BTreeMap<Cookie, Known>,
+    known: BTreeMap<SourceCookie, Known>,
     /// The fault path has said that it has no room.
     full: bool,
     /// The cookie that each channel waits for, in the model's view.
-    waits: [Option<Cookie>; CHANNELS],
+    waits: [Option<SourceCookie>; CHANNELS],
 }
 
 impl Model {
@@ -218,7 +218,7 @@ impl Model {
         if made == 0 && self.known.len() >= MOST_GROUPS {
             self.full = true;
             self.waits[group.channel] = None;
-            self.function.asked(&group, Some(Err(Full)));
+            self.function.asked(&group, Some(Err(QueueFull)));
             return Worker::Idle;
         }
         let Some(request) = group.requests().nth(made) else {
@@ -235,7 +235,7 @@ impl Model {
         Worker::Asks(group, made + 1)
     }
 
-    fn answer(&mut self, cookie: Cookie, response: Response) {
+    fn answer(&mut self, cookie: SourceCookie, response: Response) {
         let Some(known) = self.known.remove(&cookie) else { return };
         if self.waits[known.channel] == Some(cookie) {
             self.waits[known.channel] = None;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::address::Pasid;
-use crate::iopf::{Full, PageRequest, Response};
+use crate::iopf::{PageRequest, QueueFull, Response};
 use std::sync::Mutex;
 
 const ALL: Allowed = Allowed { bus_master: true, pasids: true, ats: true };
@@ -566,16 +566,17 @@ fn who_waits_for_room_looks_before_it_asks() {
 fn a_request_that_finds_no_room_is_made_again_after_resume() {
     let room = Arc::new(AtomicBool::new(false));
     let has_room = room.clone();
-    let faults =
-        FakeFaults::with_hook(move |_, _| if has_room.load(SeqCst) { Ok(()) } else { Err(Full) });
+    let faults = FakeFaults::with_hook(
+        move |_, _| if has_room.load(SeqCst) { Ok(()) } else { Err(QueueFull) },
+    );
     let bench = Bench::asking_of(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
     bench.dma.unmap(TARGET..=TARGET);
     bench.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
-    bench.faults.source().resume();
+    bench.faults.source().capacity_available();
     bench.assert_waits(0);
     room.store(true, SeqCst);
     bench.assert_waits(0);
-    bench.faults.source().resume();
+    bench.faults.source().capacity_available();
     bench.give(&bench.request());
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
@@ -608,7 +609,7 @@ fn the_answer_can_come_within_the_request() {
         if request.last {
             source.respond(request.pasid, request.cookie, Response::Success);
         }
-        source.resume();
+        source.capacity_available();
         Ok(())
     });
     let bench = Bench::with_parts(dma, faults);
