@@ -17,6 +17,7 @@ pub mod cli;
 pub mod counter;
 pub mod daemon;
 pub mod endpoint;
+pub mod error;
 pub mod heartbeat;
 pub mod host;
 pub mod iopf;

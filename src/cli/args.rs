@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,7 +8,9 @@ use clap::builder::BoolishValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::address::IovaRange;
+use crate::cli::CliError;
 use crate::cli::bdf::Bdf;
+use crate::endpoint::{EndpointConfig, EndpointKind};
 use crate::host::{ReservedKind, ReservedRegion};
 use crate::iopf::{Limits as FaultLimits, MAX_GROUPS};
 use crate::sandbox;
@@ -69,7 +71,7 @@ pub struct DaemonArgs {
     /// is. `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
     /// `vfio=/dev/vfio/devices/vfioN`: a device of the host. Repeatable.
     #[arg(long = "endpoint", value_name = "BDF,KIND=PATH", required = true)]
-    pub endpoints: Vec<EndpointArg>,
+    pub endpoints: Vec<EndpointConfig>,
 
     /// The granule of mappings in bytes, a power of two; the host's, where that is larger. A guest
     /// whose pages are smaller cannot use the device.
@@ -213,50 +215,12 @@ pub struct StatusArgs {
     pub watch: bool,
 }
 
-/// An endpoint as the command line describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointArg {
-    /// Where the guest sees it.
-    pub bdf: Bdf,
-    /// What it is.
-    pub kind: EndpointKind,
-}
-
-/// What an endpoint is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndpointKind {
-    /// An emulated accelerator, served over vfio-user on this socket.
-    Sim(PathBuf),
-    /// A device of the host, by its character device of VFIO.
-    Vfio(PathBuf),
-    /// As `Sim`, but on the mock device of the kernel's self test of iommufd.
-    #[cfg(feature = "selftest")]
-    Mock(PathBuf),
-}
-
-impl EndpointKind {
-    /// The socket that it is served on.
-    pub fn socket(&self) -> Option<&Path> {
-        match self {
-            Self::Sim(path) => Some(path),
-            Self::Vfio(_) => None,
-            #[cfg(feature = "selftest")]
-            Self::Mock(path) => Some(path),
-        }
-    }
-
-    /// Whether the kernel translates for it.
-    pub fn is_on_host(&self) -> bool {
-        !matches!(self, Self::Sim(_))
-    }
-}
-
-impl FromStr for EndpointArg {
+impl FromStr for EndpointConfig {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (bdf, kind) = text.split_once(',').ok_or_else(|| usage(text))?;
-        let bdf = bdf.parse()?;
+        let id = bdf.parse::<Bdf>()?.endpoint();
         let (kind, path) = kind.split_once('=').ok_or_else(|| usage(text))?;
         if path.is_empty() {
             return Err(usage(text));
@@ -268,7 +232,7 @@ impl FromStr for EndpointArg {
             "mock" => EndpointKind::Mock(path.into()),
             _ => return Err(usage(text)),
         };
-        Ok(Self { bdf, kind })
+        Ok(Self { id, kind })
     }
 }
 
@@ -305,15 +269,15 @@ impl DaemonArgs {
     ///
     /// # Errors
     /// Options that contradict each other, in a sentence.
-    pub fn settings(&self) -> Result<Settings, String> {
+    pub fn settings(&self) -> Result<Settings, CliError> {
         let reserved: Vec<_> = self.reserved_regions.iter().filter_map(|arg| arg.0).collect();
         check_regions(&reserved)?;
         check_endpoints(&self.endpoints)?;
         if !self.input_range.is_aligned(self.page_size) {
-            return Err(format!(
+            return Err(CliError::Invalid(format!(
                 "--input-range {} does not begin and end on a page of {:#x} bytes",
                 self.input_range, self.page_size
-            ));
+            )));
         }
         Ok(Settings {
             page_size: self.page_size,
@@ -371,10 +335,10 @@ fn check_regions(regions: &[ReservedRegion]) -> Result<(), String> {
     Ok(())
 }
 
-fn check_endpoints(endpoints: &[EndpointArg]) -> Result<(), String> {
+fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), String> {
     for (index, endpoint) in endpoints.iter().enumerate() {
-        if endpoints[..index].iter().any(|other| other.bdf == endpoint.bdf) {
-            return Err(format!("--endpoint {} is given twice", endpoint.bdf));
+        if endpoints[..index].iter().any(|other| other.id == endpoint.id) {
+            return Err(format!("--endpoint {} is given twice", endpoint.id));
         }
     }
     Ok(())

@@ -29,6 +29,17 @@ impl Bdf {
     }
 }
 
+impl From<EndpointId> for Bdf {
+    fn from(EndpointId(id): EndpointId) -> Self {
+        Self {
+            segment: (id >> 16) as u16,
+            bus: (id >> 8) as u8,
+            device: (id >> 3) as u8 & 0x1f,
+            function: id as u8 & 7,
+        }
+    }
+}
+
 impl std::fmt::Display for Bdf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.endpoint().fmt(f)

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use crate::cli::args::{EndpointKind, QemuArgs};
+use crate::cli::CliError;
+use crate::cli::args::QemuArgs;
 use crate::cli::bdf::Bdf;
 use crate::cli::viot;
+use crate::endpoint::EndpointKind;
 use crate::viommu::wire::size;
 
 /// VIRTIO_ID_IOMMU.
@@ -14,12 +16,13 @@ const VIRTIO_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_IOMMU;
 ///
 /// # Errors
 /// A function that QEMU cannot be told to put where it is asked for, in a sentence.
-pub fn lines(args: &QemuArgs) -> Result<Vec<String>, String> {
+pub fn lines(args: &QemuArgs) -> Result<Vec<String>, CliError> {
     args.daemon.settings()?;
-    let endpoints: Vec<Bdf> = args.daemon.endpoints.iter().map(|endpoint| endpoint.bdf).collect();
+    let endpoints: Vec<Bdf> =
+        args.daemon.endpoints.iter().map(|endpoint| endpoint.id.into()).collect();
     viot::table(args.iommu, &endpoints)?;
     let no_path = "qemu-args needs --socket-path, instead of --fd: where QEMU is to connect";
-    let socket = args.daemon.socket_path.as_deref().ok_or(no_path)?;
+    let socket = args.daemon.socket_path.as_deref().ok_or_else(|| no_path.to_owned())?;
     let memory = &args.memory;
     let mut lines = vec![
         "-machine q35,memory-backend=mem".to_owned(),
@@ -32,11 +35,11 @@ pub fn lines(args: &QemuArgs) -> Result<Vec<String>, String> {
     for endpoint in &args.daemon.endpoints {
         match &endpoint.kind {
             EndpointKind::Sim(socket) => {
-                lines.push(option("-device", &vfio_user(endpoint.bdf, socket)?));
+                lines.push(option("-device", &vfio_user(endpoint.id.into(), socket)?));
             }
             #[cfg(feature = "selftest")]
             EndpointKind::Mock(socket) => {
-                lines.push(option("-device", &vfio_user(endpoint.bdf, socket)?));
+                lines.push(option("-device", &vfio_user(endpoint.id.into(), socket)?));
             }
             // Nothing shows the guest the device itself yet.
             EndpointKind::Vfio(_) => {}
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
     use crate::cli::args::{Args, Command};
 
-    fn lines_of(line: &str) -> Result<Vec<String>, String> {
+    fn lines_of(line: &str) -> Result<Vec<String>, CliError> {
         let words = format!("vhost-user-iommu qemu-args {line}");
         match Args::try_parse_from(words.split(' ')).unwrap().command {
             Some(Command::QemuArgs(args)) => lines(&args),
@@ -117,13 +120,15 @@ mod tests {
 
     #[test]
     fn an_endpoint_in_the_iommus_place_is_refused() {
-        let error = lines_of("--socket-path /s --endpoint 00:01.0,sim=/a").unwrap_err();
+        let line = "--socket-path /s --endpoint 00:01.0,sim=/a";
+        let error = lines_of(line).unwrap_err().to_string();
         assert!(error.contains("0000:00:01.0"), "{error}");
     }
 
     #[test]
     fn a_function_behind_a_bridge_is_refused() {
-        let error = lines_of("--socket-path /s --endpoint 01:02.0,sim=/a").unwrap_err();
+        let line = "--socket-path /s --endpoint 01:02.0,sim=/a";
+        let error = lines_of(line).unwrap_err().to_string();
         assert!(error.contains("0000:01:02.0"), "{error}");
     }
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::os::unix::net::UnixListener;
 
-use super::StartError;
 use crate::cli::args::DaemonArgs;
+use crate::error::Error;
 use crate::socket::{ListeningSocket, PassedSocket, Relay};
 
 /// The socket of the command line that front ends are accepted from.
@@ -20,7 +20,7 @@ pub(super) enum FrontEnds {
 impl FrontEnds {
     /// Takes the socket that the daemon was started with, if there is one. To be done before the
     /// process opens anything.
-    pub(super) fn take(args: &DaemonArgs) -> Result<Option<Self>, StartError> {
+    pub(super) fn take(args: &DaemonArgs) -> Result<Option<Self>, Error> {
         let Some(fd) = args.fd else { return Ok(None) };
         Ok(Some(match PassedSocket::take(fd)? {
             PassedSocket::Listening(listener) => {
@@ -35,7 +35,7 @@ impl FrontEnds {
     }
 
     /// Binds the socket that the command line names.
-    pub(super) fn bind(args: &DaemonArgs) -> Result<Self, StartError> {
+    pub(super) fn bind(args: &DaemonArgs) -> Result<Self, Error> {
         let path = args.socket_path.as_deref().unwrap_or("".as_ref());
         Ok(Self::Own(ListeningSocket::bind(path, args.socket_access())?))
     }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::StartError;
 use super::front_ends::FrontEnds;
 use super::signalfd::SignalFd;
 use super::signals;
 use crate::cli::args::DaemonArgs;
 use crate::endpoint::{self, Bound};
+use crate::error::Error;
 use crate::service::Manager;
 use crate::socket::ListeningSocket;
 use crate::vhost::check_realtime;
@@ -23,14 +23,14 @@ pub(super) struct Resources {
 
 impl Resources {
     /// To be made before the process opens anything else, and before it has threads.
-    pub(super) fn new(args: &DaemonArgs) -> Result<Self, StartError> {
+    pub(super) fn new(args: &DaemonArgs) -> Result<Self, Error> {
         let passed = FrontEnds::take(args)?;
         if args.realtime {
-            check_realtime().map_err(StartError::Realtime)?;
+            check_realtime().map_err(Error::Realtime)?;
         }
         let manager = Manager::from_environment();
         let signals = SignalFd::new(&signals::HANDLED)?;
-        let endpoints = endpoint::bind(args)?;
+        let endpoints = endpoint::bind(&args.endpoints, args.socket_access())?;
         let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
         let metrics = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;
         // The last one: who waits for it to appear finds the others, too.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use rustix::thread::CapabilitySet;
 
-use crate::cli::args::{DaemonArgs, EndpointKind};
+use crate::cli::args::DaemonArgs;
+use crate::endpoint::EndpointKind;
 use crate::host::iommufd;
 use crate::sandbox::Requirements;
 use crate::socket::directory_of;
@@ -14,7 +15,7 @@ pub(super) fn requirements(args: &DaemonArgs) -> Requirements {
     let kinds = || args.endpoints.iter().map(|endpoint| &endpoint.kind);
     let own = args.socket_path.iter().chain(&args.metrics_socket).map(PathBuf::as_path);
     let sockets = kinds().filter_map(EndpointKind::socket).chain(own);
-    let on_host = kinds().any(EndpointKind::is_on_host);
+    let on_host = kinds().any(EndpointKind::uses_iommufd);
     let kept = [
         // The kernel counts pinned memory otherwise, of which a guest has much.
         (on_host, CapabilitySet::IPC_LOCK),

@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::StartError;
 use super::front_ends::FrontEnds;
 use super::resources::Resources;
 use super::signalfd::SignalFd;
@@ -11,6 +10,7 @@ use super::signals::{self, log_counters};
 use crate::address::EndpointId;
 use crate::cli::args::DaemonArgs;
 use crate::endpoint::{self, Idle};
+use crate::error::Error;
 use crate::heartbeat::Heartbeats;
 use crate::host::backends::Backends;
 use crate::iopf::Iopf;
@@ -40,19 +40,17 @@ impl Startup {
         args: &DaemonArgs,
         settings: Settings,
         resources: Resources,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Error> {
         let Resources { manager, signals, endpoints, front_ends, metrics } = resources;
         let doorbell = FaultNotifier::new()?;
-        let ids: Vec<EndpointId> =
-            args.endpoints.iter().map(|endpoint| endpoint.bdf.endpoint()).collect();
+        let ids: Vec<EndpointId> = args.endpoints.iter().map(|endpoint| endpoint.id).collect();
         let notifier = Box::new(doorbell.clone());
         let faults = Arc::new(Iopf::new(ids.iter().copied(), args.fault_limits(), notifier));
         if metrics.is_some() {
             faults.enable_response_times();
         }
-        let (host, endpoints) =
-            endpoint::add(&settings, endpoints).map_err(StartError::Endpoint)?;
-        let settings = endpoint::fit(settings, &host, &ids).map_err(StartError::Options)?;
+        let (host, endpoints) = endpoint::add(&settings, endpoints)?;
+        let settings = endpoint::fit(settings, &host, &ids)?;
         let host = Arc::new(host);
         let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
         let device = viommu.counters();
@@ -82,7 +80,7 @@ impl Startup {
     }
 
     /// Works until told to stop, and ends in order: no fault is left without an answer.
-    pub(super) fn run(self) -> Result<(), StartError> {
+    pub(super) fn run(self) -> Result<(), Error> {
         let running = endpoint::start(self.endpoints, &self.host, &self.faults)?;
         let serve_figures = |socket| Metrics::start(socket, self.sources.clone());
         let metrics = self.metrics.map(serve_figures).transpose()?;

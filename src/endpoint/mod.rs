@@ -1,5 +1,7 @@
 //! The endpoints of a command line: from their sockets and devices to their faults.
 
+mod config;
+mod error;
 #[cfg(feature = "selftest")]
 mod mock;
 mod sim;
@@ -9,8 +11,6 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use crate::address::{EndpointId, IovaRange};
-use crate::cli::args::{DaemonArgs, EndpointArg, EndpointKind};
-use crate::daemon::StartError;
 use crate::host::backends::Backends;
 use crate::host::dma::Dma;
 use crate::host::iommufd::{Iommufd, KernelSource, VfioFile};
@@ -18,8 +18,10 @@ use crate::host::software::{EndpointMemory, Software};
 use crate::host::{EndpointCapabilities, HostIommu};
 use crate::iopf::Iopf;
 use crate::sim::{FaultReporter, Sim};
-use crate::socket::ListeningSocket;
+use crate::socket::{ListeningSocket, SocketAccess};
 use crate::viommu::Settings;
+pub use config::{EndpointConfig, EndpointKind};
+pub use error::EndpointError;
 #[cfg(feature = "selftest")]
 use mock::MockFaults;
 use sim::SimFaults;
@@ -62,31 +64,37 @@ pub(crate) struct Running {
 }
 
 /// All sockets and files before anything else, so that a wrong path ends the start early.
-pub(crate) fn bind(args: &DaemonArgs) -> Result<Vec<Bound>, StartError> {
-    let access = args.socket_access();
-    let bind = |EndpointArg { bdf, kind }: &EndpointArg| {
-        let kind = match kind {
-            EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path, access)?),
-            EndpointKind::Vfio(path) => {
-                BoundKind::Vfio(VfioFile::open(path).map_err(StartError::Endpoint)?)
-            }
-            #[cfg(feature = "selftest")]
-            EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path, access)?),
-        };
-        Ok(Bound { id: bdf.endpoint(), kind })
+pub(crate) fn bind(
+    endpoints: &[EndpointConfig],
+    access: SocketAccess,
+) -> Result<Vec<Bound>, EndpointError> {
+    endpoints.iter().map(|endpoint| bind_one(endpoint, access)).collect()
+}
+
+fn bind_one(endpoint: &EndpointConfig, access: SocketAccess) -> Result<Bound, EndpointError> {
+    let kind = match &endpoint.kind {
+        EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path, access)?),
+        EndpointKind::Vfio(path) => {
+            BoundKind::Vfio(VfioFile::open(path).map_err(EndpointError::Device)?)
+        }
+        #[cfg(feature = "selftest")]
+        EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path, access)?),
     };
-    args.endpoints.iter().map(bind).collect()
+    Ok(Bound { id: endpoint.id, kind })
 }
 
 /// Makes the back ends, with all endpoints.
-pub(crate) fn add(settings: &Settings, bound: Vec<Bound>) -> Result<(Backends, Vec<Idle>), String> {
+pub(crate) fn add(
+    settings: &Settings,
+    bound: Vec<Bound>,
+) -> Result<(Backends, Vec<Idle>), EndpointError> {
     let mut host = Backends { software: Software::new(&settings.reserved), iommufd: None };
     let idle =
         bound.into_iter().map(|bound| add_one(&mut host, bound)).collect::<Result<_, _>>()?;
     Ok((host, idle))
 }
 
-fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, String> {
+fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, EndpointError> {
     let memory = EndpointMemory::new(GuestMemoryMmap::new());
     let emulated = match kind {
         BoundKind::Sim(socket) => {
@@ -96,14 +104,16 @@ fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, Strin
             Some(Emulated { socket, memory, dma, reporter })
         }
         BoundKind::Vfio(file) => {
-            iommufd_of(host)?.add_vfio(id, file)?;
+            iommufd_of(host)?.add_vfio(id, file).map_err(EndpointError::Device)?;
             None
         }
         #[cfg(feature = "selftest")]
         BoundKind::Mock(socket) => {
             let iommufd = iommufd_of(host)?;
-            let dma = iommufd.add_mock(id)?;
-            let queue = iommufd.fault_queue(id).ok_or("the mock device makes no page requests")?;
+            let dma = iommufd.add_mock(id).map_err(EndpointError::Device)?;
+            let queue = iommufd.fault_queue(id).ok_or_else(|| {
+                EndpointError::Device("the mock device makes no page requests".into())
+            })?;
             let device = dma.clone();
             let reporter: NewReporter = Box::new(move |faults| {
                 Arc::new(MockFaults::new(id, device, queue, faults.clone()))
@@ -115,10 +125,10 @@ fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, Strin
 }
 
 /// The kernel's back end, opened for the first endpoint that needs it.
-fn iommufd_of(host: &mut Backends) -> Result<&mut Iommufd, String> {
+fn iommufd_of(host: &mut Backends) -> Result<&mut Iommufd, EndpointError> {
     match &mut host.iommufd {
         Some(iommufd) => Ok(iommufd),
-        none => Ok(none.insert(Iommufd::open()?)),
+        none => Ok(none.insert(Iommufd::open().map_err(EndpointError::Device)?)),
     }
 }
 
@@ -127,7 +137,7 @@ pub(crate) fn fit(
     mut settings: Settings,
     host: &Backends,
     ids: &[EndpointId],
-) -> Result<Settings, String> {
+) -> Result<Settings, EndpointError> {
     for &id in ids {
         let EndpointCapabilities { iova_ranges, page_granularity, .. } = host.capabilities(id);
         if page_granularity > settings.page_size {
@@ -137,11 +147,11 @@ pub(crate) fn fit(
         let fitting = whole(&iova_ranges).and_then(|whole| whole.common(&settings.input_range));
         let fitting = fitting.and_then(|range| range.shrunk_to(settings.page_size));
         let Some(range) = fitting else {
-            return Err(format!(
-                "--input-range {} has no page that the host can map for endpoint {id}; it can map {}",
-                settings.input_range,
-                list(&iova_ranges)
-            ));
+            return Err(EndpointError::InputRange {
+                endpoint: id,
+                range: settings.input_range,
+                mappable: iova_ranges,
+            });
         };
         if range != settings.input_range {
             log::info!("endpoint {id}: addresses {range}, as the host's IOMMU has them");
@@ -156,16 +166,12 @@ fn whole(ranges: &[IovaRange]) -> Option<IovaRange> {
     IovaRange::new(ranges.first()?.first(), ranges.last()?.last())
 }
 
-fn list(ranges: &[IovaRange]) -> String {
-    ranges.iter().map(IovaRange::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// Lets the endpoints work.
 pub(crate) fn start(
     idle: Vec<Idle>,
     host: &Backends,
     faults: &Arc<Iopf>,
-) -> Result<Running, StartError> {
+) -> Result<Running, EndpointError> {
     let mut running = Running { sims: Vec::new(), sources: Vec::new() };
     for Idle { id, emulated } in idle {
         let queue = host.iommufd.as_ref().and_then(|iommufd| iommufd.fault_queue(id));

@@ -8,11 +8,10 @@ mod table;
 mod view;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cli::args::StatusArgs;
 use view::View;
 
 /// From one look of `--watch` to the next.
@@ -39,17 +38,18 @@ pub enum StatusError {
 ///
 /// # Errors
 /// When the figures cannot be had, or not be printed. That nobody reads any more is none.
-pub fn run(args: &StatusArgs) -> Result<(), StatusError> {
-    let mut last = look(args)?;
-    print(args, &table::table(&last.view, None))?;
-    if !args.watch {
+pub fn run(metrics_socket: &Path, watch: bool) -> Result<(), StatusError> {
+    let mut last = look(metrics_socket)?;
+    print(watch, &table::table(&last.view, None))?;
+    if !watch {
         return Ok(());
     }
     loop {
         thread::sleep(PERIOD);
-        let next = look(args)?;
+        let next = look(metrics_socket)?;
         let time = next.at.duration_since(last.at);
-        if let Done::NobodyReads = print(args, &table::table(&next.view, Some((&last.view, time))))?
+        if let Done::NobodyReads =
+            print(watch, &table::table(&next.view, Some((&last.view, time))))?
         {
             return Ok(());
         }
@@ -63,9 +63,9 @@ struct Look {
     view: View,
 }
 
-fn look(args: &StatusArgs) -> Result<Look, StatusError> {
-    let text = fetch::fetch(&args.metrics_socket)?;
-    let no_figures = |error| StatusError::NoFigures(args.metrics_socket.clone(), error);
+fn look(metrics_socket: &Path) -> Result<Look, StatusError> {
+    let text = fetch::fetch(metrics_socket)?;
+    let no_figures = |error| StatusError::NoFigures(metrics_socket.into(), error);
     let samples = samples::read(&text).map_err(no_figures)?;
     Ok(Look { at: Instant::now(), view: View::of(&samples).map_err(no_figures)? })
 }
@@ -77,9 +77,9 @@ enum Done {
 
 /// On a terminal each table takes the place of the one before; elsewhere a blank line divides
 /// them.
-fn print(args: &StatusArgs, table: &str) -> Result<Done, StatusError> {
+fn print(watch: bool, table: &str) -> Result<Done, StatusError> {
     let mut out = io::stdout().lock();
-    let (before, after) = match (args.watch, out.is_terminal()) {
+    let (before, after) = match (watch, out.is_terminal()) {
         (true, true) => (CLEAR, ""),
         (true, false) => ("", "\n"),
         (false, _) => ("", ""),

@@ -129,7 +129,8 @@ fn where_calls_cannot_be_restricted_the_daemon_does_not_start() {
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(6), "{error}");
-    for part in ["no sandbox: system calls", "CONFIG_SECCOMP_FILTER", "--sandbox=off"] {
+    for part in ["cannot enter the sandbox: system calls", "CONFIG_SECCOMP_FILTER", "--sandbox=off"]
+    {
         assert!(error.contains(part), "not '{part}' in {error}");
     }
     assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
