@@ -1,23 +1,25 @@
-//! The guests' kernels.
+//! Guest kernels.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::common::bed::{make_initrd, variable};
-use crate::common::machine::FOR_KASAN;
+use testing::machine::FOR_KASAN;
+use testing::testbed::{make_initrd, variable};
 
 /// A guest kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// Debian's, as it is: virtio-iommu is a module, VFIO has groups only.
+    /// Debian's: virtio-iommu is a module, VFIO has only groups.
     Stock,
-    /// Built for tests: all built in, VFIO has both interfaces, and the patches of guest/linux.
+    /// Built for tests: without modules, VFIO with groups and character devices, and the patches of
+    /// `guest/linux`.
     Small,
-    /// As that, and it checks its own locks.
+    /// As [`Small`](Self::Small), and it checks its locks and memory accesses.
     Debug,
 }
 
 impl Kernel {
+    /// Returns the path of the image.
     pub fn image(self) -> PathBuf {
         match self {
             Self::Stock => variable("VUI_STOCK_KERNEL"),
@@ -26,7 +28,7 @@ impl Kernel {
         }
     }
 
-    /// What it needs besides of QEMU.
+    /// Returns the QEMU options that the kernel requires.
     pub fn qemu_args(self) -> &'static str {
         match self {
             Self::Stock | Self::Small => "",
@@ -34,7 +36,7 @@ impl Kernel {
         }
     }
 
-    /// Its initial ram disk, made once for all tests.
+    /// Returns the path of the initial ram disk, built once for all tests.
     pub fn initrd(self) -> &'static Path {
         static STOCK: OnceLock<PathBuf> = OnceLock::new();
         static SMALL: OnceLock<PathBuf> = OnceLock::new();

@@ -1,27 +1,27 @@
 //! A machine: daemon, QEMU and guest, from power on to the last check.
 
-use std::thread;
+use testing::counters::Counters;
+use testing::daemon::Daemon;
+use testing::machine::kernel_log;
+use testing::machine::{Machine, Output, Place, wait_until};
 
-use crate::common::agent::Output;
-use crate::common::counters::Counters;
-use crate::common::machine::{Machine, Place, tail};
-use crate::common::wait;
-use crate::daemon::{Config, Daemon};
+use crate::daemon;
 use crate::faults;
 use crate::kernel::Kernel;
 
-/// The endpoints of a machine, unless told otherwise.
+/// PCI addresses of endpoints. By default a machine has the first two.
 pub const A: &str = "00:02.0";
 pub const B: &str = "00:03.0";
 pub const C: &str = "00:04.0";
 pub const D: &str = "00:05.0";
 
-/// Where disks come, from this slot on.
+/// PCI slot of the first disk.
 const FIRST_DISK: usize = 0x10;
 
+/// Options of a machine that is not started yet.
 pub struct Builder {
     kernel: Kernel,
-    options: Vec<&'static str>,
+    options: String,
     endpoints: Vec<&'static str>,
     memory: &'static str,
     disks: Vec<u64>,
@@ -30,25 +30,25 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Adds daemon options.
-    pub fn options(mut self, options: &[&'static str]) -> Self {
-        self.options.extend(options);
+    /// Sets further options of the daemon, separated by white space.
+    pub fn options(mut self, options: &str) -> Self {
+        self.options = options.into();
         self
     }
 
-    /// Has these endpoints.
+    /// Sets the endpoints.
     pub fn endpoints(mut self, endpoints: &[&'static str]) -> Self {
         self.endpoints = endpoints.into();
         self
     }
 
-    /// Has so much memory, as QEMU's option says it.
+    /// Sets the size of memory, as a value of QEMU's `-m`.
     pub fn memory(mut self, size: &'static str) -> Self {
         self.memory = size;
         self
     }
 
-    /// Adds an empty disk of so many MiB: the first is /dev/vda.
+    /// Adds an empty disk. The first is /dev/vda.
     pub fn disk(mut self, mebibytes: u64) -> Self {
         self.disks.push(mebibytes);
         self
@@ -60,28 +60,43 @@ impl Builder {
         self
     }
 
-    /// Lets the guest's kernel say this.
+    /// Accepts kernel messages that contain `text`.
     pub fn tolerate(mut self, text: &'static str) -> Self {
         self.tolerated.push(text);
         self
     }
 
-    /// Starts everything and waits until the guest takes commands.
+    /// Starts daemon and machine, and waits until the guest's agent runs.
+    #[track_caller]
     pub fn boot(self) -> Vm {
         let place = Place::new();
-        let endpoints = [self.endpoints.as_slice(), &self.unlisted].concat();
-        let config = Config::new(place.path(), &endpoints, &self.options);
-        config.write_viot(&self.endpoints);
-        let mut daemon = config.start();
-        let args =
-            [&config.qemu_args(self.memory), &disks(&place, &self.disks), self.kernel.qemu_args()]
-                .concat();
+        let viot = place.path().join("viot");
+        let daemon = Daemon::builder().in_dir(place.path()).with_default_sandbox();
+        let daemon = self
+            .endpoints
+            .iter()
+            .chain(&self.unlisted)
+            .fold(daemon.args(&self.options).lifetime(LIFETIME), |daemon, bdf| {
+                daemon.endpoint(bdf)
+            });
+        daemon::write_viot(&viot, &self.endpoints);
+        let args = [
+            &daemon::qemu_args(&daemon, &viot, self.memory),
+            &disks(&place, &self.disks),
+            self.kernel.qemu_args(),
+        ];
+        let mut daemon = daemon.start();
         let (kernel, initrd) = (self.kernel.image(), self.kernel.initrd());
-        let machine = Machine::boot(place, &kernel, initrd, &args, || daemon.assert_alive());
+        let check = || daemon.assert_alive();
+        let machine = Machine::boot(place, &kernel, initrd, &args.concat(), check);
         Vm { machine, daemon, expected_faults: Vec::new(), tolerated: self.tolerated }
     }
 }
 
+/// Longer than any test runs, in seconds.
+const LIFETIME: u32 = 4 * 3600;
+
+/// A running machine. Every test ends with [`finish`](Self::finish).
 pub struct Vm {
     machine: Machine,
     daemon: Daemon,
@@ -90,10 +105,11 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Returns options for a machine with two accelerators.
     pub fn builder(kernel: Kernel) -> Builder {
         Builder {
             kernel,
-            options: Vec::new(),
+            options: String::new(),
             endpoints: vec![A, B],
             memory: "1G",
             disks: Vec::new(),
@@ -102,100 +118,106 @@ impl Vm {
         }
     }
 
-    /// Boots with two accelerators and the IOMMU's driver.
+    /// Boots with two accelerators, and loads the virtio-iommu driver.
+    #[track_caller]
     pub fn boot(kernel: Kernel) -> Self {
         let mut vm = Self::builder(kernel).boot();
         vm.run("load_modules virtio-iommu");
         vm
     }
 
-    /// Runs a command in the guest, which must succeed.
+    /// Runs a shell command in the guest, which must succeed.
+    #[track_caller]
     pub fn run(&mut self, command: &str) -> String {
         let Output { text, status } = self.try_run(command);
-        assert_eq!(status, 0, "'{command}' in the guest; it says:\n{text}");
+        assert_eq!(status, 0, "'{command}' in the guest failed:\n{text}");
         text
     }
 
-    /// Runs a command in the guest, which must not succeed.
+    /// Runs a shell command in the guest, which must fail.
+    #[track_caller]
     pub fn run_to_fail(&mut self, command: &str) -> String {
         let Output { text, status } = self.try_run(command);
-        assert_ne!(status, 0, "'{command}' in the guest succeeds; it says:\n{text}");
+        assert_ne!(status, 0, "'{command}' in the guest succeeded:\n{text}");
         text
     }
 
+    /// Runs a shell command in the guest.
+    #[track_caller]
     pub fn try_run(&mut self, command: &str) -> Output {
         self.machine.try_run(command, || self.daemon.assert_alive())
     }
 
-    /// Runs a command that is cut off by a restart of the machine, and waits for that.
+    /// Runs a shell command that restarts the guest, and waits for its agent.
+    #[track_caller]
     pub fn run_to_restart(&mut self, command: &str) {
         self.machine.agent.send(command);
         self.wait_until_ready();
     }
 
-    /// Restarts the machine as its reset button would.
+    /// Resets the machine, as its reset button does, and waits for the guest's agent.
+    #[track_caller]
     pub fn reset(&mut self) {
         self.machine.qmp.execute("system_reset");
         self.wait_until_ready();
     }
 
+    #[track_caller]
     fn wait_until_ready(&mut self) {
         self.machine.wait_until_ready(|| self.daemon.assert_alive());
     }
 
     /// Runs a command of QEMU's monitor.
+    #[track_caller]
     pub fn qmp(&mut self, command: &str) -> serde_json::Value {
         self.machine.qmp.execute(command)
     }
 
-    /// Waits until the driver has reported these faults, after those that were expected before.
-    /// At the end there must be no other. Each is the endpoint, the address, and R or W.
+    /// Waits until the guest's driver has reported these faults, after the ones expected before.
+    /// There must be no others until the end. Each is the endpoint, the address, and R or W.
+    #[track_caller]
     pub fn expect_faults(&mut self, faults: &[(&str, u64, char)]) {
-        let line = |(endpoint, address, access)| faults::report(endpoint, address, access);
-        self.expected_faults.extend(faults.iter().copied().map(line));
+        for &(endpoint, address, access) in faults {
+            self.expected_faults.push(faults::report(endpoint, address, access));
+        }
         let expected = &self.expected_faults;
-        let what = format!("this end of the guest's fault reports: {}", expected.join("; "));
-        wait::until(&what, || {
+        wait_until(&format!("fault reports in the guest: {}", expected.join("; ")), || {
             let log = self.kernel_log();
-            (faults::all(&log).len() >= expected.len()).then_some(())
+            (kernel_log::faults(&log).len() >= expected.len()).then_some(())
         });
         self.check_faults();
     }
 
+    #[track_caller]
     fn check_faults(&self) {
         let log = self.kernel_log();
-        assert_eq!(faults::all(&log), self.expected_faults, "the guest's fault reports");
+        assert_eq!(kernel_log::faults(&log), self.expected_faults, "fault reports in the guest");
     }
 
+    /// Returns the messages of the guest's kernel so far.
     pub fn kernel_log(&self) -> String {
         self.machine.kernel_log()
     }
 
-    /// Ends everything, and looks at what was said. Every test ends so. Returns what the daemon has
-    /// counted of page requests, for each endpoint.
+    /// Powers the machine off, stops the daemon, and checks all logs. Returns the daemon's counters
+    /// of page requests for each endpoint.
+    #[track_caller]
     pub fn finish(mut self) -> Vec<Counters> {
         self.daemon.assert_alive();
         self.machine.finish(&self.tolerated);
-        let page_requests = self.daemon.stop();
+        let page_requests = daemon::stop(&mut self.daemon);
         self.check_faults();
         page_requests
     }
 }
 
-/// QEMU's options for disks of these sizes, which are made.
+/// Creates disks of these sizes. Returns QEMU's options for them.
 fn disks(place: &Place, sizes: &[u64]) -> String {
-    let disk = |(index, size): (usize, &u64)| {
+    let mut options = String::new();
+    for (index, size) in sizes.iter().enumerate() {
         let (name, slot) = (format!("disk{index}"), FIRST_DISK + index);
-        let device = format!(" -device virtio-blk-pci,drive={name},addr={slot:x}.0");
-        place.disk(&name, *size) + &device
-    };
-    sizes.iter().enumerate().map(disk).collect()
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("--- end of the daemon's log:\n{}", tail(&self.daemon.log()));
-        }
+        options += &place.disk(&name, *size);
+        options += &format!(" -device virtio-blk-pci,drive={name},addr={slot:x}.0");
     }
+    options
 }

@@ -1,9 +1,11 @@
 //! A guest in the host: the daemon's endpoint there, and all that is between it and a process of
 //! the guest. `scripts/guest/chain` runs it.
 
-use crate::common::counters::{self, Counters};
-use crate::common::kernel_log;
-use crate::host::{Host, report};
+use testing::counters::{self, Counters};
+use testing::machine::kernel_log;
+use testing::testbed::report;
+
+use crate::host::Host;
 
 /// What is in the chain.
 pub struct Chain {
@@ -41,7 +43,7 @@ impl Chain {
 
 fn check_guest(output: &str) {
     let console = said_by(output, "guest").collect::<Vec<_>>().join("\n");
-    let complaints = kernel_log::complaints(&console, &[]);
+    let complaints = kernel_log::failures(&console, &[]);
     assert!(complaints.is_empty(), "the nested guest's kernel says: {complaints:#?}");
 }
 
@@ -51,9 +53,9 @@ fn check_daemon(output: &str) -> Counters {
     for word in ["ERROR", "panicked at"] {
         assert!(!log.contains(word), "the daemon says {word}:\n{log}");
     }
-    let mut counters = counters::page_requests(&log);
+    let mut counters = counters::page_requests_at_end(&log);
     assert_eq!(counters.len(), 1, "{counters:?}");
-    counters.iter().for_each(counters::assert_answered);
+    counters.iter().for_each(counters::assert_all_answered);
     counters.remove(0)
 }
 

@@ -1,13 +1,12 @@
 //! A machine that is a host: `/host` has the programs, `/nested` a QEMU with a kernel for guests.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::common::agent::Output;
-use crate::common::bed::{self, make_initrd, variable};
-use crate::common::kernel_log;
-use crate::common::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive, slot};
+use testing::machine::Output;
+use testing::machine::kernel_log;
+use testing::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive, slot};
+use testing::testbed::{self, make_initrd, variable};
 
 /// Functions that can be given to VFIO: two disks, which nobody else uses ...
 pub const NVME: [&str; 2] = ["0000:00:02.0", "0000:00:03.0"];
@@ -69,8 +68,8 @@ impl Host {
     /// checks its locks must still do so.
     pub fn finish(mut self, tolerated: &[&str]) {
         if matches!(self.kernel, Kernel::Debug) {
-            let answer = self.run(kernel_log::ASK_FOR_CHECKS);
-            kernel_log::assert_checks(&answer, &self.machine.kernel_log());
+            let answer = self.run(kernel_log::LOCKDEP_COMMAND);
+            kernel_log::assert_lockdep_active(&answer, &self.machine.kernel_log());
         }
         self.machine.finish(tolerated);
     }
@@ -96,9 +95,9 @@ fn args(place: &Place, memory: &str) -> String {
 fn initrd() -> &'static Path {
     static INITRD: OnceLock<PathBuf> = OnceLock::new();
     INITRD.get_or_init(|| {
-        let programs = bed::output(&mut bed::script("guest/build-selftest"));
-        let Some((daemon, inside)) = programs.trim_end().split_once('\n') else {
-            panic!("not two programs: {programs}");
+        let programs = testbed::output(&mut testbed::script("guest/build-selftest"));
+        let [daemon, frontend, inside] = programs.lines().collect::<Vec<_>>()[..] else {
+            panic!("not three programs: {programs}");
         };
         let nested = make_initrd("nested", "nested", &[]);
         make_initrd(
@@ -106,16 +105,11 @@ fn initrd() -> &'static Path {
             "agent",
             &[
                 (daemon.as_ref(), "host/vhost-user-iommu"),
+                (frontend.as_ref(), "host/frontend"),
                 (inside.as_ref(), "host/inside"),
                 ("scripts/guest/chain".as_ref(), "host/chain"),
                 (&nested, "host/nested.initrd"),
             ],
         )
     })
-}
-
-/// Tells people what a test has seen that succeeds. The test harness would keep it to itself if
-/// it were printed.
-pub fn report(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

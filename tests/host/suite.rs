@@ -1,32 +1,37 @@
-//! The tests. Those of `tests/inside` run in the host, by part.
+//! The tests. Those of `tests/inside` and `tests/frontend` run in the host.
+
+use testing::testbed::report;
 
 use crate::chain::MOCK;
-use crate::host::{EDU, Host, Kernel, NVME, report};
+use crate::host::{EDU, Host, Kernel, NVME};
 
-/// For tests in the host, which is slow.
-const PATIENCE_SECONDS: u32 = 120;
+/// Limit of a wait of tests in the host, which is slow.
+const WAIT_LIMIT_SECONDS: u32 = 120;
 
-/// Runs the tests of `tests/inside` whose names contain one of `parts` and none of `but`. QEMU and
-/// the host's kernel may say what is `tolerated`.
-fn inside(kernel: Kernel, parts: &str, but: &[&str], tolerated: &[&str]) {
+/// Runs tests in the host: of each program, those whose names contain one of the texts and none of
+/// `skip`. QEMU and the host's kernel may report what is `tolerated`.
+fn run(kernel: Kernel, programs: &[(&str, &str)], skip: &[&str], tolerated: &[&str]) {
     let mut host = Host::boot(kernel, "1G");
     host.run(&format!("give_to_vfio {} {EDU}", NVME.join(" ")));
-    let skip: String = but.iter().map(|name| format!(" --skip {name}")).collect();
+    let skip: String = skip.iter().map(|name| format!(" --skip {name}")).collect();
     // The debug kernel has no seccomp.
     let sandbox = if matches!(kernel, Kernel::Debug) { "VUI_SANDBOX=off" } else { "" };
-    let program = format!("/host/inside --test-threads=1 {parts}{skip}");
-    let output = host.run(&format!("cd /tmp && {} {sandbox} {program} 2>&1", variables()));
-    let passed = passed(&output).unwrap_or_else(|| panic!("no result of the tests in\n{output}"));
-    assert_ne!(passed, 0, "there is no test in {parts}:\n{output}");
+    for (program, tests) in programs {
+        let command = format!("/host/{program} --test-threads=1 {tests}{skip}");
+        let output = host.run(&format!("cd /tmp && {} {sandbox} {command} 2>&1", variables()));
+        let passed = passed(&output);
+        let passed = passed.unwrap_or_else(|| panic!("no result of the tests in\n{output}"));
+        assert_ne!(passed, 0, "there is no test in {tests}:\n{output}");
+        report(&format!("{program} {tests}: {passed} tests passed in the host"));
+    }
     host.finish(tolerated);
-    report(&format!("{parts}: {passed} tests passed in the host"));
 }
 
-/// What the tests in there want to know, for a shell.
+/// Environment variables of the tests in the host, for a shell.
 fn variables() -> String {
     format!(
-        "VUI_DAEMON=/host/vhost-user-iommu VUI_ENDPOINT_KIND=mock VUI_PATIENCE={PATIENCE_SECONDS} \
-         VUI_NVME='{}' VUI_EDU={EDU}",
+        "VUI_DAEMON=/host/vhost-user-iommu VUI_ENDPOINT_KIND=mock \
+         VUI_WAIT_LIMIT={WAIT_LIMIT_SECONDS} VUI_NVME='{}' VUI_EDU={EDU}",
         NVME.join(" ")
     )
 }
@@ -75,19 +80,21 @@ const OTHERWISE: [&str; 26] = [
 
 #[test]
 fn the_front_ends_tests_on_the_kernels_mock() {
-    inside(Kernel::Small, "frontend_suite::", &OTHERWISE, &[]);
+    run(Kernel::Small, &[("frontend", "suite::")], &OTHERWISE, &[]);
 }
 
 #[test]
 fn faults_and_mappings_of_the_kernels_mock_while_it_checks_its_locks() {
-    inside(Kernel::Debug, "mock:: queue:: sweep:: stress::seed_1 outstanding::", &OTHERWISE, &[]);
+    let programs =
+        [("inside", "mock:: queue:: sweep::"), ("frontend", "stress::seed_1 outstanding::")];
+    run(Kernel::Debug, &programs, &OTHERWISE, &[]);
 }
 
 #[test]
 fn devices_on_a_hardware_iommu() {
     // What QEMU says of accesses that its IOMMU stops, as it is meant to.
     let stopped = ["vtd_iommu_translate: ", "vtd_iova_to_", "New fault is not recorded"];
-    inside(Kernel::Small, "vfio::", &[], &stopped);
+    run(Kernel::Small, &[("inside", "vfio::")], &[], &stopped);
 }
 
 /// Needed by the rest: what tests in the host find there.
@@ -112,6 +119,6 @@ fn a_host_has_an_iommu_and_devices_to_assign() {
 fn a_process_in_a_guest_and_an_accelerator_on_the_kernels_mock() {
     let mut host = Host::boot(Kernel::Small, "2G");
     let counters = MOCK.run(&mut host, &["touch", "refuse"]);
-    assert!(counters.count("invalid") > 0, "{counters:?}");
+    assert!(counters["invalid"] > 0, "{counters:?}");
     host.finish(&[]);
 }

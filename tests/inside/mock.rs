@@ -1,12 +1,13 @@
 //! What is different where the translation is the kernel's: its addresses, its view of memory,
 //! its groups. The rest is shown by the front-end tests on endpoints of this kind.
 
-use crate::accel::{fault_read, fault_write};
-use crate::daemon::Daemon;
-use crate::driver::request::{READ, RW, WRITE, attach, detach, map, probe, unmap};
-use crate::driver::{PAGE, status::*};
-use crate::paging::{Channel, SUCCESS};
-use crate::vm::{DATA, ENDPOINTS, EP0, EP1, EP2, HIGH, LOW, Vm};
+use testing::accel::{fault_read, fault_write};
+use testing::daemon::Daemon;
+use testing::memory::PAGE;
+use testing::paging::{Channel, SUCCESS};
+use testing::request::status::*;
+use testing::request::{READ, RW, WRITE, attach, detach, map, probe, unmap};
+use testing::vm::{DATA, ENDPOINTS, EP0, EP1, EP2, HIGH, LOW, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 const LAST_ADDRESS: u64 = 0x3f_ffff_ffff;
@@ -14,7 +15,7 @@ const LAST_ADDRESS: u64 = 0x3f_ffff_ffff;
 #[test]
 fn the_addresses_are_those_of_the_kernels_page_tables() {
     let mut vm = Vm::strict();
-    let config = vm.session.read_config(0, 40);
+    let config = vm.front_end.read_config(0, 40);
     let le64 = |at: usize| u64::from_le_bytes(config[at..at + 8].try_into().unwrap());
     assert_eq!((le64(0), le64(8), le64(16)), (PAGE, 0, LAST_ADDRESS));
     vm.attach_accel(1, 0);
@@ -138,10 +139,10 @@ fn memory_that_comes_and_goes_is_followed_while_mapped() {
     }
     let regions = vm.memory();
     for _ in 0..3 {
-        vm.session.remove_region(&regions[1]);
+        vm.front_end.remove_region(&regions[1]);
         assert_eq!(vm.accel(0).read(at(HIGH.0), 8), fault_read(at(HIGH.0)));
         assert_eq!(vm.accel(0).read(at(first), 8).unwrap(), b"the low ");
-        vm.session.add_region(&regions[1]);
+        vm.front_end.add_region(&regions[1]);
         assert_eq!(vm.accel(0).read(at(HIGH.0), 8).unwrap(), b"the high");
     }
     vm.ok(unmap(1, 0x10_0000_0000, 0x10_0000_0000 + len - 1));
@@ -157,12 +158,12 @@ fn what_bypasses_reaches_all_memory_as_it_is_and_follows_it() {
     for _ in 0..2 {
         assert_eq!(vm.accel(0).read(DATA, 8).unwrap(), b"the low ");
         assert_eq!(vm.accel(0).read(HIGH.0, 8).unwrap(), b"the high");
-        vm.session.remove_region(&regions[1]);
+        vm.front_end.remove_region(&regions[1]);
         assert!(vm.accel(0).read(HIGH.0, 8).is_err());
-        vm.session.add_region(&regions[1]);
-        vm.session.write_bypass(0);
+        vm.front_end.add_region(&regions[1]);
+        vm.front_end.write_bypass(0);
         assert!(vm.accel(0).read(DATA, 8).is_err());
-        vm.session.write_bypass(1);
+        vm.front_end.write_bypass(1);
     }
     vm.ok(attach(7, EP2));
     assert!(vm.accel(2).read(DATA, 8).is_err());

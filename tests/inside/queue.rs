@@ -14,10 +14,10 @@ use vhost_user_iommu::host::iommufd::mock::MockDevice;
 use vhost_user_iommu::host::iommufd::{FaultQueue, Iommufd};
 use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Translation};
 
-use crate::driver::PAGE;
 use crate::errors;
-use crate::random::Random;
-use crate::wait;
+use testing::memory::PAGE;
+use testing::random::Random;
+use testing::wait;
 
 const ENDPOINT: EndpointId = EndpointId(0x10);
 const PASIDS: [Option<Pasid>; 3] = [None, Some(Pasid(1)), Some(Pasid(0xf_ffff))];
@@ -50,7 +50,7 @@ impl Fates {
     fn wait_for(&self, names: &[u32]) {
         let told = self.told.lock().unwrap();
         let waits = |told: &mut BTreeMap<u32, bool>| !names.iter().all(|n| told.contains_key(n));
-        let (told, _) = self.changed.wait_timeout_while(told, wait::patience(), waits).unwrap();
+        let (told, _) = self.changed.wait_timeout_while(told, wait::limit(), waits).unwrap();
         let left: Vec<_> = names.iter().filter(|name| !told.contains_key(name)).collect();
         assert!(left.is_empty(), "groups without an answer: {left:?}");
     }

@@ -10,8 +10,9 @@ use vhost_user_iommu::iopf::{EventNotifier, Iopf, Limits};
 use vhost_user_iommu::viommu::{Settings, Viommu};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::driver::{PAGE, Ram, Request};
-use crate::frontend::feature;
+use testing::front_end::feature;
+use testing::memory::{GuestMemory, PAGE};
+use testing::request::Request;
 
 /// Of the mock's page tables.
 const ADDRESSES: (u64, u64) = (0, 0x3f_ffff_ffff);
@@ -49,7 +50,7 @@ impl Rig {
     }
 
     pub fn status(&mut self, request: &Request) -> u8 {
-        self.viommu.handle(&request.bytes, request.room).unwrap().status as u8
+        self.viommu.handle(&request.bytes, request.writable).unwrap().status as u8
     }
 
     #[track_caller]
@@ -57,23 +58,23 @@ impl Rig {
         assert_eq!(self.status(&request), 0, "status of {request:x?}");
     }
 
-    pub fn set_memory(&mut self, ram: &Ram) {
+    pub fn set_memory(&mut self, ram: &GuestMemory) {
         self.viommu.set_memory(&ram.0);
     }
 }
 
 /// The same memory, but only the lowest so many regions of it.
-pub fn first_regions(ram: &Ram, count: usize) -> Ram {
+pub fn first_regions(ram: &GuestMemory, count: usize) -> GuestMemory {
     let all: Vec<GuestAddress> = ram.0.iter().map(|region| region.start_addr()).collect();
     let rest = all[count..].iter().fold(ram.0.clone(), |memory, &start| {
         let len = memory.find_region(start).unwrap().len();
         memory.remove_region(start, len).unwrap().0
     });
-    Ram(rest)
+    GuestMemory(rest)
 }
 
 /// Fills each page with its own address.
-pub fn number_pages(ram: &Ram, regions: &[(u64, u64)]) {
+pub fn number_pages(ram: &GuestMemory, regions: &[(u64, u64)]) {
     for &(first, len) in regions {
         for page in (first..first + len).step_by(PAGE as usize) {
             ram.write(page, &page.to_le_bytes());

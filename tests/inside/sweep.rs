@@ -10,12 +10,11 @@ use vhost_user_iommu::host::dma::Dma;
 use vhost_user_iommu::host::iommufd::mock::MockDevice;
 use vhost_user_iommu::host::iommufd::{Iommufd, fail};
 
-use crate::driver::request::{
-    RW, attach, attach_pasid, attach_with, detach, detach_pasid, map, unmap,
-};
-use crate::driver::{Ram, Request, status};
 use crate::errors;
 use crate::rig::{Rig, first_regions, number_pages, page_at};
+use testing::memory::GuestMemory;
+use testing::request::{RW, attach, attach_pasid, attach_with, detach, detach_pasid, map, unmap};
+use testing::request::{Request, status};
 
 const MIB: u64 = 1 << 20;
 const ENDPOINTS: [EndpointId; 2] = [EndpointId(0x10), EndpointId(0x18)];
@@ -141,7 +140,7 @@ impl Model {
 struct Bed {
     rig: Rig,
     devices: [Arc<MockDevice>; 2],
-    memories: Vec<Ram>,
+    memories: Vec<GuestMemory>,
     model: Model,
 }
 
@@ -149,7 +148,7 @@ impl Bed {
     fn new() -> Self {
         let mut iommufd = Iommufd::open().unwrap();
         let devices = ENDPOINTS.map(|id| iommufd.add_mock(id).unwrap());
-        let ram = Ram::new(&REGIONS);
+        let ram = GuestMemory::new(&REGIONS);
         number_pages(&ram, &REGIONS);
         let memories = (0..=ALL).map(|count| first_regions(&ram, count)).collect();
         Self { rig: Rig::new(iommufd, &ENDPOINTS), devices, memories, model: Model::default() }

@@ -12,12 +12,12 @@ use vhost_user_iommu::address::EndpointId;
 use vhost_user_iommu::host::HostIommu;
 use vhost_user_iommu::host::iommufd::{Iommufd, VfioFile};
 
-use crate::daemon::{self, Daemon};
-use crate::driver::request::{ATTACH_BYPASS, READ, RW, attach, attach_with, detach, map, unmap};
-use crate::driver::{PAGE, Ram};
 use crate::errors;
 use crate::rig::Rig;
-use crate::wait;
+use testing::daemon::{self, Daemon};
+use testing::memory::{GuestMemory, PAGE};
+use testing::request::{ATTACH_BYPASS, READ, RW, attach, attach_with, detach, map, unmap};
+use testing::wait;
 
 const ENDPOINTS: [EndpointId; 2] = [EndpointId(0x10), EndpointId(0x18)];
 const EP0: u32 = ENDPOINTS[0].0;
@@ -108,12 +108,12 @@ impl Edu {
 }
 
 /// A device model with the endpoint behind `path`, and guest memory.
-fn rig(path: &Path) -> (Rig, Arc<Ram>) {
+fn rig(path: &Path) -> (Rig, Arc<GuestMemory>) {
     errors::count_from_now();
     let mut iommufd = Iommufd::open().unwrap();
     iommufd.add_vfio(ENDPOINTS[0], VfioFile::open(path).unwrap()).unwrap();
     let mut rig = Rig::new(iommufd, &ENDPOINTS[..1]);
-    let ram = Ram::new(&REGIONS);
+    let ram = GuestMemory::new(&REGIONS);
     rig.set_memory(&ram);
     (rig, ram)
 }
@@ -230,7 +230,7 @@ fn the_daemon_takes_devices_and_says_what_they_cannot() {
 
 fn command(dir: &tempfile::TempDir, endpoint: &str) -> Command {
     let mut command = daemon::command(60);
-    command.arg(daemon::sandbox());
+    command.arg(daemon::sandbox_option());
     command.arg("--socket-path").arg(dir.path().join("vhost"));
     command.args(["--endpoint", &format!("00:02.0,{endpoint}")]);
     command

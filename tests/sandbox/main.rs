@@ -7,5 +7,3 @@
 mod attempts;
 mod program;
 mod state;
-#[path = "../common/wait.rs"]
-mod wait;

@@ -6,9 +6,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use testing::daemon::Daemon;
+use testing::wait;
 
-use crate::program::{Place, Serving};
-use crate::wait;
+use crate::program::{Place, stop};
 
 const SETPCAP: u64 = 1 << 8;
 const SYS_NICE: u64 = 1 << 23;
@@ -41,7 +42,7 @@ fn capabilities(status: &str, set: &str) -> u64 {
 }
 
 /// Every thread has no capability but those of `kept`, and cannot gain any.
-fn assert_reduced(serving: &Serving, kept: u64) {
+fn assert_reduced(serving: &Daemon, kept: u64) {
     for (name, status) in threads(serving.pid()) {
         for set in ["CapInh", "CapAmb"] {
             assert_eq!(capabilities(&status, set), 0, "{set} of {name}");
@@ -60,9 +61,9 @@ fn assert_reduced(serving: &Serving, kept: u64) {
 #[test]
 fn no_thread_keeps_a_capability_or_can_get_one() {
     let place = Place::new();
-    let serving = Serving::start(&place, place.command(&[]));
+    let serving = place.start(place.command(&[]));
     assert_reduced(&serving, 0);
-    let log = serving.stop();
+    let log = stop(serving);
     assert!(log.contains("sandbox: system calls by list, others are refused"), "{log}");
     assert!(log.contains("capabilities: none"), "{log}");
     assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
@@ -74,18 +75,18 @@ fn real_time_priority_keeps_its_own() {
         return;
     }
     let place = Place::new();
-    let serving = Serving::start(&place, place.command(&["--realtime"]));
+    let serving = place.start(place.command(&["--realtime"]));
     assert_reduced(&serving, SYS_NICE);
-    assert!(serving.stop().contains("capabilities: SYS_NICE"));
+    assert!(stop(serving).contains("capabilities: SYS_NICE"));
 }
 
 #[test]
 fn an_ordinary_user_has_the_same_sandbox() {
     let place = Place::new();
     let Some(command) = place.command_as_nobody(&[]) else { return };
-    let serving = Serving::start(&place, command);
+    let serving = place.start(command);
     assert_reduced(&serving, 0);
-    serving.stop();
+    stop(serving);
     assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
 }
 
@@ -93,7 +94,7 @@ fn an_ordinary_user_has_the_same_sandbox() {
 #[test]
 fn threads_with_a_role_have_a_list_more() {
     let place = Place::new();
-    let serving = Serving::start(&place, place.command(&[]));
+    let serving = place.start(place.command(&[]));
     let lists = |name: &str| {
         let all = threads(serving.pid());
         let status = &all.iter().find(|thread| thread.0.starts_with(name))?.1;
@@ -137,7 +138,7 @@ fn where_calls_cannot_be_restricted_the_daemon_does_not_start() {
 
     let mut command = place.command(&["--sandbox=off"]);
     without(&mut command, libc::SYS_seccomp, libc::EINVAL);
-    let log = Serving::start(&place, command).stop();
+    let log = stop(place.start(command));
     assert!(log.contains("WARN") && log.contains("--sandbox=off"), "{log}");
 }
 
@@ -147,9 +148,9 @@ fn where_there_is_no_landlock_the_rest_holds() {
     for errno in [libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM] {
         let mut command = place.command(&["--sandbox=kill"]);
         without(&mut command, libc::SYS_landlock_create_ruleset, errno);
-        let serving = Serving::start(&place, command);
+        let serving = place.start(command);
         assert_reduced(&serving, 0);
-        let log = serving.stop();
+        let log = stop(serving);
         assert!(log.contains("no Landlock"), "{log}");
         assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
     }

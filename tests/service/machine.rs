@@ -1,15 +1,14 @@
 //! A machine with systemd, QEMU and libvirt: `/host` has the package and what tests need.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::agent::Output;
-use crate::common::bed::{make_initrd, variable};
-use crate::common::machine::{Machine as Vm, Place, WITH_VT_D, drive, slot};
-use crate::common::wait::PATIENCE;
+use testing::machine::LIMIT;
+use testing::machine::Output;
+use testing::machine::{Machine as Vm, Place, WITH_VT_D, drive, slot};
+use testing::testbed::{make_initrd, variable};
 
 /// The instance that tests use.
 pub const SERVICE: &str = "vhost-user-iommu@vm1.service";
@@ -97,7 +96,7 @@ impl Machine {
             if expected(&value) {
                 return value;
             }
-            assert!(start.elapsed() < PATIENCE, "{name} of {unit} is '{value}'");
+            assert!(start.elapsed() < LIMIT, "{name} of {unit} is '{value}'");
             thread::sleep(Duration::from_millis(200));
         }
     }
@@ -124,7 +123,7 @@ impl Machine {
             if journal.contains(words) {
                 return;
             }
-            assert!(!ended && start.elapsed() < PATIENCE, "no '{words}' of {unit}:\n{journal}");
+            assert!(!ended && start.elapsed() < LIMIT, "no '{words}' of {unit}:\n{journal}");
             thread::sleep(Duration::from_millis(500));
         }
     }
@@ -154,10 +153,4 @@ fn initrd() -> &'static Path {
             ],
         )
     })
-}
-
-/// Tells people what a test has seen that succeeds. The test harness would keep it to itself if
-/// it were printed.
-pub fn report(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

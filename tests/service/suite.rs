@@ -1,9 +1,11 @@
 //! The tests.
 
-use crate::common::counters;
+use testing::counters;
+use testing::testbed::report;
+
 use crate::domain;
 use crate::guest::{self, Qemu};
-use crate::machine::{DEVICE, EXAMPLES, Machine, SERVICE, SOCKET, report};
+use crate::machine::{DEVICE, EXAMPLES, Machine, SERVICE, SOCKET};
 
 /// All files, and who there is, before and after; but what others than the package write.
 const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/run/*.list' \
@@ -72,9 +74,9 @@ fn an_instance_carries_one_guest_after_the_other() {
     report(result.unwrap_or_else(|| panic!("the guest says:\n{said}")));
     machine.run(&format!("systemctl kill --signal USR1 {SERVICE}"));
     machine.wait_for_words(SERVICE, "page requests of endpoint ");
-    let counters = counters::page_requests(&machine.journal(SERVICE));
+    let counters = counters::page_requests_at_end(&machine.journal(SERVICE));
     assert_eq!(counters.len(), 1, "{counters:?}");
-    counters.iter().for_each(counters::assert_answered);
+    counters.iter().for_each(counters::assert_all_answered);
 
     // By itself a QEMU whose guest has started its driver would not see that its IOMMU is lost.
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));

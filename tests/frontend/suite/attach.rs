@@ -1,9 +1,9 @@
 //! ATTACH and DETACH.
 
-use crate::driver::request::{ATTACH_BYPASS, RW, attach, attach_with, detach, map};
-use crate::driver::status::*;
-use crate::frontend::feature;
-use crate::vm::{EP0, EP1, NO_ENDPOINT, Vm};
+use testing::front_end::feature;
+use testing::request::status::*;
+use testing::request::{ATTACH_BYPASS, RW, attach, attach_with, detach, map};
+use testing::vm::{EP0, EP1, NO_ENDPOINT, Vm};
 
 /// A domain exists if it can be mapped to.
 fn exists(vm: &mut Vm, domain: u32, page: u64) -> bool {

@@ -1,9 +1,9 @@
 //! What an endpoint reaches that is not attached to a domain, from power-on.
 
-use crate::accel::{Accel, ring_fault};
-use crate::driver::Ram;
-use crate::driver::request::{ATTACH_BYPASS, attach, attach_with, detach};
-use crate::vm::{DATA, ENDPOINTS, EP0, HIGH, LOW, Vm, daemon};
+use testing::accel::{Accel, ring_fault};
+use testing::memory::GuestMemory;
+use testing::request::{ATTACH_BYPASS, attach, attach_with, detach};
+use testing::vm::{DATA, ENDPOINTS, EP0, HIGH, LOW, Vm, daemon};
 
 /// The first endpoint reaches all of guest memory by its physical addresses.
 #[track_caller]
@@ -26,7 +26,7 @@ fn assert_blocked(vm: &mut Vm) {
 #[test]
 fn dma_works_before_there_is_a_front_end() {
     let daemon = daemon("");
-    let ram = Ram::new(&[LOW]);
+    let ram = GuestMemory::new(&[LOW]);
     let mut accel = Accel::connect(&daemon.endpoint_socket(0), &ram, 0x1_0000);
     ram.write(DATA, b"firmware");
     assert_eq!(accel.read(DATA, 8).unwrap(), b"firmware");
@@ -35,7 +35,7 @@ fn dma_works_before_there_is_a_front_end() {
 #[test]
 fn dma_is_blocked_before_there_is_a_front_end_without_boot_bypass() {
     let daemon = daemon("--boot-bypass off");
-    let ram = Ram::new(&[LOW]);
+    let ram = GuestMemory::new(&[LOW]);
     let mut accel = Accel::connect(&daemon.endpoint_socket(0), &ram, 0x1_0000);
     assert_eq!(accel.read(DATA, 8), ring_fault(&accel));
 }
@@ -46,7 +46,7 @@ fn bypass_holds_before_and_after_the_driver_starts() {
     assert_bypassed(&mut vm);
     vm.start();
     assert_bypassed(&mut vm);
-    assert_eq!(vm.session.config().bypass, 1);
+    assert_eq!(vm.front_end.config().bypass, 1);
 }
 
 #[test]
@@ -61,9 +61,9 @@ fn an_unattached_endpoint_is_blocked_without_bypass() {
 fn a_write_of_bypass_takes_effect_at_once() {
     let mut vm = Vm::realized("");
     for round in 0..2 {
-        vm.session.write_bypass(0);
+        vm.front_end.write_bypass(0);
         assert_blocked(&mut vm);
-        vm.session.write_bypass(1);
+        vm.front_end.write_bypass(1);
         assert_bypassed(&mut vm);
         if round == 0 {
             vm.start();
@@ -74,13 +74,13 @@ fn a_write_of_bypass_takes_effect_at_once() {
 #[test]
 fn bypass_survives_a_device_reset() {
     let mut vm = Vm::strict();
-    vm.session.write_bypass(1);
+    vm.front_end.write_bypass(1);
     vm.reset();
-    assert_eq!(vm.session.config().bypass, 1);
+    assert_eq!(vm.front_end.config().bypass, 1);
     assert_bypassed(&mut vm);
-    vm.session.write_bypass(0);
+    vm.front_end.write_bypass(0);
     vm.reset();
-    assert_eq!(vm.session.config().bypass, 0);
+    assert_eq!(vm.front_end.config().bypass, 0);
     assert_blocked(&mut vm);
 }
 
@@ -88,10 +88,10 @@ fn bypass_survives_a_device_reset() {
 fn bypass_is_what_the_command_line_says_for_each_front_end() {
     for (option, initial) in [("--boot-bypass on", 1), ("--boot-bypass off", 0)] {
         let mut vm = Vm::new(option);
-        assert_eq!(vm.session.config().bypass, initial);
-        vm.session.write_bypass(1 - initial);
+        assert_eq!(vm.front_end.config().bypass, initial);
+        vm.front_end.write_bypass(1 - initial);
         vm.replace_front_end();
-        assert_eq!(vm.session.config().bypass, initial);
+        assert_eq!(vm.front_end.config().bypass, initial);
         if initial == 1 { assert_bypassed(&mut vm) } else { assert_blocked(&mut vm) }
     }
 }
@@ -101,7 +101,7 @@ fn an_attached_endpoint_is_not_concerned() {
     let mut vm = Vm::new("");
     vm.attach_accel(1, 0);
     for bypass in [0, 1] {
-        vm.session.write_bypass(bypass);
+        vm.front_end.write_bypass(bypass);
         assert!(vm.accel(0).read(DATA, 8).is_err());
     }
 }

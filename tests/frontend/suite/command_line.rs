@@ -8,8 +8,8 @@ use std::process::Output;
 use clap::{Arg, Command, CommandFactory};
 use vhost_user_iommu::cli::args::Args;
 
-use crate::daemon;
-use crate::vm::Vm;
+use testing::daemon;
+use testing::vm::Vm;
 
 fn run(args: &[&str]) -> Output {
     daemon::command(10).args(args).output().unwrap()
@@ -345,12 +345,12 @@ fn capabilities_are_printed_whatever_else_is_asked_for() {
 fn who_may_connect_is_said_by_options() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let group = std::fs::metadata("/proc/self").unwrap().gid();
-    let daemon = crate::vm::daemon(&format!("--socket-group {group}"));
+    let daemon = testing::vm::daemon(&format!("--socket-group {group}"));
     for socket in [daemon.socket(), daemon.endpoint_socket(0)] {
         let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660, "{}", socket.display());
     }
-    let daemon = crate::vm::daemon("--socket-mode 600");
+    let daemon = testing::vm::daemon("--socket-mode 600");
     let mode = std::fs::metadata(daemon.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }

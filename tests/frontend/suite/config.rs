@@ -2,9 +2,9 @@
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
 
-use crate::driver::request::attach;
-use crate::frontend::{CONFIG_LEN, Config, feature};
-use crate::vm::{EP0, Vm};
+use testing::front_end::{CONFIG_LEN, Config, feature};
+use testing::request::attach;
+use testing::vm::{EP0, Vm};
 
 #[test]
 fn the_features_offered_are_those_of_the_device() {
@@ -14,23 +14,23 @@ fn the_features_offered_are_those_of_the_device() {
         | VhostUserProtocolFeatures::MQ;
     let extension = feature::PASID | feature::PAGE_REQUEST;
     let offered = feature::DRIVER | extension | feature::PROTOCOL_FEATURES;
-    assert_eq!(vm.session.features, offered);
-    assert!(vm.session.protocol.contains(protocol), "{:?}", vm.session.protocol);
+    assert_eq!(vm.front_end.features, offered);
+    assert!(vm.front_end.protocol.contains(protocol), "{:?}", vm.front_end.protocol);
     // With these the front end would ask for what cannot be done.
     let never = VhostUserProtocolFeatures::STATUS | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
-    assert!(!vm.session.protocol.intersects(never), "{:?}", vm.session.protocol);
+    assert!(!vm.front_end.protocol.intersects(never), "{:?}", vm.front_end.protocol);
 }
 
 #[test]
 fn bypass_is_never_offered_with_bypass_config() {
     let vm = Vm::realized("");
-    assert_eq!(vm.session.features & (feature::BYPASS | feature::MMIO), 0);
+    assert_eq!(vm.front_end.features & (feature::BYPASS | feature::MMIO), 0);
 }
 
 #[test]
 fn the_defaults_are_shown() {
     let mut vm = Vm::realized("");
-    let config = vm.session.config();
+    let config = vm.front_end.config();
     let expected = Config {
         page_size_mask: 0x1000,
         input_range: (0, u64::MAX),
@@ -47,7 +47,7 @@ fn the_defaults_are_shown() {
 fn the_options_are_shown() {
     let mut vm =
         Vm::realized("--page-size 65536 --input-range 0x10000-0xffffffffffff --boot-bypass off");
-    let config = vm.session.config();
+    let config = vm.front_end.config();
     assert_eq!(config.page_size_mask, 0x1_0000);
     assert_eq!(config.input_range, (0x1_0000, 0xffff_ffff_ffff));
     assert_eq!(config.bypass, 0);
@@ -56,44 +56,44 @@ fn the_options_are_shown() {
 #[test]
 fn the_space_can_be_read_at_any_offset_and_size() {
     let mut vm = Vm::realized("");
-    let mut whole = vm.session.read_config(0, CONFIG_LEN);
+    let mut whole = vm.front_end.read_config(0, CONFIG_LEN);
     whole.resize(0x1000, 0);
     for offset in 0..CONFIG_LEN + 4 {
         for len in [1, 2, 3, 4, 7, 8, 40, 64, 256] {
             let expected = &whole[offset as usize..(offset + len) as usize];
-            assert_eq!(vm.session.read_config(offset, len), expected, "{len} bytes at {offset}");
+            assert_eq!(vm.front_end.read_config(offset, len), expected, "{len} bytes at {offset}");
         }
     }
     // As much as a message holds.
-    assert_eq!(vm.session.read_config(0, 0xff0), whole[..0xff0]);
-    assert_eq!(vm.session.read_config(0xfff, 1), [0]);
+    assert_eq!(vm.front_end.read_config(0, 0xff0), whole[..0xff0]);
+    assert_eq!(vm.front_end.read_config(0xfff, 1), [0]);
 }
 
 #[test]
 fn a_write_of_zeros_over_the_whole_space_changes_bypass_alone() {
     let mut vm = Vm::realized("");
-    let before = vm.session.config();
-    vm.session.write_config(0, &[0; CONFIG_LEN as usize]);
-    assert_eq!(vm.session.config(), Config { bypass: 0, ..before.clone() });
-    vm.session.write_bypass(1);
-    assert_eq!(vm.session.config(), before);
+    let before = vm.front_end.config();
+    vm.front_end.write_config(0, &[0; CONFIG_LEN as usize]);
+    assert_eq!(vm.front_end.config(), Config { bypass: 0, ..before.clone() });
+    vm.front_end.write_bypass(1);
+    assert_eq!(vm.front_end.config(), before);
 }
 
 #[test]
 fn writes_at_any_offset_and_size_are_taken() {
     let mut vm = Vm::new("");
-    let before = vm.session.config();
+    let before = vm.front_end.config();
     for offset in 0..CONFIG_LEN + 4 {
         for len in [1, 2, 4, 8, 40, 256] {
-            vm.session.write_config(offset, &vec![0xff; len]);
-            assert_eq!(vm.session.config(), before, "{len} bytes at {offset}");
+            vm.front_end.write_config(offset, &vec![0xff; len]);
+            assert_eq!(vm.front_end.config(), before, "{len} bytes at {offset}");
         }
     }
-    vm.session.write_config(0xfff, &[0]);
-    vm.session.write_config(36, &[0]);
-    assert_eq!(vm.session.config(), Config { bypass: 0, ..before.clone() });
-    vm.session.write_config(35, &[0, 1, 0]);
-    assert_eq!(vm.session.config(), before);
+    vm.front_end.write_config(0xfff, &[0]);
+    vm.front_end.write_config(36, &[0]);
+    assert_eq!(vm.front_end.config(), Config { bypass: 0, ..before.clone() });
+    vm.front_end.write_config(35, &[0, 1, 0]);
+    assert_eq!(vm.front_end.config(), before);
     vm.ok(attach(1, EP0));
 }
 
@@ -102,11 +102,11 @@ fn bypass_never_reads_as_anything_but_0_or_1() {
     let mut vm = Vm::new("");
     for start in [0, 1] {
         for value in [2, 3, 0x80, 0xfe, 0xff] {
-            vm.session.write_bypass(start);
-            vm.session.write_bypass(value);
-            assert!(vm.session.config().bypass <= 1, "after {value:#x}");
+            vm.front_end.write_bypass(start);
+            vm.front_end.write_bypass(value);
+            assert!(vm.front_end.config().bypass <= 1, "after {value:#x}");
         }
-        vm.session.write_bypass(start);
-        assert_eq!(vm.session.config().bypass, start);
+        vm.front_end.write_bypass(start);
+        assert_eq!(vm.front_end.config().bypass, start);
     }
 }

@@ -1,9 +1,9 @@
 //! Which addresses an endpoint reaches, seen through its accesses.
 
-use crate::accel::{Refused, fault_read, fault_write, ring_fault};
-use crate::driver::PAGE;
-use crate::driver::request::{READ, RW, WRITE, attach, detach, map, unmap};
-use crate::vm::{DATA, EP0, EP1, HIGH, Vm};
+use testing::accel::{AccessError, fault_read, fault_write, ring_fault};
+use testing::memory::PAGE;
+use testing::request::{READ, RW, WRITE, attach, detach, map, unmap};
+use testing::vm::{DATA, EP0, EP1, HIGH, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 
@@ -111,7 +111,7 @@ fn a_refused_unmap_leaves_the_mapping_in_use() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.ok(map(1, IOVA, IOVA + 2 * PAGE - 1, DATA, RW));
-    vm.expect(crate::driver::status::RANGE, unmap(1, IOVA, IOVA + PAGE - 1));
+    vm.expect(testing::request::status::RANGE, unmap(1, IOVA, IOVA + PAGE - 1));
     vm.accel(0).read(IOVA, 2 * PAGE as usize).unwrap();
 }
 
@@ -182,11 +182,11 @@ fn a_mapping_to_what_is_not_memory_is_no_iommu_fault() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, NOTHING, RW);
-    let nowhere = Err(Refused::NotMemory { address: IOVA, write: false });
+    let nowhere = Err(AccessError::Bus { address: IOVA, write: false });
     assert_eq!(vm.accel(0).read(IOVA, 8), nowhere);
     // The first event is about something else.
     vm.accel(0).read(0x1234_5000, 8).unwrap_err();
-    assert_eq!(vm.events.next().address, 0x1234_5000);
+    assert_eq!(vm.events.receive().address, 0x1234_5000);
 }
 
 #[test]

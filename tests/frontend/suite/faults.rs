@@ -1,11 +1,12 @@
 //! Unrecoverable faults, as the event queue reports them.
 
-use crate::accel::{Accel, regs};
-use crate::driver::request::{READ, RW, WRITE, attach, detach, map};
-use crate::driver::{EVENT_LEN, Fault, PAGE};
-use crate::frontend::{EVENT_QUEUE, feature};
-use crate::vm::{DATA, EP0, EP1, Vm};
-use crate::wait;
+use testing::accel::{Accel, regs};
+use testing::event::{EVENT_LEN, Fault};
+use testing::front_end::{EVENT_QUEUE, feature};
+use testing::memory::PAGE;
+use testing::request::{READ, RW, WRITE, attach, detach, map};
+use testing::vm::{DATA, EP0, EP1, Vm};
+use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
 /// An address that no test maps.
@@ -27,7 +28,7 @@ fn until_marker(vm: &mut Vm) -> Vec<Fault> {
     let mut before = Vec::new();
     wait::until("a marker", || {
         let expected = marker(vm);
-        let events: Vec<_> = std::iter::from_fn(|| vm.events.try_next()).collect();
+        let events: Vec<_> = std::iter::from_fn(|| vm.events.try_receive()).collect();
         let seen = events.contains(&expected);
         before.extend(events.into_iter().take_while(|event| *event != expected));
         seen.then_some(())
@@ -41,12 +42,12 @@ fn an_access_of_an_unattached_endpoint_has_reason_domain() {
     for index in [0, 1] {
         vm.accel(index).read(IOVA, 8).unwrap_err();
         let (home, endpoint) = (vm.accel(index).home, [EP0, EP1][index]);
-        assert_eq!(vm.events.next(), fault(Fault::R_DOMAIN, Fault::READ, endpoint, home));
+        assert_eq!(vm.events.receive(), fault(Fault::R_DOMAIN, Fault::READ, endpoint, home));
     }
     vm.ok(attach(1, EP0));
     vm.ok(detach(1, EP0));
     vm.accel(0).read(IOVA, 8).unwrap_err();
-    assert_eq!(vm.events.next().reason, Fault::R_DOMAIN);
+    assert_eq!(vm.events.receive().reason, Fault::R_DOMAIN);
 }
 
 #[test]
@@ -56,9 +57,12 @@ fn an_access_without_a_mapping_has_reason_mapping() {
         let endpoint = [EP0, EP1][index];
         vm.attach_accel(1 + index as u32, index);
         vm.accel(index).read(IOVA + 1, 8).unwrap_err();
-        assert_eq!(vm.events.next(), fault(Fault::R_MAPPING, Fault::READ, endpoint, IOVA + 1));
+        assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::READ, endpoint, IOVA + 1));
         vm.accel(index).write(u64::MAX - 7, &[0; 8]).unwrap_err();
-        assert_eq!(vm.events.next(), fault(Fault::R_MAPPING, Fault::WRITE, endpoint, u64::MAX - 7));
+        assert_eq!(
+            vm.events.receive(),
+            fault(Fault::R_MAPPING, Fault::WRITE, endpoint, u64::MAX - 7)
+        );
     }
 }
 
@@ -69,12 +73,12 @@ fn an_access_without_permission_has_reason_mapping() {
     vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, READ));
     vm.ok(map(1, IOVA + PAGE, IOVA + 2 * PAGE - 1, DATA, WRITE));
     vm.accel(0).write(IOVA, &[0]).unwrap_err();
-    assert_eq!(vm.events.next(), fault(Fault::R_MAPPING, Fault::WRITE, EP0, IOVA));
+    assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::WRITE, EP0, IOVA));
     vm.accel(0).read(IOVA + PAGE, 1).unwrap_err();
-    assert_eq!(vm.events.next(), fault(Fault::R_MAPPING, Fault::READ, EP0, IOVA + PAGE));
+    assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::READ, EP0, IOVA + PAGE));
     // Up to the end of the first it reads.
     vm.accel(0).read(IOVA + PAGE - 8, 16).unwrap_err();
-    assert_eq!(vm.events.next(), fault(Fault::R_MAPPING, Fault::READ, EP0, IOVA + PAGE));
+    assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::READ, EP0, IOVA + PAGE));
 }
 
 #[test]
@@ -82,7 +86,7 @@ fn an_access_to_a_reserved_region_faults() {
     let mut vm = Vm::new("--boot-bypass off --reserved-region 0x10000-0x1ffff");
     vm.attach_accel(1, 0);
     vm.accel(0).read(0x1_0000, 4).unwrap_err();
-    assert_eq!(vm.events.next().address, 0x1_0000);
+    assert_eq!(vm.events.receive().address, 0x1_0000);
 }
 
 #[test]
@@ -95,8 +99,8 @@ fn an_allowed_access_reports_nothing() {
         vm.accel(0).read(IOVA, 4).unwrap();
     }
     let expected = marker(&mut vm);
-    assert_eq!(vm.events.next(), expected);
-    assert_eq!(vm.events.try_next(), None);
+    assert_eq!(vm.events.receive(), expected);
+    assert_eq!(vm.events.try_receive(), None);
 }
 
 #[test]
@@ -105,7 +109,7 @@ fn faults_come_in_order_and_their_buffers_can_be_used_again() {
     vm.attach_accel(1, 0);
     for page in 0..300 {
         vm.accel(0).read(IOVA + page * PAGE, 8).unwrap_err();
-        assert_eq!(vm.events.next().address, IOVA + page * PAGE);
+        assert_eq!(vm.events.receive().address, IOVA + page * PAGE);
     }
 }
 
@@ -113,9 +117,9 @@ fn faults_come_in_order_and_their_buffers_can_be_used_again() {
 fn buffers_that_were_never_kicked_are_used() {
     // Linux fills its event queue and does not kick before the first event has come back.
     let mut vm = Vm::strict();
-    assert!(vm.events.ring.kick.read().is_err(), "the test has kicked");
+    assert!(vm.events.queue.kick.read().is_err(), "the test has kicked");
     vm.accel(0).read(IOVA, 8).unwrap_err();
-    assert_eq!(vm.events.next().reason, Fault::R_DOMAIN);
+    assert_eq!(vm.events.receive().reason, Fault::R_DOMAIN);
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn buffers_that_appear_after_the_start_are_used() {
     vm.attach_accel(1, 0);
     vm.events.fill(4, EVENT_LEN);
     let expected = marker(&mut vm);
-    assert_eq!(vm.events.next(), expected);
+    assert_eq!(vm.events.receive(), expected);
 }
 
 #[test]
@@ -138,10 +142,10 @@ fn without_a_buffer_nothing_stalls() {
     for page in 0..2000 {
         vm.accel(0).read(IOVA + page * PAGE, 8).unwrap_err();
         vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, WRITE));
-        vm.ok(crate::driver::request::unmap(1, IOVA, IOVA + PAGE - 1));
+        vm.ok(testing::request::unmap(1, IOVA, IOVA + PAGE - 1));
     }
     vm.events.fill(8, EVENT_LEN);
-    vm.events.ring.submit();
+    vm.events.queue.submit();
     // Some of the earlier ones may have waited; not all of them, and in order.
     let events: Vec<_> = until_marker(&mut vm).iter().map(|event| event.address).collect();
     assert!(events.len() < 2000, "an endless queue");
@@ -160,7 +164,7 @@ fn too_small_a_buffer_never_holds_a_part_of_an_event() {
         }
         vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, RW));
         vm.accel(0).read(IOVA, 8).unwrap();
-        while let Some((_, used)) = vm.events.ring.take_used() {
+        while let Some((_, used)) = vm.events.queue.take_used() {
             assert_eq!(used, 0, "an event in {len} bytes");
         }
         vm.reset();
@@ -175,18 +179,18 @@ fn a_fault_after_too_small_buffers_is_reported_in_the_next_good_one() {
     vm.start();
     vm.attach_accel(1, 0);
     // Two small ones, then whole ones, all in different places.
-    let ring = &mut vm.events.ring;
+    let ring = &mut vm.events.queue;
     let place = |slot: u16| 0x20_0000 + 64 * u64::from(slot);
     for (slot, len) in [(0, 8), (1, 23), (2, 24), (3, 24), (4, 24), (5, 24)] {
-        ring.descriptor(slot, place(slot), len, crate::driver::flags::WRITE, 0);
+        ring.descriptor(slot, place(slot), len, testing::virtqueue::flags::WRITE, 0);
         ring.offer(slot);
     }
     ring.publish();
     let seen = wait::until("an event", || {
         vm.accel(0).read(MARK, 8).unwrap_err();
         // A barrier for whatever is injected now.
-        vm.requests.transact(&crate::driver::request::probe(EP0, 512).shape());
-        while let Some((slot, len)) = vm.events.ring.take_used() {
+        vm.requests.transact(&testing::request::probe(EP0, 512).chain());
+        while let Some((slot, len)) = vm.events.queue.take_used() {
             match slot {
                 0 | 1 => assert_eq!(len, 0, "an event in a small buffer"),
                 _ => return Some((slot, len)),
@@ -204,7 +208,7 @@ fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
     vm.start();
     vm.attach_accel(1, 0);
     marker(&mut vm);
-    let (len, data) = vm.events.next_raw();
+    let (len, data) = vm.events.receive_raw();
     assert_eq!(len, EVENT_LEN);
     assert_eq!(data[24..], [0xEE; 40]);
 }
@@ -215,11 +219,11 @@ fn a_buffer_split_over_descriptors_holds_a_whole_event() {
     vm.event_buffers = (0, EVENT_LEN);
     vm.start();
     vm.attach_accel(1, 0);
-    let shape = crate::driver::Shape::new(vec![], vec![1, 3, 4, 7, 9]);
-    let head = vm.events.ring.add(&shape);
-    vm.events.ring.publish();
+    let shape = testing::virtqueue::Chain::new(vec![], vec![1, 3, 4, 7, 9]);
+    let head = vm.events.queue.add(&shape);
+    vm.events.queue.publish();
     marker(&mut vm);
-    let (used, reply) = vm.events.ring.reply();
+    let (used, reply) = vm.events.queue.reply();
     assert_eq!((used, reply.len), (head, EVENT_LEN));
     assert_eq!(reply.data[0], Fault::R_MAPPING);
     assert_eq!(reply.data[16..], MARK.to_le_bytes());
@@ -247,7 +251,7 @@ fn a_noisy_endpoint_does_not_silence_another() {
                 vm.accel(0).start(0, &noise);
             }
             vm.accel(1).read(address, 1).unwrap_err();
-            std::iter::from_fn(|| vm.events.try_next())
+            std::iter::from_fn(|| vm.events.try_receive())
                 .find(|event| (event.endpoint, event.address) == (EP1, address))
         });
     }
@@ -257,11 +261,11 @@ fn a_noisy_endpoint_does_not_silence_another() {
 fn faults_while_the_event_queue_is_disabled_do_no_harm() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
-    vm.session.enable(EVENT_QUEUE, false);
+    vm.front_end.enable(EVENT_QUEUE, false);
     for _ in 0..100 {
         vm.accel(0).read(IOVA, 8).unwrap_err();
     }
-    vm.session.enable(EVENT_QUEUE, true);
+    vm.front_end.enable(EVENT_QUEUE, true);
     until_marker(&mut vm);
 }
 
@@ -273,6 +277,6 @@ fn events_are_signalled_without_event_idx_too() {
     vm.attach_accel(1, 0);
     for _ in 0..100 {
         let expected = marker(&mut vm);
-        assert_eq!(vm.events.next(), expected);
+        assert_eq!(vm.events.receive(), expected);
     }
 }

@@ -1,10 +1,11 @@
 //! How the bytes of a request may be spread over descriptors, and what becomes of the wrong ones.
 
-use crate::driver::request::{READ, RW, TAIL, attach, detach, map, probe, unmap};
-use crate::driver::status::*;
-use crate::driver::{Reply, Request, Shape, Table, flags};
-use crate::frontend::feature;
-use crate::vm::{DATA, EP0, Vm};
+use testing::front_end::feature;
+use testing::request::Request;
+use testing::request::status::*;
+use testing::request::{READ, RW, TAIL, attach, detach, map, probe, unmap};
+use testing::virtqueue::{Chain, Reply, Table, flags};
+use testing::vm::{DATA, EP0, Vm};
 
 const TABLES: [Table; 3] = [Table::Direct, Table::Indirect, Table::Mixed];
 
@@ -32,14 +33,14 @@ fn status(reply: &Reply) -> u8 {
 #[test]
 fn a_request_may_be_cut_in_two_anywhere() {
     let mut vm = Vm::new("");
-    assert_eq!(vm.session.config().probe_size, 512, "adapt this test to probe_size");
+    assert_eq!(vm.front_end.config().probe_size, 512, "adapt this test to probe_size");
     for request in all() {
         for cut in 1..request.bytes.len() {
             let (a, b) = request.bytes.split_at(cut);
             for table in TABLES {
-                let half = request.room / 2;
-                let room = vec![half, request.room - half];
-                let reply = vm.requests.transact(&Shape::new(vec![a, b], room).table(table));
+                let half = request.writable / 2;
+                let room = vec![half, request.writable - half];
+                let reply = vm.requests.transact(&Chain::new(vec![a, b], room).table(table));
                 if let 3 | 4 = request.bytes[0] {
                     vm.ok(unmap(1, 0, u64::MAX));
                 }
@@ -62,8 +63,9 @@ fn a_request_may_be_one_byte_per_descriptor() {
         for request in all() {
             let out = request.bytes.chunks(1).collect();
             // An answer to PROBE in single bytes would not fit into the ring.
-            let room = if request.room == TAIL { vec![1; TAIL] } else { vec![100, 400, 12, 1, 3] };
-            let reply = vm.requests.transact(&Shape::new(out, room).table(table));
+            let room =
+                if request.writable == TAIL { vec![1; TAIL] } else { vec![100, 400, 12, 1, 3] };
+            let reply = vm.requests.transact(&Chain::new(out, room).table(table));
             assert_eq!(status(&reply), OK, "{request:x?}, {table:?}");
         }
     }
@@ -74,7 +76,7 @@ fn a_request_may_be_merged_into_one_descriptor_each_way() {
     let mut vm = Vm::new("");
     for table in TABLES {
         for request in all() {
-            let shape = Shape::new(vec![&request.bytes], vec![request.room]).table(table);
+            let shape = Chain::new(vec![&request.bytes], vec![request.writable]).table(table);
             assert_eq!(status(&vm.requests.transact(&shape)), OK, "{request:x?}, {table:?}");
         }
     }
@@ -96,7 +98,7 @@ fn empty_descriptors_in_between_are_survived() {
         }
         pieces.push(bytes);
         for table in TABLES {
-            let shape = Shape::new(pieces.clone(), room.to_vec()).table(table);
+            let shape = Chain::new(pieces.clone(), room.to_vec()).table(table);
             vm.requests.transact(&shape);
             vm.ok(unmap(1, 0, u64::MAX));
         }
@@ -124,7 +126,7 @@ fn a_request_without_a_whole_head_comes_back_unwritten() {
             assert!(vm.send(&request.clone().cut(len)).is_unwritten(), "{len} bytes");
         }
     }
-    let nothing_to_read = Shape::new(vec![], vec![TAIL]);
+    let nothing_to_read = Chain::new(vec![], vec![TAIL]);
     assert!(vm.requests.transact(&nothing_to_read).is_unwritten());
     vm.ok(map_page(1));
 }
@@ -145,11 +147,11 @@ fn an_unknown_type_comes_back_unwritten() {
 fn a_request_without_room_for_a_tail_comes_back_unwritten_and_is_not_done() {
     let mut vm = attached();
     for room in 0..TAIL {
-        assert!(vm.send(&map_page(1).room(room)).is_unwritten(), "{room} bytes");
-        assert!(vm.send(&detach(1, EP0).room(room)).is_unwritten(), "{room} bytes");
+        assert!(vm.send(&map_page(1).writable(room)).is_unwritten(), "{room} bytes");
+        assert!(vm.send(&detach(1, EP0).writable(room)).is_unwritten(), "{room} bytes");
     }
     let nothing_to_write = map_page(1);
-    let shape = Shape::new(vec![&nothing_to_write.bytes], vec![]);
+    let shape = Chain::new(vec![&nothing_to_write.bytes], vec![]);
     assert_eq!(vm.requests.transact(&shape).len, 0);
     vm.ok(map_page(1));
 }
@@ -175,10 +177,10 @@ fn readable_bytes_behind_the_request_are_ignored() {
 fn an_overlong_writable_part_has_the_tail_at_its_place_and_zeros_behind() {
     let mut vm = attached();
     for (page, more) in (0..).zip([1, 2, 4, 60, 4096, 0xfffc]) {
-        let reply = vm.send(&map_page(page).room(TAIL + more));
+        let reply = vm.send(&map_page(page).writable(TAIL + more));
         assert_eq!(reply.len as usize, TAIL + more);
         assert!(reply.data.iter().all(|&byte| byte == 0), "{more} more bytes");
-        let reply = vm.send(&map_page(page).room(TAIL + more));
+        let reply = vm.send(&map_page(page).writable(TAIL + more));
         assert_eq!(reply.len as usize, TAIL + more);
         assert_eq!(reply.data[0], INVAL, "{more} more bytes");
         assert!(reply.data[1..].iter().all(|&byte| byte == 0), "{more} more bytes");
@@ -189,7 +191,7 @@ fn an_overlong_writable_part_has_the_tail_at_its_place_and_zeros_behind() {
 fn no_more_than_64_kib_are_written() {
     let mut vm = attached();
     for (page, room) in (0..).zip([0x1_0001, 0x2_0000, 0x8_0000]) {
-        let reply = vm.send(&map_page(page).room(room));
+        let reply = vm.send(&map_page(page).writable(room));
         assert_eq!(reply.len, 0x1_0000);
         assert!(reply.data[..0x1_0000].iter().all(|&byte| byte == 0));
         assert!(reply.data[0x1_0000..].iter().all(|&byte| byte == 0xEE));
@@ -203,7 +205,7 @@ fn no_more_than_64_kib_are_written() {
 fn a_tail_may_be_spread_over_an_overlong_writable_part() {
     let mut vm = attached();
     let request = map_page(1);
-    let shape = Shape::new(vec![&request.bytes], vec![1, 1, 100, 1]);
+    let shape = Chain::new(vec![&request.bytes], vec![1, 1, 100, 1]);
     let reply = vm.requests.transact(&shape);
     assert_eq!((reply.len, &reply.data[..]), (103, &[0; 103][..]));
 }
@@ -222,7 +224,7 @@ fn many_requests_in_flight_come_back_in_order() {
                 .collect();
             let heads: Vec<_> = requests
                 .iter()
-                .map(|request| vm.requests.add(&request.shape().table(table)))
+                .map(|request| vm.requests.add(&request.chain().table(table)))
                 .collect();
             vm.requests.submit();
             for head in heads {
@@ -286,7 +288,7 @@ fn a_driver_that_polls_without_notifications_is_served() {
         vm.ram.store(vm.requests.avail, 1);
         for page in 0..1000 {
             let request = map(1, page << 12, (page << 12) + 0xfff, 0, READ);
-            let head = vm.requests.add(&request.shape());
+            let head = vm.requests.add(&request.chain());
             vm.requests.submit();
             let (used, len) = vm.requests.poll_used();
             assert_eq!(used, head);

@@ -4,13 +4,14 @@ use std::fs;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::accel::{Accel, fault_read, regs, ring_fault};
-use crate::driver::request::{RW, attach, detach, map, probe, unmap};
-use crate::driver::status::*;
-use crate::driver::{PAGE, Table};
-use crate::frontend::{EVENT_QUEUE, REQUEST_QUEUE, Session, Step};
-use crate::vm::{DATA, EP0, Vm, daemon};
-use crate::wait;
+use testing::accel::{Accel, fault_read, regs, ring_fault};
+use testing::front_end::{EVENT_QUEUE, FrontEnd, Message, REALIZE, REQUEST_QUEUE, START};
+use testing::memory::PAGE;
+use testing::request::status::*;
+use testing::request::{RW, attach, detach, map, probe, unmap};
+use testing::virtqueue::Table;
+use testing::vm::{DATA, EP0, Vm, daemon};
+use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
 
@@ -55,8 +56,8 @@ fn start_dma(vm: &mut Vm) {
     accel.start(0, &[work; Accel::RING_ENTRIES as usize - 1]);
 }
 
-fn all_steps() -> Vec<Step> {
-    Session::realize_steps().into_iter().chain(Session::start_steps()).collect()
+fn all_messages() -> Vec<Message> {
+    [&REALIZE[..], &START].concat()
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn a_device_reset_ends_all_domains() {
 #[test]
 fn a_device_reset_with_rings_elsewhere_ends_all_domains() {
     let mut vm = mapped();
-    vm.session.stop();
+    vm.front_end.stop();
     let ring = &mut vm.requests;
     let distance = 0x1_8000 - ring.descriptors;
     for part in [&mut ring.descriptors, &mut ring.avail, &mut ring.used] {
@@ -101,7 +102,7 @@ fn a_saved_index_of_0_with_an_old_used_ring_keeps_the_domains() {
         let batch = (0x1_0000 - u32::from(vm.requests.next_avail)).min(256);
         let request = unmap(1, 0x1000, 0x1fff);
         for _ in 0..batch {
-            vm.requests.add(&request.shape().table(Table::Indirect));
+            vm.requests.add(&request.chain().table(Table::Indirect));
         }
         vm.requests.submit();
         for _ in 0..batch {
@@ -132,11 +133,11 @@ fn requests_made_while_stopped_are_served_afterwards() {
     let mut vm = mapped();
     let bases = vm.pause();
     let requests = [unmap(1, IOVA, IOVA + PAGE - 1), map(1, 0, PAGE - 1, DATA, RW)];
-    let heads = requests.each_ref().map(|request| vm.requests.add(&request.shape()));
+    let heads = requests.each_ref().map(|request| vm.requests.add(&request.chain()));
     vm.requests.submit();
     let _ = vm.requests.kick.write(1);
     // Nothing is served now: a read of the configuration space is a barrier for the front end.
-    vm.session.config();
+    vm.front_end.config();
     assert_eq!(vm.requests.take_used(), None);
     vm.cont(bases);
     for head in heads {
@@ -149,9 +150,9 @@ fn requests_made_while_stopped_are_served_afterwards() {
 fn a_disabled_ring_is_not_served_until_it_is_enabled() {
     let mut vm = mapped();
     vm.enable(false);
-    let head = vm.requests.add(&attach(2, EP0).shape());
+    let head = vm.requests.add(&attach(2, EP0).chain());
     vm.requests.submit();
-    vm.session.config();
+    vm.front_end.config();
     assert_eq!(vm.requests.take_used(), None);
     vm.enable(true);
     assert_eq!(vm.requests.reply().0, head);
@@ -173,8 +174,8 @@ fn stopping_again_and_again_is_harmless() {
 #[test]
 fn a_front_end_that_asks_for_no_replies_is_served() {
     let mut vm = Vm::connected(daemon("--boot-bypass off"));
-    vm.session.ask_for_replies = false;
-    vm.run(&Session::realize_steps(), [0; 2]);
+    vm.front_end.request_replies = false;
+    vm.send_messages(&REALIZE, [0; 2]);
     vm.start();
     make_domain(&mut vm);
     let bases = vm.pause();
@@ -190,11 +191,11 @@ fn call_descriptors_can_be_exchanged_while_the_driver_runs() {
     let mut vm = mapped();
     for _ in 0..10 {
         vm.requests.call = EventFd::new(EFD_NONBLOCK).unwrap();
-        vm.events.ring.call = EventFd::new(EFD_NONBLOCK).unwrap();
-        vm.session.set_call(REQUEST_QUEUE, &vm.requests.call);
-        vm.session.set_call(EVENT_QUEUE, &vm.events.ring.call);
+        vm.events.queue.call = EventFd::new(EFD_NONBLOCK).unwrap();
+        vm.front_end.set_call(REQUEST_QUEUE, &vm.requests.call);
+        vm.front_end.set_call(EVENT_QUEUE, &vm.events.queue.call);
         vm.accel(0).read(IOVA + PAGE, 1).unwrap_err();
-        assert_eq!(vm.events.next().address, IOVA + PAGE);
+        assert_eq!(vm.events.receive().address, IOVA + PAGE);
         assert_kept(&mut vm);
     }
 }
@@ -204,7 +205,7 @@ fn kicks_without_requests_are_harmless() {
     let mut vm = mapped();
     for _ in 0..100 {
         vm.requests.kick.write(1).unwrap();
-        vm.events.ring.kick.write(1).unwrap();
+        vm.events.queue.kick.write(1).unwrap();
         assert_kept(&mut vm);
     }
 }
@@ -213,11 +214,11 @@ fn kicks_without_requests_are_harmless() {
 fn vhost_reset_device_starts_clean() {
     let mut vm = mapped();
     use vhost::vhost_user::VhostUserProtocolFeatures as P;
-    if !vm.session.protocol.contains(P::RESET_DEVICE) {
+    if !vm.front_end.protocol.contains(P::RESET_DEVICE) {
         return;
     }
-    vm.session.stop();
-    vm.session.reset_device();
+    vm.front_end.stop();
+    vm.front_end.reset_device();
     vm.boot();
     assert_clean(&mut vm);
 }
@@ -227,12 +228,12 @@ fn memory_regions_come_and_go_while_the_driver_runs() {
     let mut vm = mapped();
     let both = vm.memory();
     for regions in [&both[..1], &both[..], &both[..1], &both[..]] {
-        vm.session.set_memory(regions).unwrap();
+        vm.front_end.set_memory(regions).unwrap();
         assert_kept(&mut vm);
     }
     // The rings' memory goes and comes back.
-    vm.session.set_memory(&both[1..]).unwrap();
-    vm.session.set_memory(&both).unwrap();
+    vm.front_end.set_memory(&both[1..]).unwrap();
+    vm.front_end.set_memory(&both).unwrap();
     vm.reset();
     vm.assert_works();
 }
@@ -241,14 +242,14 @@ fn memory_regions_come_and_go_while_the_driver_runs() {
 fn single_memory_regions_can_be_added_and_removed() {
     use vhost::vhost_user::VhostUserProtocolFeatures as P;
     let mut vm = mapped();
-    if !vm.session.protocol.contains(P::CONFIGURE_MEM_SLOTS) {
+    if !vm.front_end.protocol.contains(P::CONFIGURE_MEM_SLOTS) {
         return;
     }
     let high = vm.memory()[1];
     for _ in 0..3 {
-        vm.session.remove_region(&high);
+        vm.front_end.remove_region(&high);
         assert_kept(&mut vm);
-        vm.session.add_region(&high);
+        vm.front_end.add_region(&high);
         assert_kept(&mut vm);
     }
 }
@@ -258,7 +259,7 @@ fn memory_changes_across_a_stop_keep_the_domains() {
     let mut vm = mapped();
     let bases = vm.pause();
     let both = vm.memory();
-    vm.session.set_memory(&both[..1]).unwrap();
+    vm.front_end.set_memory(&both[..1]).unwrap();
     vm.cont(bases);
     assert_kept(&mut vm);
 }
@@ -285,11 +286,11 @@ fn the_mappings_of_a_front_end_that_has_gone_are_not_reached() {
 
 #[test]
 fn a_front_end_that_goes_at_any_point_of_its_set_up_leaves_a_working_daemon() {
-    let steps = all_steps();
+    let messages = all_messages();
     let mut vm = Vm::connected(daemon("--boot-bypass off"));
-    for count in 0..=steps.len() {
-        vm.fresh_rings();
-        vm.run(&steps[..count], [0; 2]);
+    for count in 0..=messages.len() {
+        vm.clear_queues();
+        vm.send_messages(&messages[..count], [0; 2]);
         vm.replace_front_end();
         vm.assert_works();
         vm.reconnect();
@@ -302,7 +303,7 @@ fn a_front_end_that_goes_with_a_request_in_its_ring_leaves_a_working_daemon() {
     for _ in 0..20 {
         let request = probe(EP0, 512);
         for _ in 0..64 {
-            vm.requests.add(&request.shape());
+            vm.requests.add(&request.chain());
         }
         vm.requests.submit();
         vm.replace_front_end();
@@ -347,7 +348,7 @@ fn requests_are_served_while_dma_runs() {
     }
     vm.ok(unmap(1, 0, u64::MAX));
     // The mapping has gone under the transfer.
-    vm.events.next();
+    vm.events.receive();
     vm.map_home(1, 0);
     assert_eq!(vm.accel(0).read(IOVA, 1), fault_read(IOVA));
 }
@@ -375,11 +376,12 @@ fn many_front_ends_leave_no_descriptors_and_threads_behind() {
 
 #[test]
 fn a_signal_at_any_point_ends_the_daemon_cleanly() {
-    let steps = all_steps();
-    for (count, signal) in (0..=steps.len()).zip([libc::SIGTERM, libc::SIGINT].into_iter().cycle())
+    let messages = all_messages();
+    for (count, signal) in
+        (0..=messages.len()).zip([libc::SIGTERM, libc::SIGINT].into_iter().cycle())
     {
         let mut vm = Vm::connected(daemon(""));
-        vm.run(&steps[..count], [0; 2]);
+        vm.send_messages(&messages[..count], [0; 2]);
         vm.daemon.stop(signal);
     }
 }
@@ -403,6 +405,6 @@ fn a_signal_while_dma_runs_ends_the_daemon_cleanly() {
 #[test]
 fn a_signal_with_the_next_front_end_waiting_ends_the_daemon_cleanly() {
     let mut vm = mapped();
-    let _next = Session::connect(&mut vm.daemon);
+    let _next = FrontEnd::connect(&mut vm.daemon);
     vm.daemon.stop(libc::SIGTERM);
 }

@@ -1,9 +1,9 @@
 //! A guest that asks for more than it may have is told so, and gets it once it has given back.
 
-use crate::driver::Request;
-use crate::driver::request::{RW, attach, detach, map, unmap};
-use crate::driver::status::*;
-use crate::vm::{EP0, EP1, Vm};
+use testing::request::Request;
+use testing::request::status::*;
+use testing::request::{RW, attach, detach, map, unmap};
+use testing::vm::{EP0, EP1, Vm};
 
 fn map_page(domain: u32, page: u64) -> Request {
     map(domain, page << 12, (page << 12) + 0xfff, 0, RW)

@@ -4,12 +4,12 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use crate::daemon;
-use crate::driver::Ring;
-use crate::driver::flags::{INDIRECT, NEXT, WRITE};
-use crate::driver::request::attach;
-use crate::driver::status::OK;
-use crate::vm::{DATA, EP0, HIGH, LOW, Vm};
+use testing::daemon;
+use testing::request::attach;
+use testing::request::status::OK;
+use testing::virtqueue::Virtqueue;
+use testing::virtqueue::flags::{INDIRECT, NEXT, WRITE};
+use testing::vm::{DATA, EP0, HIGH, LOW, Vm};
 
 /// Where abused descriptors start, so that a good request behind them has its own.
 const AT: u16 = 200;
@@ -59,7 +59,7 @@ const CHAINS: &[(&str, &[Descriptor], &[Descriptor])] = &[
     ("next far beyond an indirect table", &[(TABLE, 32, INDIRECT, 0)], &[(REQUEST, 20, NEXT, 0xffff)]),
 ];
 
-fn lay_out(ring: &mut Ring, chain: &[Descriptor], table: &[Descriptor]) {
+fn lay_out(ring: &mut Virtqueue, chain: &[Descriptor], table: &[Descriptor]) {
     ring.ram.write(REQUEST, &attach(1, EP0).bytes);
     for (index, &(address, len, flags, next)) in (AT..).zip(chain) {
         ring.descriptor(index, address, len, flags, next);
@@ -72,7 +72,7 @@ fn lay_out(ring: &mut Ring, chain: &[Descriptor], table: &[Descriptor]) {
 
 /// A good request behind bad ones is answered, whatever comes back before it.
 fn assert_serves(vm: &mut Vm, what: &str) {
-    let head = vm.requests.add(&attach(0xbad, EP0).shape());
+    let head = vm.requests.add(&attach(0xbad, EP0).chain());
     vm.requests.submit();
     let reply = loop {
         let (used, len) = vm.requests.wait_used();
@@ -100,10 +100,10 @@ fn a_head_beyond_the_table_is_repaired_by_a_reset() {
     let mut vm = Vm::strict();
     for head in [256, 257, 0x7fff, 0xffff] {
         for queue in 0..2 {
-            let ring = if queue == 0 { &mut vm.requests } else { &mut vm.events.ring };
+            let ring = if queue == 0 { &mut vm.requests } else { &mut vm.events.queue };
             ring.offer(head);
             ring.submit();
-            vm.session.config();
+            vm.front_end.config();
             let _ = vm.accel(0).read(DATA, 8);
             vm.reset();
             vm.assert_works();
@@ -121,23 +121,23 @@ fn a_bad_chain_on_the_event_queue_does_no_harm_to_requests() {
         vm.start();
         // More bad ones than faults.
         for _ in 0..8 {
-            lay_out_events(&mut vm.events.ring, chain, table);
+            lay_out_events(&mut vm.events.queue, chain, table);
         }
-        vm.events.ring.submit();
+        vm.events.queue.submit();
         for _ in 0..4 {
             vm.accel(0).read(DATA, 8).unwrap_err();
         }
         vm.ok(attach(1, EP0));
-        vm.session.stop();
+        vm.front_end.stop();
         vm.event_buffers = whole;
         vm.start();
         vm.assert_works();
-        vm.session.stop();
+        vm.front_end.stop();
     }
 }
 
 /// As `lay_out`, for the event queue, whose table is too small for `AT`: from descriptor 0.
-fn lay_out_events(ring: &mut Ring, chain: &[Descriptor], table: &[Descriptor]) {
+fn lay_out_events(ring: &mut Virtqueue, chain: &[Descriptor], table: &[Descriptor]) {
     let moved = |index: u16| if (AT..AT + 8).contains(&index) { index - AT } else { index };
     for (index, &(address, len, flags, next)) in (0..).zip(chain) {
         ring.descriptor(index, address, len, flags, moved(next));
@@ -153,11 +153,11 @@ fn an_available_index_out_of_bounds_is_repaired_by_a_reset() {
     let mut vm = Vm::strict();
     for distance in [257, 300, 0x7fff, 0x8000, 0xffff] {
         for queue in 0..2 {
-            let ring = if queue == 0 { &mut vm.requests } else { &mut vm.events.ring };
+            let ring = if queue == 0 { &mut vm.requests } else { &mut vm.events.queue };
             ring.next_avail = ring.next_avail.wrapping_add(distance);
             ring.submit();
             ring.kick.write(1).unwrap();
-            vm.session.config();
+            vm.front_end.config();
             let _ = vm.accel(0).read(DATA, 8);
             vm.reset();
             vm.assert_works();
@@ -168,7 +168,7 @@ fn an_available_index_out_of_bounds_is_repaired_by_a_reset() {
 #[test]
 fn a_request_that_is_offered_twice_does_no_harm() {
     let mut vm = Vm::strict();
-    let head = vm.requests.add(&attach(1, EP0).shape());
+    let head = vm.requests.add(&attach(1, EP0).chain());
     vm.requests.offer(head);
     vm.requests.submit();
     for _ in 0..2 {
@@ -186,7 +186,7 @@ fn a_reply_over_the_ring_itself_is_repaired_by_a_reset() {
         let ring = &mut vm.requests;
         lay_out(ring, &[(REQUEST, 20, NEXT, AT + 1), (place, 0x1000, WRITE, 0)], &[]);
         ring.submit();
-        vm.session.config();
+        vm.front_end.config();
         vm.reset();
         vm.assert_works();
     }
@@ -232,14 +232,14 @@ fn rings_outside_memory_or_misaligned_are_survived() {
             eprintln!("{what}, queue {queue}");
             vm.start();
             // The answer may be an error, and after it the end of the connection.
-            if vm.session.set_addresses(queue, addresses).is_ok() {
+            if vm.front_end.set_addresses(queue, addresses).is_ok() {
                 vm.requests.kick.write(1).unwrap();
-                vm.session.config();
+                vm.front_end.config();
                 let _ = vm.accel(0).read(DATA, 8);
             }
             vm.replace_front_end();
             vm.assert_works();
-            vm.session.stop();
+            vm.front_end.stop();
         }
     }
 }
@@ -249,13 +249,13 @@ fn rings_whose_memory_goes_away_are_survived() {
     let mut vm = Vm::strict();
     let both = vm.memory();
     for _ in 0..3 {
-        vm.session.set_memory(&both[1..]).unwrap();
-        vm.requests.add(&attach(1, EP0).shape());
+        vm.front_end.set_memory(&both[1..]).unwrap();
+        vm.requests.add(&attach(1, EP0).chain());
         vm.requests.submit();
         vm.requests.kick.write(1).unwrap();
         vm.accel(0).read(DATA, 8).unwrap_err();
-        vm.session.config();
-        vm.session.set_memory(&both).unwrap();
+        vm.front_end.config();
+        vm.front_end.set_memory(&both).unwrap();
         vm.reset();
         vm.assert_works();
     }
@@ -269,10 +269,10 @@ fn a_ring_at_any_size_is_served() {
         vm.start();
         let request = attach(1, EP0);
         for _ in 0..300 {
-            let shape = request.shape().table(crate::driver::Table::Indirect);
+            let shape = request.chain().table(testing::virtqueue::Table::Indirect);
             assert_eq!(vm.requests.transact(&shape).status(), OK, "ring of {size}");
         }
-        vm.session.stop();
+        vm.front_end.stop();
     }
 }
 

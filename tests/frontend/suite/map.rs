@@ -1,10 +1,8 @@
 //! MAP.
 
-use crate::driver::request::{
-    ATTACH_BYPASS, MMIO, READ, RW, WRITE, attach, attach_with, map, unmap,
-};
-use crate::driver::status::*;
-use crate::vm::{EP0, Vm};
+use testing::request::status::*;
+use testing::request::{ATTACH_BYPASS, MMIO, READ, RW, WRITE, attach, attach_with, map, unmap};
+use testing::vm::{EP0, Vm};
 
 const TOP: u64 = u64::MAX - 0xfff;
 
@@ -32,7 +30,7 @@ fn an_address_off_the_granule_is_out_of_range() {
 fn the_granule_is_the_page_size_option() {
     for (option, size) in [("--page-size 16384", 0x4000), ("--page-size 64K", 0x1_0000_u64)] {
         let mut vm = attached(option);
-        assert_eq!(vm.session.config().page_size_mask, size);
+        assert_eq!(vm.front_end.config().page_size_mask, size);
         vm.table([
             ("smaller", map(1, 0, 0xfff, 0, RW), RANGE),
             ("off by a small page", map(1, 0x1000, size + 0xfff, 0, RW), RANGE),
@@ -161,7 +159,7 @@ fn a_mapping_over_a_reserved_region_is_invalid() {
 #[test]
 fn domains_have_address_spaces_of_their_own() {
     let mut vm = attached("");
-    vm.ok(attach(2, crate::vm::EP1));
+    vm.ok(attach(2, testing::vm::EP1));
     vm.ok(map(1, 0, 0xffff, 0, RW));
     vm.ok(map(2, 0, 0xffff, 0, RW));
     vm.ok(unmap(1, 0, u64::MAX));

@@ -5,14 +5,14 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use crate::counters::{self, Counters};
-use crate::driver::PAGE;
-use crate::driver::request::{RW, Request, attach, detach, map, probe, unmap};
-use crate::driver::status::*;
-use crate::paging::{Channel, FAILURE, INVALID};
-use crate::scrape::{self, Figures, METRICS, figures};
-use crate::vm::{DATA, ENDPOINTS, EP0, EP1, NO_ENDPOINT, Vm};
-use crate::wait;
+use testing::counters::{self, Counters};
+use testing::memory::PAGE;
+use testing::metrics::{self, METRICS, Metrics, scrape};
+use testing::paging::{Channel, FAILURE, INVALID};
+use testing::request::status::*;
+use testing::request::{RW, Request, attach, detach, map, probe, unmap};
+use testing::vm::{DATA, ENDPOINTS, EP0, EP1, NO_ENDPOINT, Vm};
+use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
 const OWN: Channel = Channel::new(0, 0, None);
@@ -47,14 +47,14 @@ fn requests_are_counted_by_type_and_status() {
     vm.expect(NOENT, map(7, 0, PAGE - 1, DATA, RW));
     vm.ok(unmap(1, IOVA, page(1).1));
     vm.ok(detach(2, EP1));
-    let probe_size = vm.session.config().probe_size as usize;
+    let probe_size = vm.front_end.config().probe_size as usize;
     vm.ok(probe(EP0, probe_size));
     vm.expect(INVAL, probe(EP0, probe_size - 1));
     assert!(vm.send(&Request::new(77)).is_unwritten());
     assert!(vm.send(&map_page(9).cut(3)).is_unwritten());
-    assert!(vm.send(&map_page(9).room(3)).is_unwritten());
+    assert!(vm.send(&map_page(9).writable(3)).is_unwritten());
 
-    let figures = figures(&vm.daemon);
+    let metrics = scrape(&vm.daemon);
     let rows = [
         ("attach", counts([("ok", 2), ("noent", 1)])),
         ("detach", counts([("ok", 1)])),
@@ -65,15 +65,15 @@ fn requests_are_counted_by_type_and_status() {
         ("unknown", counts([("unwritten", 2)])),
     ];
     for (kind, expected) in rows {
-        assert_eq!(figures.requests(kind), expected, "{kind}");
+        assert_eq!(metrics.requests(kind), expected, "{kind}");
     }
 }
 
 #[test]
 fn what_the_books_hold_is_shown() {
     let books = |vm: &Vm| {
-        let figures = figures(&vm.daemon);
-        ["mappings", "domains", "attachments", "endpoints"].map(|name| figures.get(name))
+        let metrics = scrape(&vm.daemon);
+        ["mappings", "domains", "attachments", "endpoints"].map(|name| metrics.get(name))
     };
     let mut vm = Vm::new(METRICS);
     assert_eq!(books(&vm), [0, 0, 0, 3]);
@@ -94,31 +94,31 @@ fn what_the_books_hold_is_shown() {
 
 #[test]
 fn front_ends_and_the_request_queue_are_counted() {
-    let daemon = crate::vm::daemon(METRICS);
+    let daemon = testing::vm::daemon(METRICS);
     let connected =
-        |figures: &Figures| (figures.get("front_end_connected"), figures.get("front_ends_total"));
-    assert_eq!(connected(&figures(&daemon)), (0, 0));
+        |metrics: &Metrics| (metrics.get("front_end_connected"), metrics.get("front_ends_total"));
+    assert_eq!(connected(&scrape(&daemon)), (0, 0));
     let mut vm = Vm::realized_on(daemon);
     vm.start();
-    assert_eq!(connected(&figures(&vm.daemon)), (1, 1));
+    assert_eq!(connected(&scrape(&vm.daemon)), (1, 1));
     vm.lose_front_end();
     (0..100).for_each(|_| vm.expect(NOENT, detach(1, NO_ENDPOINT)));
-    assert_eq!(connected(&figures(&vm.daemon)), (1, 2));
-    let (figures, batches) = wait::until("sleep after all batches", || {
-        let figures = scrape::figures(&vm.daemon);
-        let found = figures.by_label("request_queue_batches_total{found_by=\"", "\"}");
-        let sleeps = figures.get("request_queue_sleeps_total") > 0;
+    assert_eq!(connected(&scrape(&vm.daemon)), (1, 2));
+    let (metrics, batches) = wait::until("sleep after all batches", || {
+        let metrics = scrape(&vm.daemon);
+        let found = metrics.by_label("request_queue_batches_total{found_by=\"", "\"}");
+        let sleeps = metrics.get("request_queue_sleeps_total") > 0;
         // One request at a time, so each is a batch.
-        (sleeps && found.values().sum::<u64>() == 101).then_some((figures, found))
+        (sleeps && found.values().sum::<u64>() == 101).then_some((metrics, found))
     });
-    assert!(figures.get("driver_signals_total{queue=\"request\"}") > 0);
-    assert!(figures.get("request_queue_wake_ups_total") > 0);
-    let timed = figures.get("request_batch_seconds_count");
-    assert_eq!(figures.get("request_batch_seconds_bucket{le=\"+Inf\"}"), timed);
+    assert!(metrics.get("driver_signals_total{queue=\"request\"}") > 0);
+    assert!(metrics.get("request_queue_wake_ups_total") > 0);
+    let timed = metrics.get("request_batch_seconds_count");
+    assert_eq!(metrics.get("request_batch_seconds_bucket{le=\"+Inf\"}"), timed);
     assert_eq!(timed, 13, "one of eight of {batches:?}");
-    let Vm { daemon, session, .. } = vm;
-    drop(session);
-    wait::until("no front end", || (connected(&scrape::figures(&daemon)) == (0, 2)).then_some(()));
+    let Vm { daemon, front_end, .. } = vm;
+    drop(front_end);
+    wait::until("no front end", || (connected(&scrape(&daemon)) == (0, 2)).then_some(()));
 }
 
 /// Faults that are delivered, dropped and dealt with directly; groups answered in several ways.
@@ -137,7 +137,7 @@ fn make_faults(vm: &mut Vm) {
     vm.accel(1).reset();
     vm.expect(NOENT, group.response(INVALID));
     vm.accel(2).read(IOVA, 8).unwrap_err();
-    assert_eq!(vm.events.next().endpoint, ENDPOINTS[2].1);
+    assert_eq!(vm.events.receive().endpoint, ENDPOINTS[2].1);
 }
 
 /// Names in the log are names of labels.
@@ -152,27 +152,27 @@ fn faults_and_page_requests_are_counted_as_the_log_counts_them() {
     let mut vm = Vm::paging(METRICS);
     make_faults(&mut vm);
     let group = vm.fault(OWN, IOVA + 20 * PAGE);
-    let figures = figures(&vm.daemon);
+    let metrics = scrape(&vm.daemon);
     for (index, endpoint) in NAMES.into_iter().enumerate() {
         let groups = vm.page_requests(index);
         let told = labels(&groups, &["groups", "requests", "waiting"]);
-        assert_eq!(figures.outcomes("page_groups_total", endpoint), told, "{endpoint}");
-        assert_eq!(figures.of("page_groups_waiting", endpoint), groups["waiting"]);
-        assert_eq!(figures.of("page_requests_total", endpoint), groups["requests"]);
+        assert_eq!(metrics.outcomes("page_groups_total", endpoint), told, "{endpoint}");
+        assert_eq!(metrics.of("page_groups_waiting", endpoint), groups["waiting"]);
+        assert_eq!(metrics.of("page_requests_total", endpoint), groups["requests"]);
         let faults = vm.faults(index);
         let told = labels(&faults, &["reported", "waiting"]);
-        assert_eq!(figures.outcomes("faults_total", endpoint), told, "{endpoint}");
-        assert_eq!(figures.of("faults_waiting", endpoint), faults["waiting"]);
+        assert_eq!(metrics.outcomes("faults_total", endpoint), told, "{endpoint}");
+        assert_eq!(metrics.of("faults_waiting", endpoint), faults["waiting"]);
         let answered = |by: &str| {
             let labels = format!("{{endpoint=\"{endpoint}\",answered_by=\"{by}\"}}");
-            figures.get(&format!("page_group_answer_seconds_count{labels}"))
+            metrics.get(&format!("page_group_answer_seconds_count{labels}"))
         };
         let by_guest = groups["success"] + groups["invalid"] + groups["failure"];
         assert_eq!(answered("guest"), by_guest, "{endpoint}");
         assert_eq!(answered("daemon"), groups["groups"] - by_guest - groups["waiting"]);
     }
-    assert_eq!(figures.of("page_groups_waiting", NAMES[0]), 1);
-    assert_eq!(figures.outcomes("page_groups_total", NAMES[0])["success"], 3);
+    assert_eq!(metrics.of("page_groups_waiting", NAMES[0]), 1);
+    assert_eq!(metrics.outcomes("page_groups_total", NAMES[0])["success"], 3);
     vm.ok(group.response(FAILURE));
 }
 
@@ -182,7 +182,7 @@ fn the_last_figures_are_those_of_the_log_at_the_end() {
     make_faults(&mut vm);
     vm.expect(NOENT, detach(9, NO_ENDPOINT));
     vm.send(&Request::new(200));
-    let figures = figures(&vm.daemon);
+    let metrics = scrape(&vm.daemon);
     vm.daemon.stop(libc::SIGTERM);
     let log = vm.daemon.log();
 
@@ -190,21 +190,21 @@ fn the_last_figures_are_those_of_the_log_at_the_end() {
     assert!(requests.len() >= 5, "{requests:?}");
     for kind in ["attach", "detach", "map", "unmap", "probe", "page_response", "unknown"] {
         let told = requests.get(kind).map(|counters| labels(counters, &["received"]));
-        assert_eq!(figures.requests(kind), told.unwrap_or_default(), "{kind}");
+        assert_eq!(metrics.requests(kind), told.unwrap_or_default(), "{kind}");
     }
     for (index, (bdf, _)) in ENDPOINTS.into_iter().enumerate() {
         let last = counters::page_requests(&log, bdf).pop().unwrap();
         let groups = labels(&last, &["groups", "requests", "waiting"]);
-        assert_eq!(figures.outcomes("page_groups_total", NAMES[index]), groups, "{bdf}");
+        assert_eq!(metrics.outcomes("page_groups_total", NAMES[index]), groups, "{bdf}");
         let last = counters::faults(&log, bdf).pop().unwrap();
         let faults = labels(&last, &["reported", "waiting"]);
-        assert_eq!(figures.outcomes("faults_total", NAMES[index]), faults, "{bdf}");
+        assert_eq!(metrics.outcomes("faults_total", NAMES[index]), faults, "{bdf}");
     }
 }
 
 #[test]
 fn who_may_scrape_is_who_may_connect() {
-    let mut daemon = crate::vm::daemon(&format!("{METRICS} --socket-mode 600"));
+    let mut daemon = testing::vm::daemon(&format!("{METRICS} --socket-mode 600"));
     let socket = daemon.file("metrics");
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -231,7 +231,7 @@ for family in parse(sys.stdin.read()):
 ";
     let mut vm = Vm::paging(METRICS);
     make_faults(&mut vm);
-    let text = scrape::text(&vm.daemon);
+    let text = metrics::text(&vm.daemon);
     let mut python = Command::new("/usr/bin/python3")
         .args(["-c", PROGRAM])
         .stdin(Stdio::piped())

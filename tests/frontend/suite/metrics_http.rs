@@ -2,8 +2,8 @@
 
 use std::os::unix::net::UnixStream;
 
-use crate::scrape::{METRICS, ask, connect, figures, parse, receive, send};
-use crate::vm::Vm;
+use testing::metrics::{METRICS, connect, parse, receive, request, scrape, send};
+use testing::vm::Vm;
 
 const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -20,16 +20,16 @@ fn only_the_figures_are_there_and_only_to_be_read() {
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (b"GET /metrics SMTP/1.1\r\n\r\n", 400),
     ];
-    for (request, status) in rows {
-        let answer = ask(&vm.daemon, request);
-        assert_eq!(answer.status, status, "{}", String::from_utf8_lossy(request));
+    for (bytes, status) in rows {
+        let answer = request(&vm.daemon, bytes);
+        assert_eq!(answer.status, status, "{}", String::from_utf8_lossy(bytes));
         assert!(answer.head.contains("\r\nConnection: close"), "{}", answer.head);
     }
-    let whole = ask(&vm.daemon, GET);
+    let whole = request(&vm.daemon, GET);
     let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8";
     assert!(whole.head.contains(kind), "{}", whole.head);
     assert!(whole.body.ends_with("# EOF\n"), "{}", whole.body);
-    let head = ask(&vm.daemon, b"HEAD /metrics HTTP/1.1\r\n\r\n");
+    let head = request(&vm.daemon, b"HEAD /metrics HTTP/1.1\r\n\r\n");
     assert_eq!((head.status, head.body.as_str()), (200, ""));
     assert!(head.head.contains(kind), "{}", head.head);
 }
@@ -43,9 +43,9 @@ fn a_head_can_come_in_pieces_and_is_bounded() {
     }
     assert_eq!(parse(&receive(&mut stream)).status, 200);
     let long = [b"GET /".as_slice(), &[b'x'; 64 << 10]].concat();
-    assert_eq!(ask(&vm.daemon, &long).status, 400);
+    assert_eq!(request(&vm.daemon, &long).status, 400);
     let many = [b"GET /metrics HTTP/1.1\r\n".as_slice(), &b"a: b\r\n".repeat(100)].concat();
-    assert_eq!(ask(&vm.daemon, &many).status, 400);
+    assert_eq!(request(&vm.daemon, &many).status, 400);
     vm.assert_works();
 }
 
@@ -53,7 +53,7 @@ fn a_head_can_come_in_pieces_and_is_bounded() {
 fn one_request_is_answered_whatever_follows_it() {
     let mut vm = Vm::new(METRICS);
     for behind in [GET, b"\0\xff\0\xff", &[b'x'; 10 << 10]] {
-        let answer = ask(&vm.daemon, &[GET, behind].concat());
+        let answer = request(&vm.daemon, &[GET, behind].concat());
         assert_eq!(answer.status, 200);
         assert_eq!(answer.body.matches("# EOF\n").count(), 1);
     }
@@ -74,7 +74,7 @@ fn who_goes_in_the_middle_is_forgotten() {
     send(&mut half, &GET[..9]);
     half.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(receive(&mut half).is_empty());
-    assert_eq!(figures(&vm.daemon).get("endpoints"), 3);
+    assert_eq!(scrape(&vm.daemon).get("endpoints"), 3);
     vm.assert_works();
 }
 
@@ -91,7 +91,7 @@ fn silent_clients_hold_nobody_up_for_good() {
     vm.assert_works();
     let mut last = connect(&vm.daemon);
     // Longer than all of them before it can take.
-    last.set_read_timeout(Some(6 * crate::wait::patience())).unwrap();
+    last.set_read_timeout(Some(6 * testing::wait::limit())).unwrap();
     send(&mut last, GET);
     assert_eq!(parse(&receive(&mut last)).status, 200);
     drop(silent);
@@ -110,7 +110,7 @@ fn many_at_once_are_all_answered() {
     let mut vm = Vm::new(METRICS);
     std::thread::scope(|scope| {
         for _ in 0..32 {
-            scope.spawn(|| (0..8).for_each(|_| assert_eq!(ask(&vm.daemon, GET).status, 200)));
+            scope.spawn(|| (0..8).for_each(|_| assert_eq!(request(&vm.daemon, GET).status, 200)));
         }
     });
     vm.assert_works();

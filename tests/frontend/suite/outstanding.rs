@@ -3,13 +3,14 @@
 use std::time::Duration;
 use std::{iter, thread};
 
-use crate::accel::{Refused, denied_write, regs};
-use crate::driver::request::{RW, attach, map};
-use crate::driver::{PAGE, status::*};
-use crate::frontend::Session;
-use crate::paging::{Channel, Group, INVALID, SUCCESS};
-use crate::vm::{DATA, EP0, Vm};
-use crate::wait;
+use testing::accel::{AccessError, denied_write, regs};
+use testing::front_end::REALIZE;
+use testing::memory::PAGE;
+use testing::paging::{Channel, Group, INVALID, SUCCESS};
+use testing::request::status::*;
+use testing::request::{RW, attach, map};
+use testing::vm::{DATA, EP0, Vm};
+use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
@@ -40,7 +41,7 @@ fn ask_all(vm: &mut Vm) {
 fn assert_cut_off(vm: &mut Vm, channel: Channel) {
     let record = vm.accel(channel.index).record(channel.number);
     match vm.outcome(channel) {
-        Err(Refused::Channel { error: regs::ERROR_COMPLETION_FAULT, address }) => {
+        Err(AccessError::Channel { error: regs::ERROR_COMPLETION_FAULT, address }) => {
             assert!(address == record || address == record + 8, "{address:#x}");
         }
         outcome => assert_eq!(outcome, denied_write(IOVA)),
@@ -70,7 +71,7 @@ fn detach_of_a_pasid_answers_its_groups_and_no_others() {
     vm.expect(NOENT, process.response(SUCCESS));
     assert_cut_off(&mut vm, PROCESS);
     for (group, channel) in [(own, OWN), (other, OTHER), (beside, BESIDE)] {
-        assert!(vm.is_waiting(channel));
+        assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
     }
@@ -86,7 +87,7 @@ fn detach_of_the_endpoint_answers_the_groups_of_its_own_space_and_not_those_of_i
     vm.expect(NOENT, own.response(SUCCESS));
     assert_cut_off(&mut vm, OWN);
     for (group, channel) in [(process, PROCESS), (other, OTHER), (beside, BESIDE)] {
-        assert!(vm.is_waiting(channel));
+        assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
     }
@@ -99,7 +100,7 @@ fn attach_to_another_domain_answers_the_groups_of_the_space_before() {
         const NEXT: u32 = 0x4444;
         let mut vm = Vm::open_on("", channel);
         let group = vm.fault(channel, IOVA);
-        vm.ok(attach(NEXT, crate::vm::EP2));
+        vm.ok(attach(NEXT, testing::vm::EP2));
         vm.map_home(NEXT, channel.index);
         vm.ok(channel.attach(NEXT));
         vm.expect(NOENT, group.response(SUCCESS));
@@ -117,7 +118,7 @@ fn attach_to_the_same_domain_changes_nothing() {
     let (mut vm, groups) = outstanding("");
     for (group, channel) in groups.iter().zip(ALL) {
         vm.ok(channel.attach(channel.domain()));
-        assert!(vm.is_waiting(channel));
+        assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
     }
@@ -127,8 +128,8 @@ fn attach_to_the_same_domain_changes_nothing() {
 #[test]
 fn a_refused_attach_or_detach_changes_nothing() {
     let (mut vm, groups) = outstanding("");
-    vm.expect(INVAL, crate::driver::request::detach(OTHER.domain(), EP0));
-    vm.expect(INVAL, crate::driver::request::detach_pasid(OTHER.domain(), EP0, PASID));
+    vm.expect(INVAL, testing::request::detach(OTHER.domain(), EP0));
+    vm.expect(INVAL, testing::request::detach_pasid(OTHER.domain(), EP0, PASID));
     vm.expect(INVAL, PROCESS.attach(OTHER.domain()).patched(12, 0x82));
     for (group, channel) in groups.iter().zip(ALL) {
         vm.resolve(group);
@@ -147,7 +148,7 @@ fn a_pasid_that_is_attached_again_starts_without_groups() {
         let new = vm.fault(PROCESS, IOVA);
         assert_ne!(old.id, new.id);
         vm.expect(NOENT, old.response(SUCCESS));
-        assert!(vm.is_waiting(PROCESS), "the answer to an old group reached a new one");
+        assert!(vm.is_pending(PROCESS), "the answer to an old group reached a new one");
         vm.resolve(&new);
         assert_eq!(vm.outcome(PROCESS), Ok(()));
         vm.ok(PROCESS.detach());
@@ -158,8 +159,8 @@ fn a_pasid_that_is_attached_again_starts_without_groups() {
 #[test]
 fn a_device_reset_answers_all_groups() {
     for reset in [Vm::reset, |vm: &mut Vm| {
-        vm.session.stop();
-        vm.session.reset_device();
+        vm.front_end.stop();
+        vm.front_end.reset_device();
         vm.boot();
     }] {
         let (mut vm, groups) = outstanding("");
@@ -178,9 +179,9 @@ fn a_device_reset_answers_all_groups() {
 #[test]
 fn vhost_reset_device_answers_before_it_is_answered() {
     let (mut vm, _) = outstanding("");
-    vm.session.stop();
-    vm.session.reset_device();
-    vm.session.config();
+    vm.front_end.stop();
+    vm.front_end.reset_device();
+    vm.front_end.config();
     assert_eq!(vm.page_requests(0)["waiting"], 0);
     vm.boot();
 }
@@ -195,7 +196,7 @@ fn after_a_reset_no_event_of_a_group_before_is_delivered() {
         vm.accel(0).group_pages = 2;
         vm.events.hold = true;
         ALL.into_iter().for_each(|channel| vm.write_pages(channel, IOVA, 2));
-        vm.events.next();
+        vm.events.receive();
         vm.assert_groups(0, &[("waiting", 3)]);
         vm.assert_groups(1, &[("waiting", 1)]);
         vm.event_buffers.0 = 16;
@@ -215,7 +216,7 @@ fn a_stopped_vm_that_goes_on_keeps_its_groups() {
         vm.cont(bases);
     }
     for (group, channel) in groups.iter().zip(ALL) {
-        assert!(vm.is_waiting(channel));
+        assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
     }
@@ -242,7 +243,7 @@ fn the_groups_of_a_front_end_that_has_gone_are_answered() {
     vm.reconnect();
     ALL.into_iter().for_each(|channel| assert_cut_off(&mut vm, channel));
     vm.assert_groups(0, &[("reset", 3)]);
-    vm.run(&Session::realize_steps(), [0; 2]);
+    vm.send_messages(&REALIZE, [0; 2]);
     vm.boot();
     open_all(&mut vm);
     for group in groups {
@@ -279,7 +280,7 @@ fn a_signal_answers_all_groups_before_the_daemon_ends() {
         let (mut vm, _) = outstanding("");
         vm.daemon.stop(signal);
         for (bdf, groups) in [("00:02.0", 3), ("0001:02:03.4", 1)] {
-            let last = crate::counters::page_requests(&vm.daemon.log(), bdf).pop().unwrap();
+            let last = testing::counters::page_requests(&vm.daemon.log(), bdf).pop().unwrap();
             // A channel may still ask for the page of its record.
             assert_eq!((last["reset"], last["waiting"]), (groups, 0), "{last:?}");
         }
@@ -308,7 +309,7 @@ fn a_function_whose_vmm_side_goes_takes_its_groups_back() {
     for group in &groups[..3] {
         vm.expect(NOENT, group.response(SUCCESS));
     }
-    vm.accel(0).ask_for_pages();
+    vm.accel(0).enable_page_requests();
     vm.resolve(&groups[3]);
     assert_all_work(&mut vm);
 }
@@ -322,7 +323,7 @@ fn a_group_that_was_taken_back_before_it_was_delivered_is_not_delivered() {
     vm.ok(BESIDE.detach());
     vm.assert_groups(1, &[("detached", 1)]);
     vm.events.fill(8, 48);
-    vm.events.ring.submit();
+    vm.events.queue.submit();
     vm.open(BESIDE);
     vm.assert_no_event(BESIDE);
     vm.assert_groups(0, &[("withdrawn", 3)]);
@@ -341,7 +342,7 @@ fn a_group_of_which_a_part_was_delivered_is_delivered_to_its_end_whatever_has_an
         vm.events.hold = true;
         vm.accel(0).group_pages = 3;
         vm.write_pages(PROCESS, IOVA, 3);
-        let first = vm.events.next();
+        let first = vm.events.receive();
         // Else it would ask again, page by page.
         vm.accel(0).stop(PROCESS.number);
         end(&mut vm);
@@ -374,8 +375,8 @@ fn a_group_that_was_never_delivered_is_answered_when_its_time_is_up() {
     ALL.into_iter().for_each(|channel| assert_eq!(vm.outcome(channel), denied_write(IOVA)));
     vm.assert_groups(0, &[("timed out", 3)]);
     vm.events.fill(8, 48);
-    vm.events.ring.submit();
-    assert_eq!(vm.events.try_next(), None);
+    vm.events.queue.submit();
+    assert_eq!(vm.events.try_receive(), None);
 }
 
 #[test]
@@ -398,7 +399,7 @@ fn time_stands_still_while_the_vm_is_stopped() {
     vm.fault(PROCESS, IOVA);
     let bases = vm.pause();
     thread::sleep(Duration::from_secs(3));
-    assert!(vm.is_waiting(PROCESS));
+    assert!(vm.is_pending(PROCESS));
     vm.cont(bases);
     assert_eq!(vm.outcome(PROCESS), denied_write(IOVA));
     vm.assert_groups(0, &[("timed out", 1)]);

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
-use crate::accel::{Accel, Refused, denied_write, fault_write, regs, ring_fault};
-use crate::driver::request::{READ, RW, map, page_resp, probe};
-use crate::driver::{EVENT_LEN, Fault, LONG_EVENT_LEN, PAGE, Shape};
-use crate::frontend::feature;
-use crate::paging::{Channel, INVALID, SUCCESS, backing};
-use crate::vm::{DATA, EP0, Vm};
+use testing::accel::{Accel, AccessError, denied_write, fault_write, regs, ring_fault};
+use testing::event::{EVENT_LEN, Fault, LONG_EVENT_LEN};
+use testing::front_end::feature;
+use testing::memory::PAGE;
+use testing::paging::{Channel, INVALID, SUCCESS, backing};
+use testing::request::{READ, RW, map, page_resp, probe};
+use testing::virtqueue::Chain;
+use testing::vm::{DATA, EP0, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
@@ -17,7 +19,7 @@ const PAGE_REQUEST: u16 = 0x802;
 
 /// What the property `kind` of an endpoint holds, its head included, if it has it.
 fn property(vm: &mut Vm, endpoint: u32, kind: u16) -> Option<Vec<u8>> {
-    let size = vm.session.config().probe_size as usize;
+    let size = vm.front_end.config().probe_size as usize;
     let reply = vm.send(&probe(endpoint, size));
     let mut rest = &reply.data[..size];
     while let [t0, t1, l0, l1, ..] = *rest {
@@ -42,8 +44,8 @@ fn boot(args: &str, features: u64, event_len: u32) -> Vm {
 #[test]
 fn the_feature_is_offered() {
     let vm = Vm::realized("");
-    assert_ne!(vm.session.features & feature::PAGE_REQUEST, 0);
-    assert_ne!(vm.session.features & feature::PROBE, 0, "offered only with PROBE");
+    assert_ne!(vm.front_end.features & feature::PAGE_REQUEST, 0);
+    assert_ne!(vm.front_end.features & feature::PROBE, 0, "offered only with PROBE");
 }
 
 #[test]
@@ -71,7 +73,7 @@ fn a_driver_that_does_not_accept_it_sees_nothing_of_it() {
         assert_eq!(vm.outcome(channel), denied_write(IOVA));
         let flags = Fault::WRITE | Fault::ADDRESS;
         let expected = Fault { reason: 2, flags, endpoint: EP0, address: IOVA, ..Fault::default() };
-        assert_eq!(vm.events.next(), expected);
+        assert_eq!(vm.events.receive(), expected);
     }
 }
 
@@ -84,13 +86,14 @@ fn without_the_feature_each_request_is_refused_at_once_and_reported_as_a_fault()
     assert_eq!(vm.outcome(OWN), denied_write(IOVA));
     // The accelerator asks once more for the first page alone.
     for page in [0, 1, 2, 3, 0] {
-        let event = vm.events.next();
+        let event = vm.events.receive();
         assert_eq!((event.reason, event.address), (Fault::R_MAPPING, IOVA + page * PAGE));
     }
     vm.write_pages(PROCESS, IOVA, 1);
-    let ring = Refused::Channel { error: regs::ERROR_RING_FAULT, address: vm.accel(0).home + PAGE };
+    let ring =
+        AccessError::Channel { error: regs::ERROR_RING_FAULT, address: vm.accel(0).home + PAGE };
     assert_eq!(vm.outcome(PROCESS), Err(ring));
-    let event = vm.events.next();
+    let event = vm.events.receive();
     assert_eq!((event.reason, event.address), (Fault::R_DOMAIN, vm.accel(0).home + PAGE));
     vm.assert_groups(0, &[("refused", 3)]);
     vm.assert_requests(0, 4 + 1 + 1);
@@ -107,7 +110,7 @@ fn nor_does_a_driver_get_any_that_comes_after_one_that_accepted_it() {
     vm.open(OWN);
     vm.write_pages(OWN, IOVA + PAGE, 1);
     assert_eq!(vm.outcome(OWN), denied_write(IOVA + PAGE));
-    assert_eq!(vm.events.next().address, IOVA + PAGE);
+    assert_eq!(vm.events.receive().address, IOVA + PAGE);
     vm.assert_groups(0, &[("success", 1), ("refused", 1)]);
 }
 
@@ -124,7 +127,7 @@ fn a_request_tells_endpoint_pasid_address_access_and_group() {
                 Fault::READ => vm.read_byte(channel, address),
                 _ => vm.write_pages(channel, address, 1),
             }
-            let event = vm.events.next();
+            let event = vm.events.receive();
             let expected = Fault {
                 reason: Fault::R_MAPPING,
                 flags: flags | access | with_pasid,
@@ -174,7 +177,7 @@ fn a_channel_of_the_accelerator_that_does_not_ask_has_unrecoverable_faults_of_th
     let mut vm = Vm::paging("");
     for channel in [OWN, PROCESS] {
         vm.open(channel);
-        vm.accel(0).asks_for_pages = false;
+        vm.accel(0).makes_page_requests = false;
         vm.write_pages(channel, IOVA + 8, 1);
         assert_eq!(vm.outcome(channel), fault_write(IOVA + 8));
         let with_pasid = if channel.pasid.is_some() { Fault::PASID } else { 0 };
@@ -186,7 +189,7 @@ fn a_channel_of_the_accelerator_that_does_not_ask_has_unrecoverable_faults_of_th
             address: IOVA + 8,
             group: 0,
         };
-        assert_eq!(vm.events.next(), expected);
+        assert_eq!(vm.events.receive(), expected);
     }
     vm.assert_groups(0, &[]);
 }
@@ -195,9 +198,9 @@ fn a_channel_of_the_accelerator_that_does_not_ask_has_unrecoverable_faults_of_th
 fn a_fault_of_a_pasid_names_no_pasid_if_the_driver_knows_none() {
     let mut vm = boot("", feature::PAGE_REQUEST, LONG_EVENT_LEN);
     vm.accel(0).use_pasid(Some(PASID));
-    let refused: Result<Vec<u8>, Refused> = ring_fault(vm.accel(0));
+    let refused: Result<Vec<u8>, AccessError> = ring_fault(vm.accel(0));
     assert_eq!(vm.accel(0).read(IOVA, 1), refused);
-    let event = vm.events.next();
+    let event = vm.events.receive();
     assert_eq!((event.reason, event.has(Fault::PASID)), (Fault::R_DOMAIN, false));
 }
 
@@ -214,10 +217,10 @@ fn a_driver_without_pasids_gets_the_requests_of_the_endpoint_itself() {
 fn where_nothing_is_attached_requests_are_refused_and_nobody_is_told() {
     let witness = Channel::new(1, 0, Some(1));
     let mut vm = Vm::open_on("", witness);
-    vm.accel(0).ask_for_pages();
+    vm.accel(0).enable_page_requests();
     for channel in [Channel::new(0, 0, None), Channel::new(0, 0, Some(PASID))] {
         vm.write_pages(channel, IOVA, 1);
-        let refused: Result<(), Refused> = ring_fault(vm.accel(0));
+        let refused: Result<(), AccessError> = ring_fault(vm.accel(0));
         assert_eq!(vm.outcome(channel), refused);
     }
     vm.assert_no_event(witness);
@@ -230,7 +233,7 @@ fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
     vm.events.fill(8, 64);
     vm.open(PROCESS);
     vm.write_pages(PROCESS, IOVA, 1);
-    let (len, data) = vm.events.next_raw();
+    let (len, data) = vm.events.receive_raw();
     assert_eq!(len, LONG_EVENT_LEN);
     assert_eq!(data[48..], [0xEE; 16]);
     let group = vm.rest_of(Fault::parse(&data[..48]));
@@ -242,10 +245,10 @@ fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
 fn a_buffer_split_over_descriptors_holds_a_whole_event() {
     let mut vm = Vm::paging_with("", 0);
     vm.open(PROCESS);
-    let head = vm.events.ring.add(&Shape::new(vec![], vec![1, 7, 5, 12, 20, 3]));
-    vm.events.ring.publish();
+    let head = vm.events.queue.add(&Chain::new(vec![], vec![1, 7, 5, 12, 20, 3]));
+    vm.events.queue.publish();
     vm.write_pages(PROCESS, IOVA, 1);
-    let (used, reply) = vm.events.ring.reply();
+    let (used, reply) = vm.events.queue.reply();
     assert_eq!((used, reply.len), (head, LONG_EVENT_LEN));
     let group = vm.rest_of(Fault::parse(&reply.data));
     assert_eq!((group.pasid, group.pages.as_slice()), (Some(PASID), [IOVA].as_slice()));
@@ -261,7 +264,7 @@ fn a_buffer_below_48_bytes_holds_no_page_request() {
     vm.accel(0).group_pages = 2;
     vm.write_pages(PROCESS, IOVA, 2);
     for small in [0, 23, 24, 47] {
-        let (len, data) = vm.events.next_raw();
+        let (len, data) = vm.events.receive_raw();
         assert_eq!((len, data), (0, vec![0xEE; small]), "a buffer of {small} bytes");
     }
     let group = vm.group();
@@ -275,11 +278,11 @@ fn a_buffer_of_24_to_47_bytes_holds_an_unrecoverable_fault_of_the_old_format() {
     for (room, written) in [(23, None), (24, Some(24)), (47, Some(24)), (48, Some(48))] {
         let mut vm = Vm::paging_with("", 0);
         vm.open(PROCESS);
-        vm.accel(0).asks_for_pages = false;
+        vm.accel(0).makes_page_requests = false;
         vm.events.fill_with(&[room, 64]);
         vm.write_pages(PROCESS, IOVA, 1);
         assert_eq!(vm.outcome(PROCESS), fault_write(IOVA));
-        let (len, data) = vm.events.next_raw();
+        let (len, data) = vm.events.receive_raw();
         assert_eq!(len, written.unwrap_or(0), "into {room} bytes");
         assert!(data[len as usize..].iter().all(|&byte| byte == 0xEE));
         if len == EVENT_LEN {
@@ -306,7 +309,7 @@ fn no_two_unanswered_groups_of_an_endpoint_have_the_same_id_whatever_their_pasid
     assert_eq!(ids.len(), groups.len());
     // Each leads to its own channel, in whatever order they are answered.
     for (group, channel) in groups.iter().zip(channels).rev() {
-        assert!(vm.is_waiting(channel));
+        assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
         let page = vm.ram.read(backing(group.pages[0]), 8);
@@ -351,7 +354,7 @@ fn a_page_that_is_not_there_after_success_is_asked_for_again() {
 fn the_ring_and_the_record_are_asked_for_too() {
     let mut vm = Vm::paging("");
     vm.ok(PROCESS.attach(PROCESS.domain()));
-    vm.accel(0).ask_for_pages();
+    vm.accel(0).enable_page_requests();
     vm.write_pages(PROCESS, IOVA, 1);
     let home = vm.accel(0).home;
     for page in [home + PAGE, IOVA, vm.accel(0).record(PROCESS.number) / PAGE * PAGE] {

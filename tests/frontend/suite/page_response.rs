@@ -1,10 +1,11 @@
 //! PAGE_RESP: right, wrong, twice, for others.
 
-use crate::accel::{Refused, denied_write, regs};
-use crate::driver::request::{RW, map, page_resp, probe};
-use crate::driver::{PAGE, Request, status::*};
-use crate::paging::{Channel, FAILURE, Group, INVALID, SUCCESS};
-use crate::vm::{DATA, EP0, EP1, NO_ENDPOINT, Vm};
+use testing::accel::{AccessError, denied_write, regs};
+use testing::memory::PAGE;
+use testing::paging::{Channel, FAILURE, Group, INVALID, SUCCESS};
+use testing::request::{RW, map, page_resp, probe};
+use testing::request::{Request, status::*};
+use testing::vm::{DATA, EP0, EP1, NO_ENDPOINT, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
@@ -45,7 +46,7 @@ fn success_makes_the_access_happen() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
     vm.ok(map(PROCESS.domain(), IOVA, IOVA + PAGE - 1, DATA, RW));
-    assert!(vm.is_waiting(PROCESS), "the mapping alone answers nothing");
+    assert!(vm.is_pending(PROCESS), "the mapping alone answers nothing");
     vm.ok(group.response(SUCCESS));
     assert_eq!(vm.outcome(PROCESS), Ok(()));
     assert_eq!(vm.ram.read(DATA, 8), IOVA.to_le_bytes());
@@ -60,7 +61,7 @@ fn invalid_fails_this_access_and_no_other() {
     let other = vm.fault(OTHER, IOVA);
     vm.ok(group.response(INVALID));
     assert_eq!(vm.outcome(PROCESS), denied_write(IOVA));
-    assert!(vm.is_waiting(OTHER));
+    assert!(vm.is_pending(OTHER));
     vm.resolve(&other);
     assert_eq!(vm.outcome(OTHER), Ok(()));
     let again = vm.fault(PROCESS, IOVA + PAGE);
@@ -78,7 +79,7 @@ fn failure_stops_the_endpoint_until_its_function_is_reset() {
     for channel in [PROCESS, OTHER] {
         let outcome = vm.outcome(channel);
         let stopped =
-            matches!(outcome, Err(Refused::Channel { error: regs::ERROR_PAGE_RESPONSE, .. }));
+            matches!(outcome, Err(AccessError::Channel { error: regs::ERROR_PAGE_RESPONSE, .. }));
         assert!(stopped, "{outcome:x?}");
     }
     vm.resolve(&beside);
@@ -97,7 +98,7 @@ fn a_wrong_response_is_refused_and_leaves_the_group_to_be_answered_rightly() {
     let group = vm.fault(PROCESS, IOVA);
     for (what, request, status) in mistakes(&group) {
         assert_eq!(vm.status(&request), status, "{what}: status of {request:x?}");
-        assert!(vm.is_waiting(PROCESS), "{what} was an answer");
+        assert!(vm.is_pending(PROCESS), "{what} was an answer");
     }
     vm.assert_groups(0, &[("waiting", 1)]);
     vm.resolve(&group);
@@ -153,7 +154,7 @@ fn a_group_is_answered_once() {
         assert_eq!(vm.outcome(PROCESS).is_ok(), code == SUCCESS);
         vm.expect(NOENT, group.response(SUCCESS));
     }
-    assert!(vm.is_waiting(OTHER));
+    assert!(vm.is_pending(OTHER));
     vm.resolve(&waiting);
     assert_eq!(vm.outcome(OTHER), Ok(()));
     vm.assert_groups(0, &[("success", 2), ("invalid", 1)]);
@@ -163,7 +164,7 @@ fn a_group_is_answered_once() {
 fn two_answers_in_one_batch_count_once() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
-    let heads = [INVALID, SUCCESS].map(|code| vm.requests.add(&group.response(code).shape()));
+    let heads = [INVALID, SUCCESS].map(|code| vm.requests.add(&group.response(code).chain()));
     vm.requests.submit();
     for (head, status) in heads.into_iter().zip([OK, NOENT]) {
         let (used, reply) = vm.requests.reply();
@@ -181,7 +182,7 @@ fn a_mapping_and_the_response_can_share_a_batch() {
         let group = vm.fault(PROCESS, address);
         let map = map(PROCESS.domain(), address, address + PAGE - 1, DATA, RW);
         for request in [map, group.response(SUCCESS)] {
-            vm.requests.add(&request.shape());
+            vm.requests.add(&request.chain());
         }
         vm.requests.submit();
         assert_eq!([(), ()].map(|()| vm.requests.reply().1.status()), [OK, OK]);
@@ -208,7 +209,7 @@ fn a_group_is_not_answered_in_the_name_of_another_endpoint_or_pasid() {
             };
             let response = page_resp(endpoint, pasid, group.id, INVALID);
             assert_eq!(vm.status(&response), expected, "{response:x?} for {group:x?}");
-            assert!(vm.is_waiting(channel));
+            assert!(vm.is_pending(channel));
         }
     }
     for (group, channel) in groups.iter().zip(channels) {
@@ -230,14 +231,14 @@ fn a_group_that_was_not_delivered_is_not_there_to_be_answered() {
         let requests: Vec<_> =
             (first..=first + 63).map(|id| page_resp(EP0, Some(PASID), id, INVALID)).collect();
         for request in &requests {
-            vm.requests.add(&request.shape());
+            vm.requests.add(&request.chain());
         }
         vm.requests.submit();
         requests.iter().for_each(|_| assert_eq!(vm.requests.reply().1.status(), NOENT));
     }
-    assert!(vm.is_waiting(PROCESS));
+    assert!(vm.is_pending(PROCESS));
     vm.events.fill(4, 48);
-    vm.events.ring.submit();
+    vm.events.queue.submit();
     let group = vm.group();
     vm.resolve(&group);
     assert_eq!(vm.outcome(PROCESS), Ok(()));
@@ -250,13 +251,13 @@ fn a_group_of_which_a_part_was_delivered_is_not_there_to_be_answered() {
     vm.events.hold = true;
     vm.accel(0).group_pages = 3;
     vm.write_pages(PROCESS, IOVA, 3);
-    let first = vm.events.next();
+    let first = vm.events.receive();
     vm.expect(NOENT, page_resp(EP0, Some(PASID), first.group, INVALID));
-    assert!(vm.is_waiting(PROCESS));
-    vm.events.next();
+    assert!(vm.is_pending(PROCESS));
+    vm.events.receive();
     vm.expect(NOENT, page_resp(EP0, Some(PASID), first.group, INVALID));
     vm.events.refill();
-    let last = vm.events.next();
+    let last = vm.events.receive();
     assert_eq!(last.address, IOVA + 2 * PAGE);
     vm.ok(page_resp(EP0, Some(PASID), last.group, INVALID));
     vm.assert_groups(0, &[("invalid", 1), ("waiting", 1)]);
@@ -279,11 +280,11 @@ fn an_answer_that_the_channel_no_longer_waits_for_is_taken() {
 fn requests_are_served_while_groups_wait_for_their_answers() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
-    let size = vm.session.config().probe_size as usize;
+    let size = vm.front_end.config().probe_size as usize;
     for _ in 0..100 {
         vm.send(&probe(EP0, size));
         vm.ok(map(PROCESS.domain(), IOVA, IOVA + PAGE - 1, DATA, RW));
-        vm.ok(crate::driver::request::unmap(PROCESS.domain(), IOVA, IOVA + PAGE - 1));
+        vm.ok(testing::request::unmap(PROCESS.domain(), IOVA, IOVA + PAGE - 1));
     }
     vm.resolve(&group);
     assert_eq!(vm.outcome(PROCESS), Ok(()));

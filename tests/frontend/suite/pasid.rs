@@ -1,13 +1,14 @@
 //! The PASID extension (`docs/page-requests.md`).
 
-use crate::accel::{Refused, fault_read, fault_write, regs, ring_fault};
-use crate::driver::request::{
+use testing::accel::{AccessError, fault_read, fault_write, regs, ring_fault};
+use testing::front_end::feature;
+use testing::memory::PAGE;
+use testing::request::status::*;
+use testing::request::{
     ATTACH_BYPASS, READ, RW, attach, attach_pasid, attach_with, detach, detach_pasid, map, probe,
     unmap,
 };
-use crate::driver::{PAGE, status::*};
-use crate::frontend::feature;
-use crate::vm::{DATA, EP0, EP1, NO_ENDPOINT, Vm};
+use testing::vm::{DATA, EP0, EP1, NO_ENDPOINT, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
@@ -31,13 +32,13 @@ fn attach_accel(vm: &mut Vm, domain: u32, pasid: u32) {
 #[test]
 fn the_feature_is_offered_and_a_driver_that_does_not_accept_it_sees_nothing_of_it() {
     let mut vm = Vm::realized("");
-    assert_ne!(vm.session.features & feature::PASID, 0);
+    assert_ne!(vm.front_end.features & feature::PASID, 0);
     vm.boot();
     vm.expect(INVAL, attach_pasid(1, EP0, PASID));
     vm.ok(attach(1, EP0));
     // Flags and PASID are reserved bytes then, and those of DETACH are ignored.
     vm.ok(detach_pasid(1, EP0, PASID));
-    let size = vm.session.config().probe_size as usize;
+    let size = vm.front_end.config().probe_size as usize;
     let reply = vm.send(&probe(EP0, size));
     assert_eq!(reply.data[24..size], vec![0; size - 24], "only the MSI region is shown");
 }
@@ -45,7 +46,7 @@ fn the_feature_is_offered_and_a_driver_that_does_not_accept_it_sees_nothing_of_i
 #[test]
 fn probe_shows_the_width_of_pasids() {
     let mut vm = vm();
-    let size = vm.session.config().probe_size as usize;
+    let size = vm.front_end.config().probe_size as usize;
     let reply = vm.send(&probe(EP0, size));
     assert_eq!(reply.data[24..32], [0x01, 0x08, 4, 0, 20, 0, 0, 0]);
     assert_eq!(reply.data[32..size], vec![0; size - 32]);
@@ -100,11 +101,11 @@ fn nothing_is_reached_through_a_pasid_that_is_not_attached() {
     let mut vm = vm();
     vm.attach_accel(1, 0);
     vm.accel(0).use_pasid(Some(PASID));
-    let refused: Result<Vec<u8>, Refused> = ring_fault(vm.accel(0));
+    let refused: Result<Vec<u8>, AccessError> = ring_fault(vm.accel(0));
     assert_eq!(vm.accel(0).read(IOVA, 1), refused);
     // Nor when the endpoint bypasses the IOMMU.
     vm.ok(detach(1, EP0));
-    vm.session.write_config(36, &[1]);
+    vm.front_end.write_config(36, &[1]);
     assert_eq!(vm.accel(0).read(DATA, 1), refused);
     vm.accel(0).use_pasid(None);
     vm.accel(0).read(DATA, 1).unwrap();
@@ -135,7 +136,7 @@ fn pasids_outlive_the_detach_of_their_endpoint_but_not_a_reset() {
     vm.accel(0).write(IOVA, b"still here").unwrap();
     vm.reset();
     vm.expect(NOENT, detach_pasid(2, EP0, PASID));
-    let refused: Result<Vec<u8>, Refused> = ring_fault(vm.accel(0));
+    let refused: Result<Vec<u8>, AccessError> = ring_fault(vm.accel(0));
     assert_eq!(vm.accel(0).read(IOVA, 1), refused);
 }
 
@@ -148,7 +149,7 @@ fn after_unmap_and_detach_nothing_is_reached_through_the_pasid() {
     vm.ok(unmap(2, IOVA, IOVA + PAGE - 1));
     assert_eq!(vm.accel(0).write(IOVA, b"y"), fault_write(IOVA));
     vm.ok(detach_pasid(2, EP0, PASID));
-    let refused: Result<(), Refused> = ring_fault(vm.accel(0));
+    let refused: Result<(), AccessError> = ring_fault(vm.accel(0));
     assert_eq!(vm.accel(0).write(IOVA, b"y"), refused);
 }
 
@@ -157,7 +158,7 @@ fn the_accelerator_uses_no_pasid_that_its_configuration_space_does_not_enable() 
     let mut vm = vm();
     attach_accel(&mut vm, 2, PASID);
     vm.accel(0).enable_pasids(false);
-    let refused = Refused::Channel { error: regs::ERROR_CONFIG, address: 0 };
+    let refused = AccessError::Channel { error: regs::ERROR_CONFIG, address: 0 };
     assert_eq!(vm.accel(0).write(DATA, b"x"), Err(refused));
     vm.accel(0).enable_pasids(true);
     vm.ok(map(2, IOVA, IOVA + PAGE - 1, DATA, RW));

@@ -1,9 +1,10 @@
 //! PROBE.
 
-use crate::driver::request::{attach, probe};
-use crate::driver::{Reply, status::*};
-use crate::frontend::feature;
-use crate::vm::{EP0, EP1, NO_ENDPOINT, Vm};
+use testing::front_end::feature;
+use testing::request::status::*;
+use testing::request::{attach, probe};
+use testing::virtqueue::Reply;
+use testing::vm::{EP0, EP1, NO_ENDPOINT, Vm};
 
 const RESV_MEM: u16 = 1;
 const RESERVED: u8 = 0;
@@ -41,7 +42,7 @@ fn answer(reply: &Reply, size: usize) -> (u8, &[u8]) {
 }
 
 fn probe_size(vm: &mut Vm) -> usize {
-    vm.session.config().probe_size as usize
+    vm.front_end.config().probe_size as usize
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -133,7 +134,7 @@ fn too_small_a_buffer_is_invalid_and_gets_no_property() {
     }
     // Without room for a tail there is nothing to say.
     for room in 0..4 {
-        assert!(vm.send(&probe(EP0, 0).room(room)).is_unwritten());
+        assert!(vm.send(&probe(EP0, 0).writable(room)).is_unwritten());
     }
 }
 

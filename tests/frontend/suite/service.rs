@@ -6,9 +6,9 @@ use std::os::unix::process::CommandExt;
 
 use libc::{SIGTERM, c_void, pid_t};
 
-use crate::daemon::{self, Builder, Daemon};
-use crate::vm::{ENDPOINTS, Vm};
-use crate::wait;
+use testing::daemon::{self, Builder, Daemon};
+use testing::vm::{ENDPOINTS, Vm};
+use testing::wait;
 
 fn builder() -> Builder {
     ENDPOINTS.iter().fold(Daemon::builder(), |builder, (bdf, _)| builder.endpoint(bdf))
@@ -31,10 +31,10 @@ fn a_connected_socket_that_was_passed_is_served_until_the_front_end_leaves() {
     let mut vm = Vm::realized_on(builder().with_connected_socket().start());
     vm.start();
     vm.assert_works();
-    let Vm { session, mut daemon, .. } = vm;
+    let Vm { front_end, mut daemon, .. } = vm;
     daemon.assert_alive();
-    drop(session);
-    daemon.ends();
+    drop(front_end);
+    daemon.exits();
 }
 
 #[test]
@@ -56,7 +56,7 @@ impl Managed {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(wait::patience())).unwrap();
+        socket.set_read_timeout(Some(wait::limit())).unwrap();
         let builder = builder().env("NOTIFY_SOCKET", path.to_str().unwrap());
         let daemon = env.iter().fold(builder, |builder, (name, value)| builder.env(name, value));
         (Self { socket, _dir: dir }, daemon.start())
@@ -97,8 +97,8 @@ fn a_service_manager_is_told_what_the_daemon_does() {
     manager.expect(&waiting);
     let mut vm = Vm::realized_on(daemon);
     manager.expect("STATUS=front end connected");
-    let Vm { session, daemon, .. } = vm;
-    drop(session);
+    let Vm { front_end, daemon, .. } = vm;
+    drop(front_end);
     manager.expect(&waiting);
     vm = Vm::realized_on(daemon);
     manager.expect("STATUS=front end connected");

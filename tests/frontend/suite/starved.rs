@@ -2,14 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::accel::regs::{self, Descriptor};
-use crate::accel::{Accel, fault_write};
-use crate::driver::request::{RW, map, unmap};
-use crate::driver::{Fault, LONG_EVENT_LEN, PAGE};
-use crate::frontend::feature;
-use crate::paging::{Channel, Group, INVALID};
-use crate::vm::{DATA, ENDPOINTS, EP0, Vm};
-use crate::wait;
+use testing::accel::regs::{self, Descriptor};
+use testing::accel::{Accel, fault_write};
+use testing::event::{Fault, LONG_EVENT_LEN};
+use testing::front_end::feature;
+use testing::memory::PAGE;
+use testing::paging::{Channel, Group, INVALID};
+use testing::request::{RW, map, unmap};
+use testing::vm::{DATA, ENDPOINTS, EP0, Vm};
+use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
@@ -49,7 +50,7 @@ fn groups_wait_for_buffers_and_none_is_lost() {
         ask(&mut vm, 0, 32, 1);
         // The driver does not kick unless the device asks for it.
         vm.events.fill(3, LONG_EVENT_LEN);
-        vm.events.ring.submit();
+        vm.events.queue.submit();
         vm.events.hold = true;
         let mut pages = Vec::new();
         for turn in 0..32 {
@@ -94,7 +95,7 @@ fn a_group_larger_than_the_queue_is_delivered_as_buffers_come() {
 fn one_by_one(vm: &mut Vm, mut events: Vec<Fault>, count: usize, pages: usize) {
     while events.len() < count {
         vm.events.refill();
-        events.push(vm.events.next());
+        events.push(vm.events.receive());
     }
     for group in events.chunks(pages) {
         assert!(Group::new(group).pages.is_sorted());
@@ -108,7 +109,7 @@ fn nothing_comes_between_the_events_of_a_group() {
         let mut vm = vm(1);
         vm.events.hold = true;
         ask(&mut vm, beginner, 5, 5);
-        let first = vm.events.next();
+        let first = vm.events.receive();
         let others = (0..ENDPOINTS.len()).filter(|index| *index != beginner);
         others.for_each(|index| ask(&mut vm, index, 5, 5));
         one_by_one(&mut vm, vec![first], 3 * 5 * 5, 5);
@@ -121,10 +122,10 @@ fn nor_do_faults_that_are_only_reported() {
     let mut vm = vm(1);
     vm.events.hold = true;
     ask(&mut vm, 0, 1, 32);
-    let mut events = vec![vm.events.next()];
+    let mut events = vec![vm.events.receive()];
     for index in [0, 1] {
         vm.accel(index).use_pasid(Some(PASID));
-        vm.accel(index).asks_for_pages = false;
+        vm.accel(index).makes_page_requests = false;
     }
     while events.len() < 32 {
         for index in [0, 1] {
@@ -132,7 +133,7 @@ fn nor_do_faults_that_are_only_reported() {
             vm.accel(index).start(NOISY, &[noise(record); Accel::RING_ENTRIES as usize - 1]);
         }
         vm.events.refill();
-        events.push(vm.events.next());
+        events.push(vm.events.receive());
     }
     assert_eq!(Group::new(&events).pages.len(), 32);
 }
@@ -148,18 +149,18 @@ fn faults_that_are_only_reported_are_dropped_and_counted_while_a_group_waits_for
     let quiet = Channel::new(1, 0, Some(PASID));
     let mut vm = vm(0);
     ask(&mut vm, 0, 1, 1);
-    vm.accel(1).asks_for_pages = false;
+    vm.accel(1).makes_page_requests = false;
     for page in 0..4 {
         vm.write_pages(quiet, IOVA + page * PAGE, 1);
         assert_eq!(vm.outcome(quiet), fault_write(IOVA + page * PAGE));
     }
     wait::until("the faults to be dropped", || (vm.faults(1)["dropped"] == 4).then_some(()));
     vm.events.fill(8, LONG_EVENT_LEN);
-    vm.events.ring.submit();
+    vm.events.queue.submit();
     let group = vm.group();
     assert_eq!(group.endpoint, EP0);
     vm.resolve(&group);
-    assert_eq!(vm.events.try_next(), None);
+    assert_eq!(vm.events.try_receive(), None);
 }
 
 #[test]
@@ -170,7 +171,7 @@ fn endpoints_take_turns_group_by_group() {
     ask(&mut vm, 0, 20, 2);
     ask(&mut vm, 1, 3, 2);
     ask(&mut vm, 2, 3, 2);
-    let first = vm.events.next();
+    let first = vm.events.receive();
     vm.events.hold = false;
     vm.events.refill();
     let mut order = vec![vm.rest_of(first).endpoint];
@@ -193,7 +194,7 @@ fn the_turns_hold_for_groups_of_any_length() {
     ask(&mut vm, 0, 8, 8);
     ask(&mut vm, 1, 8, 1);
     vm.events.fill(16, LONG_EVENT_LEN);
-    vm.events.ring.submit();
+    vm.events.queue.submit();
     let order: Vec<_> = (0..16).map(|_| vm.group().endpoint).collect();
     assert!(order.windows(2).all(|pair| pair[0] != pair[1]), "{order:x?}");
 }

@@ -4,12 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::daemon::command;
-use crate::driver::request::{attach, detach};
-use crate::driver::status::NOENT;
-use crate::paging::{Channel, INVALID};
-use crate::scrape::METRICS;
-use crate::vm::{EP0, NO_ENDPOINT, Vm};
+use testing::daemon::command;
+use testing::metrics::METRICS;
+use testing::paging::{Channel, INVALID};
+use testing::request::status::NOENT;
+use testing::request::{attach, detach};
+use testing::vm::{EP0, NO_ENDPOINT, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 

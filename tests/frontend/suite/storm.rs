@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use crate::accel::{Accel, denied_write};
-use crate::daemon;
-use crate::driver::{PAGE, status::*};
-use crate::paging::{Channel, Group, INVALID, SUCCESS};
-use crate::vm::{EP0, Vm};
+use testing::accel::{Accel, denied_write};
+use testing::daemon;
+use testing::memory::PAGE;
+use testing::paging::{Channel, Group, INVALID, SUCCESS};
+use testing::request::status::*;
+use testing::vm::{EP0, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;

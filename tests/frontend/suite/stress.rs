@@ -1,14 +1,16 @@
 //! Everything at once: endpoints that ask, a driver that answers rightly, wrongly, late and for
 //! others, and address spaces that come and go. Each status is foreseen, and the sums add up.
 
-use crate::accel::denied_write;
-use crate::daemon;
-use crate::driver::request::{RW, map, page_resp};
-use crate::driver::{Fault, PAGE, status::*};
-use crate::paging::{Channel, FAILURE, Group, INVALID, SUCCESS, backing};
-use crate::random::Random;
-use crate::vm::{ENDPOINTS, Vm};
-use crate::wait;
+use testing::accel::denied_write;
+use testing::daemon;
+use testing::event::Fault;
+use testing::memory::PAGE;
+use testing::paging::{Channel, FAILURE, Group, INVALID, SUCCESS, backing};
+use testing::random::Random;
+use testing::request::status::*;
+use testing::request::{RW, map, page_resp};
+use testing::vm::{ENDPOINTS, Vm};
+use testing::wait;
 
 const STEPS: u32 = 10_000;
 const CHANNELS: u32 = 6;
@@ -152,7 +154,7 @@ impl Stress {
     }
 
     fn read_events(&mut self) {
-        while let Some(event) = self.vm.events.try_next() {
+        while let Some(event) = self.vm.events.try_receive() {
             self.parts.push(event);
             if event.has(Fault::LAST) {
                 self.waiting.push(Group::new(&std::mem::take(&mut self.parts)));
@@ -244,7 +246,7 @@ impl Stress {
             };
             if !self.jobs[job].denied {
                 assert_eq!(outcome, Ok(()), "job {job}");
-            } else if let Err(crate::accel::Refused::Denied { address, .. }) = outcome {
+            } else if let Err(testing::accel::AccessError::Denied { address, .. }) = outcome {
                 assert_eq!(outcome, denied_write(address), "job {job}");
             } else {
                 panic!("job {job} was denied and has ended with {outcome:x?}");
@@ -278,7 +280,7 @@ impl Stress {
         let channel = self.channel_in(space);
         self.vm.ok(channel.attach(domain));
         self.vm.map_home(domain, channel.index);
-        self.vm.accel(channel.index).ask_for_pages();
+        self.vm.accel(channel.index).enable_page_requests();
         self.spaces[space].domain = Some(domain);
     }
 

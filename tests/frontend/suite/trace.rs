@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::daemon::program;
-use crate::paging::Channel;
 use crate::uprobe::{Uprobe, trace_points};
-use crate::vm::Vm;
+use testing::daemon::program;
+use testing::paging::Channel;
+use testing::vm::Vm;
 
 const IOVA: u64 = 0x7000_0000;
 
@@ -35,7 +35,7 @@ fn the_program_has_the_trace_points_with_their_arguments() {
 #[ignore = "needs the right to put probes into programs"]
 fn each_of_them_is_come_by_as_often_as_it_says() {
     let mut vm = Vm::paging("");
-    vm.ok(crate::driver::request::attach(1, crate::vm::EP1));
+    vm.ok(testing::request::attach(1, testing::vm::EP1));
     // Threads that are made later, for the accelerators' clients, count with those that make them.
     let tasks = || std::fs::read_dir(format!("/proc/{}/task", vm.daemon.pid())).unwrap();
     let threads: Vec<u32> =
@@ -54,7 +54,7 @@ fn each_of_them_is_come_by_as_often_as_it_says() {
         vm.outcome(channel).unwrap();
     }
     vm.accel(2).read(IOVA, 8).unwrap_err();
-    vm.events.next();
+    vm.events.receive();
     let counts: BTreeMap<&str, u64> = probes
         .iter_mut()
         .map(|(name, probes)| (name.as_str(), probes.iter_mut().map(Uprobe::count).sum()))

@@ -1,8 +1,8 @@
 //! UNMAP.
 
-use crate::driver::request::{ATTACH_BYPASS, RW, attach, attach_with, map, unmap};
-use crate::driver::status::*;
-use crate::vm::{EP0, Vm};
+use testing::request::status::*;
+use testing::request::{ATTACH_BYPASS, RW, attach, attach_with, map, unmap};
+use testing::vm::{EP0, Vm};
 
 /// Pages `first..=last`.
 type Pages = (u64, u64);
@@ -11,12 +11,12 @@ fn bytes((first, last): Pages) -> (u64, u64) {
     (first << 12, (last << 12) + 0xfff)
 }
 
-fn map_pages(pages: Pages) -> crate::driver::Request {
+fn map_pages(pages: Pages) -> testing::request::Request {
     let (first, last) = bytes(pages);
     map(1, first, last, 0, RW)
 }
 
-fn unmap_pages(pages: Pages) -> crate::driver::Request {
+fn unmap_pages(pages: Pages) -> testing::request::Request {
     let (first, last) = bytes(pages);
     unmap(1, first, last)
 }

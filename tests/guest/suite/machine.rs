@@ -1,8 +1,8 @@
 //! Restarts and stops of the whole machine.
 
 use super::{Guest, check_groups, for_each_guest, give_to_vfio};
-use crate::common::wait;
 use crate::vm::{A, B, Vm};
+use testing::machine::wait_until;
 
 for_each_guest!(restarts_begin_anew, mappings_outlive_a_stop);
 
@@ -59,7 +59,7 @@ fn start_loop(vm: &mut Vm, guest: Guest) {
 }
 
 fn wait_for_rounds(vm: &mut Vm, count: u64) {
-    wait::until(&format!("round {count} of the loop"), || {
+    wait_until(&format!("round {count} of the loop"), || {
         let ended = vm.try_run("cat /tmp/loop /tmp/status");
         assert_ne!(ended.status, 0, "the loop has ended:\n{}", ended.text);
         (rounds(vm) >= count).then_some(())

@@ -9,8 +9,8 @@ const GRANULE: &str = "granule 0x10000 larger than system page size 0x1000";
 /// The guest's kernel tells, and nothing else goes wrong.
 #[test]
 fn pages_larger_than_the_guests() {
-    let options = ["--page-size", "64K"];
-    let mut vm = Vm::builder(Kernel::Small).options(&options).tolerate(GRANULE).boot();
+    let options = "--page-size 64K";
+    let mut vm = Vm::builder(Kernel::Small).options(options).tolerate(GRANULE).boot();
     assert!(vm.kernel_log().contains(GRANULE), "the kernel does not say: {GRANULE}");
     let output = vm.run_to_fail(&format!("guest-dma verify {A}"));
     assert!(output.contains("0000:00:02.0 is behind no IOMMU"), "{output}");

@@ -2,10 +2,10 @@
 //!
 //! `guest-dma sva` does it, and verifies; see `examples/guest-dma/sva`.
 
-use crate::common::counters::{self, Counters};
-use crate::common::kernel_log;
 use crate::kernel::Kernel;
 use crate::vm::{A, B, Builder, C, D, Vm};
+use testing::counters::{self, Counters};
+use testing::machine::kernel_log;
 
 /// Page requests one by one, and in groups; and how the program waits.
 const WAYS: [&str; 2] = ["--poll", "--group-pages 32"];
@@ -47,14 +47,14 @@ fn finish(mut vm: Vm) -> Vec<Counters> {
 /// Ends the machine. All endpoints must have been at work, and all groups been answered in time.
 fn finish_counted(vm: Vm) -> Vec<Counters> {
     let counts = vm.finish();
-    counts.iter().for_each(counters::assert_answered);
+    counts.iter().for_each(counters::assert_all_answered);
     counts
 }
 
 /// The kernel must still check its locks.
 fn check_locks(vm: &mut Vm) {
-    let answer = vm.run(kernel_log::ASK_FOR_CHECKS);
-    kernel_log::assert_checks(&answer, &vm.kernel_log());
+    let answer = vm.run(kernel_log::LOCKDEP_COMMAND);
+    kernel_log::assert_lockdep_active(&answer, &vm.kernel_log());
 }
 
 #[test]
@@ -64,10 +64,7 @@ fn memory_that_the_device_touches_first() {
     sva(&mut vm, A, "stack");
     sva_once(&mut vm, A, "--group-pages 32 stream --total 128");
     let counts = finish(vm);
-    assert!(
-        counts[0].count("requests") > counts[0].count("groups"),
-        "no group of several: {counts:?}"
-    );
+    assert!(counts[0]["requests"] > counts[0]["groups"], "no group of several: {counts:?}");
 }
 
 #[test]
@@ -75,7 +72,7 @@ fn accesses_that_the_process_may_not_make() {
     let mut vm = boot(builder(), &[A]);
     sva(&mut vm, A, "refuse");
     let counts = finish(vm);
-    assert!(counts[0].count("invalid") > 0, "{counts:?}");
+    assert!(counts[0]["invalid"] > 0, "{counts:?}");
 }
 
 #[test]
@@ -157,7 +154,7 @@ fn machines_that_are_paused_and_restarted_in_mid_dma() {
     sva(&mut vm, A, "touch");
     check_locks(&mut vm);
     let counts = vm.finish();
-    assert_eq!(counts[0].count("timed out"), 0, "{counts:?}");
+    assert_eq!(counts[0]["timed out"], 0, "{counts:?}");
 }
 
 /// Runs a scenario in the background.

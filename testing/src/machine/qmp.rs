@@ -1,4 +1,4 @@
-//! QEMU's monitor.
+//! QEMU's monitor (QMP).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -6,16 +6,17 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::wait::{self, PATIENCE};
+use super::{LIMIT, wait_until};
 
+/// A connection to QEMU's monitor.
 pub struct Qmp {
     reader: BufReader<UnixStream>,
 }
 
 impl Qmp {
-    pub fn connect(path: &Path) -> Self {
-        let stream = wait::until("QEMU's monitor", || UnixStream::connect(path).ok());
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    pub(super) fn connect(path: &Path) -> Self {
+        let stream = wait_until("QEMU's monitor", || UnixStream::connect(path).ok());
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
         let mut qmp = Self { reader: BufReader::new(stream) };
         let greeting = qmp.receive();
         assert!(greeting["QMP"].is_object(), "QEMU's greeting: {greeting}");
@@ -23,7 +24,8 @@ impl Qmp {
         qmp
     }
 
-    /// Runs a command without arguments. Events that come meanwhile are passed over.
+    /// Runs a command without arguments, which must succeed. Events are skipped.
+    #[track_caller]
     pub fn execute(&mut self, command: &str) -> Value {
         let line = format!("{}\n", json!({ "execute": command }));
         self.reader.get_mut().write_all(line.as_bytes()).unwrap();
@@ -36,10 +38,11 @@ impl Qmp {
         }
     }
 
+    #[track_caller]
     fn receive(&mut self) -> Value {
         let mut line = String::new();
         let read = self.reader.read_line(&mut line);
-        assert!(matches!(read, Ok(1..)), "no answer from QEMU's monitor: {read:?}");
+        assert!(matches!(read, Ok(1..)), "no reply from QEMU's monitor: {read:?}");
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("'{line}': {error}"))
     }
 }

@@ -7,26 +7,32 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::wait::{self, PATIENCE};
+use super::{LIMIT, wait_until};
 
+/// Pause between two checks of the machine while a command runs.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A connection to the agent in the guest.
 pub struct Agent {
     stream: UnixStream,
     lines: Receiver<String>,
     commands: u64,
 }
 
-/// What a command has printed, and its exit status.
+/// The output of a command, and its exit status.
 pub struct Output {
+    /// Standard output and standard error.
     pub text: String,
+    /// The exit status.
     pub status: i32,
 }
 
 impl Agent {
-    pub fn connect(path: &Path) -> Self {
-        let stream = wait::until("the serial port", || UnixStream::connect(path).ok());
+    pub(super) fn connect(path: &Path) -> Self {
+        let stream = wait_until("the serial port", || UnixStream::connect(path).ok());
         let reader = BufReader::new(stream.try_clone().unwrap());
         let (sender, lines) = mpsc::channel();
-        // Ends with the machine.
+        // The thread ends with the machine.
         thread::spawn(move || {
             for line in reader.split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -38,13 +44,15 @@ impl Agent {
         Self { stream, lines, commands: 0 }
     }
 
-    /// Waits until the guest takes commands, after its start or a restart. `check` is called
-    /// again and again, and panics when there is no hope.
+    /// Waits until the agent runs, after a start or a restart of the guest. Meanwhile calls
+    /// `check` repeatedly, which panics if the machine has failed.
+    #[track_caller]
     pub fn wait_until_ready(&mut self, check: impl FnMut()) {
-        self.lines_until("the guest to take commands", |line| line == "@ready", check);
+        self.lines_until("the guest's agent", |line| line == "@ready", check);
     }
 
-    /// Sends a command and does not wait for its end.
+    /// Sends a command without waiting for its end.
+    #[track_caller]
     pub fn send(&mut self, command: &str) {
         assert!(!command.contains('\n'), "a command is one line: {command}");
         self.commands += 1;
@@ -52,7 +60,8 @@ impl Agent {
         self.stream.write_all(line.as_bytes()).expect("the guest's serial port");
     }
 
-    /// Runs a command in the guest.
+    /// Runs a shell command in the guest, and meanwhile `check`.
+    #[track_caller]
     pub fn run(&mut self, command: &str, check: impl FnMut()) -> Output {
         self.send(command);
         let marker = format!("@{} ", self.commands);
@@ -63,7 +72,8 @@ impl Agent {
         Output { text: lines.join("\n"), status }
     }
 
-    /// All lines up to one that is `last`. Patience is for each of them.
+    /// Returns the lines up to the one that is `last`. The limit is for each line.
+    #[track_caller]
     fn lines_until(
         &mut self,
         what: &str,
@@ -73,7 +83,7 @@ impl Agent {
         let mut start = Instant::now();
         let mut lines: Vec<String> = Vec::new();
         loop {
-            match self.lines.recv_timeout(Duration::from_millis(200)) {
+            match self.lines.recv_timeout(CHECK_INTERVAL) {
                 Ok(line) => {
                     let found = last(&line);
                     lines.push(line);
@@ -83,10 +93,9 @@ impl Agent {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => check(),
-                Err(RecvTimeoutError::Disconnected) => panic!("QEMU ended; waited for {what}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("QEMU has exited; waited for {what}"),
             }
-            let waited = start.elapsed();
-            assert!(waited < PATIENCE, "waited in vain for {what}; so far:\n{}", lines.join("\n"));
+            assert!(start.elapsed() < LIMIT, "timed out: {what}; so far:\n{}", lines.join("\n"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A split virtqueue as a driver sees it, with every field open to abuse.
+//! A split virtqueue from the driver's side, with every field open to abuse.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -7,65 +7,75 @@ use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::Ram;
+use crate::memory::GuestMemory;
 use crate::wait;
 
+/// Descriptor flags: `VIRTQ_DESC_F_*`.
 pub mod flags {
     pub const NEXT: u16 = 1;
     pub const WRITE: u16 = 2;
     pub const INDIRECT: u16 = 4;
 }
 
-/// Between any two buffers, and after the last.
+/// Bytes between any two buffers, and after the last.
 const GUARD: usize = 16;
-/// What the guard and unwritten buffers hold.
+/// Content of guards and of device-writable buffers that the device has not written.
 pub const UNWRITTEN: u8 = 0xEE;
 
-/// How a request is laid out in descriptors: one per slice to read, one per length to write.
+/// A descriptor chain: one descriptor for each slice to read and for each length to write.
 #[derive(Clone, Debug)]
-pub struct Shape<'a> {
-    pub out: Vec<&'a [u8]>,
-    pub room: Vec<usize>,
+pub struct Chain<'a> {
+    /// Device-readable buffers.
+    pub readable: Vec<&'a [u8]>,
+    /// Lengths of device-writable buffers.
+    pub writable: Vec<usize>,
+    /// Where the descriptors are.
     pub table: Table,
 }
 
+/// The table that holds the descriptors of a chain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Table {
-    /// A chain in the descriptor table.
+    /// All in the descriptor table.
     Direct,
-    /// All descriptors in one indirect table.
+    /// All in one indirect table.
     Indirect,
-    /// The first descriptor in the descriptor table, the others in an indirect table.
+    /// The first in the descriptor table, the others in an indirect table.
     Mixed,
 }
 
-impl<'a> Shape<'a> {
-    pub fn new(out: Vec<&'a [u8]>, room: Vec<usize>) -> Self {
-        Self { out, room, table: Table::Direct }
+impl<'a> Chain<'a> {
+    /// Creates a chain in the descriptor table.
+    pub fn new(readable: Vec<&'a [u8]>, writable: Vec<usize>) -> Self {
+        Self { readable, writable, table: Table::Direct }
     }
 
+    /// Replaces the table.
     pub fn table(self, table: Table) -> Self {
         Self { table, ..self }
     }
 }
 
-/// What came back: `used.len`, and all the writable bytes of the request.
+/// A used chain: the length that the device reports, and all device-writable bytes.
 #[derive(Debug, PartialEq)]
 pub struct Reply {
+    /// `used.len`
     pub len: u32,
+    /// The device-writable bytes of the chain.
     pub data: Vec<u8>,
 }
 
 impl Reply {
-    /// The status of a request that was answered: a whole tail, with nothing but it in the
-    /// length, and its reserved bytes 0.
+    /// Returns the status of a request. Checks that the device has written the whole tail, all
+    /// device-writable bytes are in the length, and the tail's reserved bytes are 0.
     pub fn status(&self) -> u8 {
-        let tail = self.data.last_chunk::<4>().expect("room for a tail");
+        let tail = self.data.last_chunk::<4>().expect("space for a tail");
         assert_eq!(self.len as usize, self.data.len(), "used.len is not the writable length");
         assert_eq!(tail[1..], [0; 3], "tail.reserved");
         tail[0]
     }
 
+    /// Returns whether the device has written nothing.
     pub fn is_unwritten(&self) -> bool {
         self.len == 0 && self.data.iter().all(|&byte| byte == UNWRITTEN)
     }
@@ -77,71 +87,91 @@ struct Segment {
     writable: bool,
 }
 
-pub struct Ring {
-    pub ram: Arc<Ram>,
+/// A split virtqueue with its buffers in guest memory.
+///
+/// ```no_run
+/// use testing::memory::GuestMemory;
+/// use testing::request::{attach, status};
+/// use testing::virtqueue::Virtqueue;
+///
+/// let ram = GuestMemory::new(&[(0, 1 << 20)]);
+/// let mut requests = Virtqueue::new(&ram, 256, 0x1_0000, 0x2_0000..0x4_0000);
+/// // ... started by a front end
+/// assert_eq!(requests.transact(&attach(1, 0x10).chain()).status(), status::OK);
+/// ```
+pub struct Virtqueue {
+    /// The memory that holds the queue.
+    pub ram: Arc<GuestMemory>,
+    /// Number of descriptors.
     pub size: u16,
+    /// Guest-physical address of the descriptor table.
     pub descriptors: u64,
+    /// Guest-physical address of the available ring.
     pub avail: u64,
+    /// Guest-physical address of the used ring.
     pub used: u64,
+    /// Whether `VIRTIO_F_EVENT_IDX` is negotiated.
     pub event_idx: bool,
+    /// Signalled by the driver.
     pub kick: EventFd,
+    /// Signalled by the device.
     pub call: EventFd,
-    /// The next avail index to be published.
+    /// The available index to publish next.
     pub next_avail: u16,
     published: u16,
     next_used: u16,
     buffers: Range<u64>,
     next_buffer: u64,
     next_descriptor: u16,
-    pending: HashMap<u16, Vec<Segment>>,
+    in_flight: HashMap<u16, Vec<Segment>>,
 }
 
-impl Ring {
-    /// A ring of `size` entries at `base`, with its buffers in `buffers`.
-    pub fn new(ram: &Arc<Ram>, size: u16, base: u64, buffers: Range<u64>) -> Self {
+impl Virtqueue {
+    /// Creates a queue of `size` descriptors at `base`, with its buffers in `buffers`.
+    pub fn new(ram: &Arc<GuestMemory>, size: u16, base: u64, buffers: Range<u64>) -> Self {
         let avail = base + 16 * u64::from(size);
         let used = (avail + 6 + 2 * u64::from(size)).next_multiple_of(4);
-        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let mut ring = Self {
+        let mut queue = Self {
             ram: ram.clone(),
             size,
             descriptors: base,
             avail,
             used,
             event_idx: true,
-            kick: event(),
-            call: event(),
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
             next_avail: 0,
             published: 0,
             next_used: 0,
             next_buffer: buffers.start,
             buffers,
             next_descriptor: 0,
-            pending: HashMap::new(),
+            in_flight: HashMap::new(),
         };
-        ring.clear();
-        ring
+        queue.clear();
+        queue
     }
 
-    /// As a driver leaves it after it has reset the device.
+    /// Clears the queue, as a driver does after a device reset.
     pub fn clear(&mut self) {
         let end = self.used + 6 + 8 * u64::from(self.size);
         self.ram.fill(self.descriptors, (end - self.descriptors) as usize, 0);
         (self.next_avail, self.published, self.next_used) = (0, 0, 0);
-        self.forget();
+        self.free_buffers();
     }
 
-    fn forget(&mut self) {
-        self.pending.clear();
+    fn free_buffers(&mut self) {
+        self.in_flight.clear();
         self.next_buffer = self.buffers.start;
         self.next_descriptor = 0;
     }
 
+    /// Writes an entry of the descriptor table.
     pub fn descriptor(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         self.write_descriptor(self.descriptors, index, address, len, flags, next);
     }
 
-    /// Writes a descriptor into a table anywhere.
+    /// Writes an entry of the table at `table`.
     pub fn write_descriptor(
         &self,
         table: u64,
@@ -158,66 +188,68 @@ impl Ring {
         self.ram.write(table + 16 * u64::from(index), &bytes);
     }
 
-    /// Puts `head` into the avail ring; `publish` shows it.
+    /// Puts `head` into the available ring, without publishing it.
     pub fn offer(&mut self, head: u16) {
         let slot = u64::from(self.next_avail % self.size);
         self.ram.store(self.avail + 4 + 2 * slot, head);
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
-    /// Shows what was offered to the device, without a kick.
+    /// Publishes the offered chains, without a kick.
     pub fn publish(&mut self) {
         self.ram.store(self.avail + 2, self.next_avail);
         fence(Ordering::SeqCst);
     }
 
-    /// Publishes, and kicks if the device asks for it.
+    /// Publishes the offered chains, and kicks if the device requests it.
     pub fn submit(&mut self) {
         self.publish();
         let (old, new) = (self.published, self.next_avail);
         self.published = new;
-        let wanted = if self.event_idx {
+        let kick = if self.event_idx {
             let event = self.ram.load(self.used + 4 + 8 * u64::from(self.size));
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
             self.ram.load(self.used) & 1 == 0
         };
-        if wanted {
+        if kick {
             self.kick.write(1).unwrap();
         }
     }
 
-    /// Lays a request out in memory and offers it. Returns its head.
-    pub fn add(&mut self, shape: &Shape) -> u16 {
-        let mut segments: Vec<_> = shape.out.iter().map(|data| self.buffer(data, false)).collect();
-        for &len in &shape.room {
+    /// Writes a chain to memory and offers it. Returns its head.
+    pub fn add(&mut self, chain: &Chain) -> u16 {
+        let mut segments: Vec<_> =
+            chain.readable.iter().map(|data| self.buffer(data, false)).collect();
+        for &len in &chain.writable {
             let segment = self.buffer(&vec![UNWRITTEN; len], true);
             segments.push(segment);
         }
-        let direct = match shape.table {
+        let direct = match chain.table {
             Table::Direct => segments.len(),
             Table::Indirect => 0,
             Table::Mixed => 1,
         };
         let head = self.next_descriptor;
         let indirect = direct < segments.len();
-        self.chain(self.descriptors, head, &segments[..direct], indirect);
+        self.link(self.descriptors, head, &segments[..direct], indirect);
         self.next_descriptor += direct as u16;
         if indirect {
-            let (table, len) = (self.take(16 * segments.len()), 16 * (segments.len() - direct));
-            self.chain(table, 0, &segments[direct..], false);
+            let (table, len) = (self.allocate(16 * segments.len()), 16 * (segments.len() - direct));
+            self.link(table, 0, &segments[direct..], false);
             self.descriptor(self.next_descriptor, table, len as u32, flags::INDIRECT, 0);
             self.next_descriptor += 1;
         }
         assert!(self.next_descriptor <= self.size, "descriptor table is full");
         self.offer(head);
-        self.pending.insert(head, segments);
+        self.in_flight.insert(head, segments);
         head
     }
 
-    fn chain(&self, table: u64, first: u16, segments: &[Segment], goes_on: bool) {
+    /// Links descriptors of `segments` in `table`, from index `first`.
+    fn link(&self, table: u64, first: u16, segments: &[Segment], continued: bool) {
         for (index, segment) in (first..).zip(segments) {
-            let last = usize::from(index - first) + 1 == segments.len() && !goes_on;
+            let last = usize::from(index - first) + 1 == segments.len() && !continued;
             let next = if last { 0 } else { flags::NEXT };
             let write = if segment.writable { flags::WRITE } else { 0 };
             let len = segment.len as u32;
@@ -226,20 +258,20 @@ impl Ring {
     }
 
     fn buffer(&mut self, data: &[u8], writable: bool) -> Segment {
-        let address = self.take(data.len() + GUARD);
+        let address = self.allocate(data.len() + GUARD);
         self.ram.write(address, data);
         self.ram.fill(address + data.len() as u64, GUARD, UNWRITTEN);
         Segment { address, len: data.len(), writable }
     }
 
-    fn take(&mut self, len: usize) -> u64 {
+    fn allocate(&mut self, len: usize) -> u64 {
         let address = self.next_buffer;
         self.next_buffer = (address + len as u64).next_multiple_of(16);
         assert!(self.next_buffer <= self.buffers.end, "no buffers left");
         address
     }
 
-    /// The next used element, if there is one.
+    /// Returns the next used element, if there is one.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
         if self.ram.load(self.used + 2) == self.next_used {
             return None;
@@ -251,7 +283,8 @@ impl Ring {
         Some((field(0) as u16, field(4)))
     }
 
-    /// The next used element; sleeps until the device signals one.
+    /// Waits for the next used element, asleep until the device signals one.
+    #[track_caller]
     pub fn wait_used(&mut self) -> (u16, u32) {
         loop {
             // used_event: signal at the next element.
@@ -265,20 +298,23 @@ impl Ring {
         }
     }
 
-    /// The next used element, for a driver that has turned notifications off and polls.
+    /// Waits for the next used element, as a driver that has disabled notifications and polls.
+    #[track_caller]
     pub fn poll_used(&mut self) -> (u16, u32) {
         wait::until("a used buffer", || self.take_used())
     }
 
-    /// The reply to the next request that comes back, with its head.
+    /// Waits for the next used chain. Returns its head and its reply.
+    #[track_caller]
     pub fn reply(&mut self) -> (u16, Reply) {
         let (head, len) = self.wait_used();
         (head, self.collect(head, len))
     }
 
-    /// Gathers the writable bytes of a request that came back.
+    /// Collects the device-writable bytes of a used chain.
+    #[track_caller]
     pub fn collect(&mut self, head: u16, len: u32) -> Reply {
-        let segments = self.pending.remove(&head).expect("the head of a request in flight");
+        let segments = self.in_flight.remove(&head).expect("the head of a chain in flight");
         let mut data = Vec::new();
         for segment in &segments {
             let bytes = self.ram.read(segment.address, segment.len + GUARD);
@@ -288,18 +324,19 @@ impl Ring {
                 data.extend_from_slice(bytes);
             }
         }
-        if self.pending.is_empty() {
-            self.forget();
+        if self.in_flight.is_empty() {
+            self.free_buffers();
         }
         Reply { len, data }
     }
 
-    /// Sends one request and waits for its reply.
-    pub fn transact(&mut self, shape: &Shape) -> Reply {
-        let head = self.add(shape);
+    /// Sends one chain and waits for its reply.
+    #[track_caller]
+    pub fn transact(&mut self, chain: &Chain) -> Reply {
+        let head = self.add(chain);
         self.submit();
         let (used, reply) = self.reply();
-        assert_eq!(used, head, "another request came back");
+        assert_eq!(used, head, "the device used another chain");
         reply
     }
 }
