@@ -7,7 +7,7 @@ use crate::cli::args::QemuArgs;
 use crate::cli::bdf::Bdf;
 use crate::cli::viot;
 use crate::endpoint::EndpointKind;
-use crate::viommu::wire::size;
+use crate::viommu::wire;
 
 /// VIRTIO_ID_IOMMU.
 const VIRTIO_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_IOMMU;
@@ -54,7 +54,7 @@ fn iommu_device(args: &QemuArgs) -> Result<String, String> {
     Ok(format!(
         "vhost-user-test-device-pci,chardev=viommu,virtio-id={VIRTIO_ID},num_vqs=2,\
          vq_size={queue_size},config_size={},addr={}",
-        size::CONFIG,
+        size_of::<wire::Config>(),
         slot(args.iommu)?
     ))
 }

@@ -1,48 +1,48 @@
-//! What the transport counts. It goes on from one front end to the next.
+//! Counters of the transport. They continue across front ends.
 
 use std::time::Instant;
 
 use crate::counter::{Count, Times};
 
-/// Of so many batches of requests one is timed, so that a look at the clock is no part of most.
-const ONE_TIMED_OF: u64 = 8;
+/// One of this many batches of requests is timed: reading the clock costs time itself.
+const TIMED_INTERVAL: u64 = 8;
 
-/// What has happened on the connection and its queues.
+/// Counters of the connection and its virtqueues.
 #[derive(Debug, Default)]
 pub struct TransportCounters {
     /// Front ends that have connected.
     pub front_ends: Count,
-    /// 1 while one is connected, else 0.
+    /// 1 while a front end is connected, otherwise 0.
     pub connected: Count,
-    /// Of the request queue.
+    /// Counters of the request queue.
     pub requests: RequestQueueCounters,
-    /// Times that the driver was signalled for its events.
+    /// Used buffer notifications sent for the event queue.
     pub event_signals: Count,
 }
 
-/// Kept by the thread that serves the request queue.
+/// Counters of the request queue. The request thread updates them.
 #[derive(Debug, Default)]
 pub struct RequestQueueCounters {
-    /// Times that the thread woke up.
+    /// Wake-ups of the thread.
     pub wake_ups: Count,
-    /// Times that it went to sleep because it gave up polling.
+    /// Returns of the thread to sleep after polling.
     pub sleeps: Count,
-    /// Looks at the ring that found nothing, and after which it looked again.
+    /// Polls that found the available ring empty and were followed by another poll.
     pub polls: Count,
-    /// Batches of requests found at the first look after a wake-up.
+    /// Batches of requests found by the first look after a wake-up.
     pub woken_batches: Count,
     /// Batches of requests found by polling.
     pub polled_batches: Count,
-    /// Times that the driver was signalled.
+    /// Used buffer notifications sent to the driver.
     pub signals: Count,
-    /// How long batches took, from where one was found until all of it was answered and the
-    /// driver signalled: some batches only, and only where they are to be timed.
+    /// Times from finding a batch until all its requests were handled and the driver was notified.
+    /// A sample of the batches, if timing is enabled.
     pub times: Times,
     time_batches: bool,
 }
 
 impl TransportCounters {
-    /// `timed`: whether batches of requests are timed.
+    /// Creates counters. `time_batches` enables the timing of batches of requests.
     pub fn new(time_batches: bool) -> Self {
         let requests = RequestQueueCounters { time_batches, ..RequestQueueCounters::default() };
         Self { requests, ..Self::default() }
@@ -50,14 +50,14 @@ impl TransportCounters {
 }
 
 impl RequestQueueCounters {
-    /// The time, if the next batch is one of those that are timed.
-    pub(super) fn start(&self) -> Option<Instant> {
+    /// Returns the current time if the next batch is to be timed.
+    pub(super) fn start_batch(&self) -> Option<Instant> {
         let batches = self.woken_batches.get().wrapping_add(self.polled_batches.get());
-        (self.time_batches && batches.is_multiple_of(ONE_TIMED_OF)).then(Instant::now)
+        (self.time_batches && batches.is_multiple_of(TIMED_INTERVAL)).then(Instant::now)
     }
 
-    /// A batch is done, found by polling or not.
-    pub(super) fn found(&self, start: Option<Instant>, polled: bool, now: Instant) {
+    /// Counts a handled batch, which was found by polling or not.
+    pub(super) fn finish_batch(&self, start: Option<Instant>, polled: bool, now: Instant) {
         let batches = if polled { &self.polled_batches } else { &self.woken_batches };
         batches.add(1);
         if let Some(start) = start {
@@ -71,17 +71,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_batches_are_timed_if_they_are_to_be() {
-        for (timed, expected) in [(false, 0), (true, 10)] {
-            let counters = TransportCounters::new(timed).requests;
-            for batch in 0..10 * ONE_TIMED_OF {
-                counters.found(counters.start(), batch % 3 == 0, Instant::now());
+    fn a_sample_of_batches_is_timed_if_enabled() {
+        for (time_batches, expected) in [(false, 0), (true, 10)] {
+            let counters = TransportCounters::new(time_batches).requests;
+            for batch in 0..10 * TIMED_INTERVAL {
+                counters.finish_batch(counters.start_batch(), batch % 3 == 0, Instant::now());
             }
             assert_eq!(counters.times.read().count(), expected);
-            assert_eq!(
-                counters.woken_batches.get() + counters.polled_batches.get(),
-                10 * ONE_TIMED_OF
-            );
+            let batches = counters.woken_batches.get() + counters.polled_batches.get();
+            assert_eq!(batches, 10 * TIMED_INTERVAL);
         }
     }
 }

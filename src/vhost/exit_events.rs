@@ -1,4 +1,4 @@
-//! What ends the worker threads of a connection.
+//! The events that end the threads of the virtqueues.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -10,38 +10,45 @@ use vmm_sys_util::event::{
 
 use super::QUEUES;
 
-/// One exit event for each worker. The `vhost-user-backend` crate takes the descriptor that the
-/// worker waits on and never closes it; this does, when the workers have gone.
+/// One exit event for each thread of a virtqueue.
+///
+/// `vhost-user-backend` takes over the file descriptor that a thread waits for, but does not close
+/// it. It is closed here after the threads have ended.
 pub struct ExitEvents {
     events: Mutex<[Option<(EventConsumer, EventNotifier)>; QUEUES]>,
-    given: Mutex<Vec<RawFd>>,
+    taken: Mutex<Vec<RawFd>>,
 }
 
 impl ExitEvents {
+    /// Creates the exit events.
+    ///
     /// # Errors
-    /// When the process has no file descriptor left.
+    /// Returns an error if the process has no file descriptor left.
     pub fn new() -> io::Result<Self> {
-        let event = || new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC);
-        let events = [Some(event()?), Some(event()?)];
-        Ok(Self { events: Mutex::new(events), given: Mutex::default() })
+        let events = [Some(new_event()?), Some(new_event()?)];
+        Ok(Self { events: Mutex::new(events), taken: Mutex::default() })
     }
 
-    /// The event of a worker, once.
+    /// Returns the exit event of a thread, once.
     pub fn take(&self, thread: usize) -> Option<(EventConsumer, EventNotifier)> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let event = events.get_mut(thread)?.take()?;
-        self.given.lock().unwrap_or_else(PoisonError::into_inner).push(event.0.as_raw_fd());
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(event.0.as_raw_fd());
         Some(event)
     }
 }
 
+fn new_event() -> io::Result<(EventConsumer, EventNotifier)> {
+    new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
+}
+
 impl Drop for ExitEvents {
     fn drop(&mut self) {
-        let given = self.given.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for fd in given.drain(..) {
-            // SAFETY: the crate turned the consumer that take() gave it into this number without
-            // an owner. Workers hold the back end, and so this, until they end: none of them
-            // waits on the descriptor any more.
+        let taken = self.taken.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for fd in taken.drain(..) {
+            // SAFETY: the crate converted the consumer that take() returned into this raw
+            // descriptor, which has had no owner since. The threads hold the back end, and with it
+            // `self`, until they end: none of them uses the descriptor any more.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }

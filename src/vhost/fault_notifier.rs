@@ -1,4 +1,4 @@
-//! The fault path's doorbell.
+//! The notifier of the fault path.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,9 +7,11 @@ use super::virtqueue::Virtqueue;
 use crate::iopf::EventNotifier;
 use crate::notifier::Notifier;
 
-/// Rung by whoever reports a fault, who then delivers it, too: there is one thread less to wake.
-/// Where somebody else is at it, or there is more than a little to do, the event queue's own
-/// thread is woken.
+/// Delivers the faults that a thread reports.
+///
+/// The thread that reports a fault delivers it itself, which saves the wake-up of another thread.
+/// The event thread is woken up only if another thread is delivering, or if there is more to
+/// deliver than the reporting thread should spend its time on.
 #[derive(Clone)]
 pub struct FaultNotifier {
     notifier: Notifier,
@@ -18,30 +20,30 @@ pub struct FaultNotifier {
 
 struct Connection {
     events: Arc<EventQueue>,
-    ring: Virtqueue,
+    queue: Virtqueue,
 }
 
 impl FaultNotifier {
-    /// A doorbell that nobody has rung, without a front end.
+    /// Creates a notifier that is not connected to an event queue.
     ///
     /// # Errors
-    /// When the process has no file descriptor left.
+    /// Returns an error if the process has no file descriptor left.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self { notifier: Notifier::new()?, connection: Arc::default() })
     }
 
-    /// Wakes the event queue's thread.
+    /// Returns the notifier that wakes up the event thread.
     pub(super) fn notifier(&self) -> &Notifier {
         &self.notifier
     }
 
-    /// From now on events go into `ring`.
-    pub(super) fn connect(&self, events: &Arc<EventQueue>, ring: &Virtqueue) {
-        let connection = || Connection { events: events.clone(), ring: ring.clone() };
-        self.connection().get_or_insert_with(connection);
+    /// Connects the notifier to the event queue, unless it is connected already.
+    pub(super) fn connect(&self, events: &Arc<EventQueue>, queue: &Virtqueue) {
+        self.connection()
+            .get_or_insert_with(|| Connection { events: events.clone(), queue: queue.clone() });
     }
 
-    /// The front end has gone.
+    /// Disconnects the notifier from the event queue.
     pub(super) fn disconnect(&self) {
         *self.connection() = None;
     }
@@ -53,13 +55,10 @@ impl FaultNotifier {
 
 impl EventNotifier for FaultNotifier {
     fn notify(&self) {
-        let all_done = match self.connection.try_lock() {
-            Ok(connection) => {
-                connection.as_ref().is_some_and(|to| to.events.serve_a_little(&to.ring))
-            }
-            Err(_) => false,
-        };
-        if !all_done {
+        let complete = self.connection.try_lock().is_ok_and(|connection| {
+            connection.as_ref().is_some_and(|to| to.events.serve_briefly(&to.queue))
+        });
+        if !complete {
             self.notifier.signal();
         }
     }

@@ -1,9 +1,22 @@
-//! The vhost-user back end: connection, rings, bytes.
+//! The vhost-user back end: connection, virtqueues and notifications.
 //!
-//! Requests come out of `request_queue`, go to the device model, and their answers go back.
-//! Faults come out of the fault path and go into `event_queue`. No domain and no mapping is
-//! known here. Each queue has a thread of its own, so that polling one never delays the other; a
-//! fault is delivered by the thread that reports it, if the event queue is free (`doorbell`).
+//! It moves bytes between virtqueues and the device model ([`crate::viommu`]) or the fault path
+//! ([`crate::iopf`]). It has no knowledge of domains and mappings.
+//!
+//! # Threads
+//! - The server thread ([`Server::run`]) waits for a front end, and then for the end of its
+//!   connection. It serves front ends sequentially.
+//! - The message thread of `vhost-user-backend` handles the messages of the front end, with the
+//!   methods of [`VhostUserBackend`] and of the virtqueues.
+//! - The request thread handles requests. Its loop wakes up for a kick of the request queue and
+//!   for its notifier, handles all available requests, polls for more, and enables kicks before
+//!   it sleeps.
+//! - The event thread delivers faults and page requests. Its loop wakes up for a kick of the event
+//!   queue, for the fault notifier, and for the timer of page responses. A thread that reports a
+//!   fault delivers it itself if the event queue is free ([`FaultNotifier`]).
+//!
+//! The two virtqueues have separate threads so that polling one does not delay the other. The
+//! threads of the virtqueues exist as long as the connection.
 
 mod counters;
 mod descriptor_chain;
@@ -31,6 +44,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
+use zerocopy::IntoBytes;
 
 use crate::notifier::Notifier;
 use crate::sandbox::{self, Role};
@@ -44,57 +58,83 @@ pub use scheduling::{Scheduling, check_realtime};
 pub use server::{Phase, Server, Stop};
 use virtqueue::{Memory, Virtqueue};
 
-/// Queue 0 takes requests, queue 1 gives events (virtio 1.4, 5.13.2).
+/// Number of virtqueues: the request queue is virtqueue 0, the event queue virtqueue 1 (virtio
+/// 1.4, 5.13.2). Each has a thread with the same index.
 const QUEUES: usize = 2;
-/// The thread that serves the request queue, and that queue's index among the thread's.
+/// Index of the thread that serves the request queue.
 const REQUEST_THREAD: usize = 0;
-/// The thread that serves the event queue.
+/// Index of the thread that serves the event queue.
 const EVENT_THREAD: usize = 1;
-/// What the event loop calls the fault path's doorbell: past the queues and their exit event.
-const DOORBELL: u16 = QUEUES as u16 + 1;
-/// What it calls the fault path's clock.
-const CLOCK: u16 = DOORBELL + 1;
-/// What it calls the event queue's wish that the request queue be looked at.
-const LOOK: u16 = CLOCK + 1;
+/// Event of the event thread: the fault notifier. The identifiers up to `QUEUES` belong to the
+/// kicks of the virtqueues and to the exit event.
+const FAULT_EVENT: u16 = QUEUES as u16 + 1;
+/// Event of the event thread: the timer of page responses.
+const TIMER_EVENT: u16 = FAULT_EVENT + 1;
+/// Event of the request thread: its notifier.
+const REQUEST_EVENT: u16 = TIMER_EVENT + 1;
 
-/// What the transport is made with.
+/// Parameters of the transport.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The longest queue that a front end may set up, in descriptors (a power of two).
+    /// Maximum size of a virtqueue in descriptors, a power of two.
     pub queue_size: u16,
-    /// How long the request queue is polled after work, at most.
+    /// Maximum time to poll the request queue after the last request.
     pub max_poll: Duration,
-    /// How the thread that serves requests is scheduled.
+    /// Scheduling policy of the request thread.
     pub scheduling: Scheduling,
-    /// How often it is looked whether the guest has taken too long to answer page requests.
+    /// Interval between checks for page requests whose response is overdue.
     pub timer_period: Duration,
-    /// Whether batches of requests are timed.
+    /// Whether to measure the time to handle batches of requests.
     pub time_batches: bool,
 }
 
-/// What serves one connection.
+/// The back end of one connection.
 struct Backend {
     options: Options,
     viommu: Arc<Mutex<Viommu>>,
     requests: Mutex<RequestQueue>,
     events: Arc<EventQueue>,
-    doorbell: FaultNotifier,
-    look: Notifier,
-    /// Done when the request thread has told the kernel what it needs, and what not.
+    fault_notifier: FaultNotifier,
+    request_notifier: Notifier,
+    /// Completed when the request thread has set its scheduling policy and system call filter.
     request_thread: Once,
-    /// The same of the event thread.
+    /// Completed when the event thread has set its system call filter.
     event_thread: Once,
-    exits: ExitEvents,
+    exit_events: ExitEvents,
 }
 
 impl Backend {
     fn viommu(&self) -> MutexGuard<'_, Viommu> {
         self.viommu.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Handles an event of the request thread.
+    fn serve_requests(&self, event: u16, queue: &Virtqueue) {
+        self.request_thread.call_once(|| {
+            scheduling::apply(self.options.scheduling);
+            sandbox::enter_role(Role::Requests);
+        });
+        if event == REQUEST_EVENT {
+            self.request_notifier.clear();
+        }
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(queue);
+    }
+
+    /// Handles an event of the event thread.
+    fn serve_events(&self, event: u16, queue: &Virtqueue) {
+        self.event_thread.call_once(|| sandbox::enter_role(Role::Events));
+        self.fault_notifier.connect(&self.events, queue);
+        match event {
+            FAULT_EVENT => self.fault_notifier.notifier().clear(),
+            TIMER_EVENT => self.events.handle_timer(queue),
+            _ => {}
+        }
+        self.events.serve(queue);
+    }
 }
 
-/// The features offered: the device's own, and those of the rings.
-fn features() -> u64 {
+/// Returns the offered features: those of the device, the virtqueues and the protocol.
+fn offered_features() -> u64 {
     Features::OFFERED.0
         | 1 << VIRTIO_F_VERSION_1
         | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -102,8 +142,8 @@ fn features() -> u64 {
         | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 }
 
-/// An error returned from here would close the connection, and QEMU would abort: nothing that a
-/// guest or a front end can cause becomes one.
+/// An error returned from any method would close the connection, on which QEMU aborts. No error
+/// that a guest or front end can cause is returned.
 impl VhostUserBackend for Backend {
     type Bitmap = ();
     type Vring = Virtqueue;
@@ -117,7 +157,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        features()
+        offered_features()
     }
 
     fn acked_features(&self, features: u64) {
@@ -139,10 +179,10 @@ impl VhostUserBackend for Backend {
 
     fn set_event_idx(&self, _: bool) {}
 
-    /// Exactly `size` bytes, whatever is asked for; zeros past the end.
+    /// Returns exactly `size` bytes, as the protocol requires: zeros beyond the end of the space.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let space = self.viommu().config();
-        let from_offset = space.iter().skip(offset as usize).copied();
+        let config = self.viommu().config();
+        let from_offset = config.as_bytes().iter().skip(offset as usize).copied();
         from_offset.chain(std::iter::repeat(0)).take(size as usize).collect()
     }
 
@@ -161,35 +201,20 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        self.exits.take(thread)
+        self.exit_events.take(thread)
     }
 
     fn handle_event(
         &self,
         event: u16,
         _: EventSet,
-        rings: &[Virtqueue],
+        queues: &[Virtqueue],
         thread: usize,
     ) -> std::io::Result<()> {
-        let Some(ring) = rings.first() else { return Ok(()) };
-        if thread == REQUEST_THREAD {
-            if event == LOOK {
-                self.look.clear();
-            }
-            self.request_thread.call_once(|| {
-                scheduling::apply(self.options.scheduling);
-                sandbox::enter_role(Role::Requests);
-            });
-            self.requests.lock().unwrap_or_else(PoisonError::into_inner).serve(ring);
-        } else {
-            self.event_thread.call_once(|| sandbox::enter_role(Role::Events));
-            self.doorbell.connect(&self.events, ring);
-            match event {
-                DOORBELL => self.doorbell.notifier().clear(),
-                CLOCK => self.events.tick(ring),
-                _ => {}
-            }
-            self.events.serve(ring);
+        match queues.first() {
+            Some(queue) if thread == REQUEST_THREAD => self.serve_requests(event, queue),
+            Some(queue) => self.serve_events(event, queue),
+            None => {}
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Telling the driver of used buffers, if it wants to hear of them.
+//! Used buffer notifications, subject to notification suppression by the driver.
 
 use vhost_user_backend::VringState;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -8,32 +8,34 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::virtqueue::{Memory, Virtqueue};
 use crate::counter::Count;
 
-/// Signals the driver for what has been added to the used ring since the last time; `signals`
-/// counts how often.
-pub fn signal_driver(
-    ring: &Virtqueue,
+/// Notifies the driver of the buffers used since the last call, unless it suppresses the
+/// notification. `sent` counts the notifications.
+pub fn notify_driver(
+    queue: &Virtqueue,
     vring: &mut VringState<Memory>,
     memory: &GuestMemoryMmap,
-    signals: &Count,
+    sent: &Count,
 ) {
-    match driver_wants_signal(vring.get_queue_mut(), memory) {
+    match needs_notification(vring.get_queue_mut(), memory) {
         Ok(true) => {
-            signals.add(1);
+            sent.add(1);
             if let Err(error) = vring.signal_used_queue() {
-                log::warn!("driver could not be signalled: {error}");
+                log::warn!("cannot signal the call eventfd of a virtqueue: {error}");
             }
         }
         Ok(false) => {}
-        Err(error) => ring.set_broken(format_args!("available ring: {error}")),
+        Err(error) => queue.set_broken(format_args!("available ring: {error}")),
     }
 }
 
-/// Asks the ring. `virtio-queue` knows the event index only; without it the driver's flag
-/// decides (virtio 1.4, 2.7.7).
-fn driver_wants_signal(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, Error> {
-    let wanted = queue.needs_notification(memory)?;
+/// Returns whether the driver has to be notified.
+///
+/// `virtio-queue` evaluates the event index only. Without VIRTIO_F_EVENT_IDX the flag in the
+/// available ring decides (virtio 1.4, 2.7.7).
+fn needs_notification(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+    let needed = queue.needs_notification(memory)?;
     if queue.event_idx_enabled() {
-        return Ok(wanted);
+        return Ok(needed);
     }
     let flags: u16 =
         memory.read_obj(GuestAddress(queue.avail_ring())).map_err(Error::GuestMemory)?;

@@ -1,64 +1,66 @@
-//! Whether to look at a ring again before going to sleep.
+//! The decision whether to poll a virtqueue again or to sleep.
 //!
-//! Linux spins for each request with interrupts off, so what a wake-up costs the daemon is guest
-//! CPU time. After work the ring is therefore polled, with notifications left off, so that a busy
-//! guest never kicks; but only while requests have lately come soon enough for that to pay.
+//! Linux busy-waits for each request with interrupts off, so the time that a wake-up of the daemon
+//! takes is CPU time of the guest. After a request the available ring is therefore polled with
+//! kicks disabled, but only while requests have recently followed each other closely enough for
+//! that to be worthwhile.
 //!
-//! Where no core is to spare, a thread that polls long is made to wait itself sooner or later,
-//! and the guest with it; one that sleeps much gets a core soon when it wakes. There only
-//! requests that follow each other closely are polled for.
+//! If no core is idle, a thread that polls for long is preempted sooner or later, and the guest
+//! waits with it; a thread that sleeps often gets a core soon after it wakes up. In this case only
+//! closely spaced requests are polled for.
 
 use std::time::{Duration, Instant};
 
-/// A gap between two looks at the clock that means that somebody else ran on this core.
+/// Interval between two readings of the clock from which the thread is assumed to have been
+/// preempted.
 const PREEMPTED: Duration = Duration::from_micros(100);
 
-/// So many requests after that, cores are taken to be scarce.
-const SCARCITY: u32 = 16;
+/// Number of batches after a preemption for which cores are assumed to be scarce.
+const SCARCE_BATCHES: u32 = 16;
 
-/// Then the window is this part of the longest.
-const SCARCE_PART: u32 = 16;
+/// Divisor of the polling window while cores are scarce.
+const SCARCE_DIVISOR: u32 = 16;
 
-/// Decides for one ring.
+/// The polling decision for one virtqueue.
 pub struct Poller {
     max: Duration,
-    /// How long the ring has lately been empty between requests: a moving average.
+    /// Moving average of the time for which the virtqueue was empty between batches.
     expected: Duration,
-    /// Requests until cores are taken to be plenty again.
+    /// Remaining number of batches for which cores are assumed to be scarce.
     scarce: u32,
-    /// The end of the last work.
+    /// End of the last batch.
     idle_since: Instant,
-    looked: Instant,
+    last_reading: Instant,
 }
 
 impl Poller {
-    /// Polls for at most `max` after work; never when that is zero.
+    /// Creates a poller that polls for at most `max` after a batch, and never if that is zero.
     pub fn new(max: Duration, now: Instant) -> Self {
-        Self { max, expected: max, scarce: 0, idle_since: now, looked: now }
+        Self { max, expected: max, scarce: 0, idle_since: now, last_reading: now }
     }
 
-    /// The worker woke up for a kick.
-    pub fn woke_up(&mut self, now: Instant) {
-        self.looked = now;
+    /// Notes that the thread has woken up.
+    pub fn wake_up(&mut self, now: Instant) {
+        self.last_reading = now;
     }
 
-    /// The ring gave work, which is done now.
-    pub fn found_work(&mut self, now: Instant) {
-        // A long pause must not be remembered for longer than a few requests.
+    /// Notes that a batch of requests has been handled.
+    pub fn finish_batch(&mut self, now: Instant) {
+        // A long pause must not affect the average for more than a few batches.
         let gap = now.duration_since(self.idle_since).min(self.max * 2);
         self.expected = (self.expected * 3 + gap) / 4;
         self.scarce = self.scarce.saturating_sub(1);
         self.idle_since = now;
-        self.looked = now;
+        self.last_reading = now;
     }
 
-    /// The ring gave nothing for the last few looks. Whether to go on looking.
+    /// Returns whether to poll again after a poll has found the virtqueue empty.
     pub fn keep_polling(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.looked) > PREEMPTED {
-            self.scarce = SCARCITY;
+        if now.duration_since(self.last_reading) > PREEMPTED {
+            self.scarce = SCARCE_BATCHES;
         }
-        self.looked = now;
-        let window = if self.scarce > 0 { self.max / SCARCE_PART } else { self.max };
+        self.last_reading = now;
+        let window = if self.scarce > 0 { self.max / SCARCE_DIVISOR } else { self.max };
         self.expected <= window && now.duration_since(self.idle_since) < window
     }
 }
@@ -70,7 +72,7 @@ mod tests {
     const MAX: Duration = Duration::from_micros(160);
     const STEP: Duration = Duration::from_micros(1);
 
-    /// Polls until the poller gives up; for how many microseconds?
+    /// Polls until the poller stops. Returns the elapsed time in microseconds.
     fn poll(poller: &mut Poller, now: &mut Instant) -> u128 {
         let start = *now;
         while poller.keep_polling(*now) {
@@ -79,59 +81,59 @@ mod tests {
         (*now - start).as_micros()
     }
 
-    /// Requests that are `gap` microseconds apart.
-    fn requests(poller: &mut Poller, now: &mut Instant, count: u32, gap: u64) {
+    /// Handles `count` batches that are `gap` microseconds apart.
+    fn batches(poller: &mut Poller, now: &mut Instant, count: u32, gap: u64) {
         for _ in 0..count {
             *now += Duration::from_micros(gap);
-            poller.woke_up(*now);
-            poller.found_work(*now);
+            poller.wake_up(*now);
+            poller.finish_batch(*now);
         }
     }
 
-    fn started() -> (Poller, Instant) {
+    fn new_poller() -> (Poller, Instant) {
         let now = Instant::now();
         (Poller::new(MAX, now), now)
     }
 
     #[test]
-    fn requests_are_polled_for_while_they_come_soon_enough() {
-        let (mut poller, mut now) = started();
-        requests(&mut poller, &mut now, 8, 100);
+    fn frequent_requests_are_polled_for() {
+        let (mut poller, mut now) = new_poller();
+        batches(&mut poller, &mut now, 8, 100);
         assert_eq!(poll(&mut poller, &mut now), 160);
-        requests(&mut poller, &mut now, 8, 1_000);
+        batches(&mut poller, &mut now, 8, 1_000);
         assert_eq!(poll(&mut poller, &mut now), 0);
-        requests(&mut poller, &mut now, 8, 10);
+        batches(&mut poller, &mut now, 8, 10);
         assert_eq!(poll(&mut poller, &mut now), 160);
     }
 
     #[test]
-    fn one_long_pause_is_soon_forgotten() {
-        let (mut poller, mut now) = started();
-        requests(&mut poller, &mut now, 8, 10);
-        requests(&mut poller, &mut now, 1, 1_000_000_000);
-        requests(&mut poller, &mut now, 3, 10);
+    fn long_pause_affects_few_requests() {
+        let (mut poller, mut now) = new_poller();
+        batches(&mut poller, &mut now, 8, 10);
+        batches(&mut poller, &mut now, 1, 1_000_000_000);
+        batches(&mut poller, &mut now, 3, 10);
         assert_eq!(poll(&mut poller, &mut now), 160);
     }
 
     #[test]
-    fn a_preempted_thread_polls_for_close_requests_only_until_some_have_gone_by() {
-        let (mut poller, mut now) = started();
-        requests(&mut poller, &mut now, 8, 2);
+    fn preemption_shortens_the_window_for_some_requests() {
+        let (mut poller, mut now) = new_poller();
+        batches(&mut poller, &mut now, 8, 2);
         now += 2 * PREEMPTED;
         assert!(!poller.keep_polling(now));
-        requests(&mut poller, &mut now, SCARCITY - 4, 2);
+        batches(&mut poller, &mut now, SCARCE_BATCHES - 4, 2);
         assert_eq!(poll(&mut poller, &mut now), 10);
-        requests(&mut poller, &mut now, 2, 50);
+        batches(&mut poller, &mut now, 2, 50);
         assert_eq!(poll(&mut poller, &mut now), 0);
-        requests(&mut poller, &mut now, SCARCITY, 50);
+        batches(&mut poller, &mut now, SCARCE_BATCHES, 50);
         assert_eq!(poll(&mut poller, &mut now), 160);
     }
 
     #[test]
-    fn zero_never_polls() {
+    fn zero_maximum_never_polls() {
         let now = Instant::now();
         let mut poller = Poller::new(Duration::ZERO, now);
-        poller.found_work(now);
+        poller.finish_batch(now);
         assert!(!poller.keep_polling(now));
     }
 }

@@ -1,4 +1,4 @@
-//! The request queue: takes requests out of the ring, puts answers in.
+//! The request queue: passes requests to the device model and writes the replies.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -6,84 +6,83 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use vhost_user_backend::VringT;
-use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Error, Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::counters::{RequestQueueCounters, TransportCounters};
 use super::descriptor_chain::gather;
-use super::notification::signal_driver;
+use super::notification::notify_driver;
 use super::polling::Poller;
 use super::reset_barrier::ResetBarrier;
-use super::virtqueue::{Memory, Start, Virtqueue};
+use super::virtqueue::{Memory, Start, Virtqueue, next_chain};
 use crate::heartbeat::Heartbeat;
-use crate::viommu::status::Status;
-use crate::viommu::wire::size;
+use crate::viommu::request::MAX_REQUEST_SIZE;
 use crate::viommu::{Reply, Viommu};
 
-/// Requests answered before the ring's lock is let go for a moment.
+/// Maximum number of requests handled before the lock of the virtqueue is released.
 const BATCH: usize = 256;
-/// Looks at an empty ring before that.
-const LOOKS: usize = 64;
+/// Number of reads of the available ring in one poll.
+const READS_PER_POLL: usize = 64;
 
-/// The server of the request queue; one thread uses it.
+/// The device side of the request queue. Only the request thread uses it.
 pub struct RequestQueue {
     viommu: Arc<Mutex<Viommu>>,
     memory: Memory,
     barrier: Arc<ResetBarrier>,
     poller: Poller,
     counters: Arc<TransportCounters>,
-    beat: Heartbeat,
-    /// The answer to a request is put together here.
-    answer: Vec<u8>,
+    heartbeat: Heartbeat,
+    /// The buffer in which replies are encoded.
+    reply: Vec<u8>,
 }
 
-/// What a look at the ring found.
+/// The result of a poll of the available ring.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
-    /// The ring is stopped or broken.
+enum Poll {
+    /// The virtqueue is stopped or broken.
     NotRunning,
-    /// No request.
+    /// No request was available.
     Empty,
-    /// Requests, now answered; when they were found, if they are timed.
-    Work(Option<Instant>),
+    /// Requests were available and have been handled; the start time if they are timed.
+    Handled(Option<Instant>),
 }
 
 impl RequestQueue {
-    /// Serves requests to `viommu` and polls for at most `max_poll` after each. `beat` is that of
-    /// the loop it is served in.
+    /// Creates a request queue that passes requests to `viommu` and polls for at most `max_poll`
+    /// after the last one. `heartbeat` is that of the loop that calls [`serve`](Self::serve).
     pub fn new(
         viommu: Arc<Mutex<Viommu>>,
         memory: Memory,
         barrier: Arc<ResetBarrier>,
         max_poll: Duration,
         counters: Arc<TransportCounters>,
-        beat: Heartbeat,
+        heartbeat: Heartbeat,
     ) -> Self {
         let poller = Poller::new(max_poll, Instant::now());
-        Self { viommu, memory, barrier, poller, counters, beat, answer: Vec::new() }
+        Self { viommu, memory, barrier, poller, counters, heartbeat, reply: Vec::new() }
     }
 
-    /// Answers all there is, then polls as long as that seems to pay. Ends with notifications on
-    /// and the ring empty, or not running.
-    pub fn serve(&mut self, ring: &Virtqueue) {
-        self.poller.woke_up(Instant::now());
+    /// Handles all available requests, then polls for more as long as that is worthwhile. Returns
+    /// when the virtqueue is empty and kicks are enabled, or when it is not running.
+    pub fn serve(&mut self, queue: &Virtqueue) {
+        self.poller.wake_up(Instant::now());
         self.counters().wake_ups.add(1);
         let mut polled = false;
         loop {
-            match self.look(ring) {
-                Look::NotRunning => return,
-                Look::Work(start) => {
+            match self.poll(queue) {
+                Poll::NotRunning => return,
+                Poll::Handled(start) => {
                     let now = Instant::now();
-                    self.poller.found_work(now);
-                    self.counters().found(start, polled, now);
+                    self.poller.finish_batch(now);
+                    self.counters().finish_batch(start, polled, now);
                 }
-                Look::Empty if self.poller.keep_polling(Instant::now()) => {
+                Poll::Empty if self.poller.keep_polling(Instant::now()) => {
                     self.counters().polls.add(1);
                 }
-                Look::Empty => match ring.enable_notification() {
+                Poll::Empty => match queue.enable_notification() {
                     Ok(true) => {}
                     Ok(false) => return self.counters().sleeps.add(1),
-                    Err(error) => return ring.set_broken(format_args!("request queue: {error}")),
+                    Err(error) => return queue.set_broken(format_args!("request queue: {error}")),
                 },
             }
             polled = true;
@@ -94,64 +93,62 @@ impl RequestQueue {
         &self.counters.requests
     }
 
-    /// A few looks: everything that is there, up to a batch, then one signal if it is wanted.
-    fn look(&mut self, ring: &Virtqueue) -> Look {
-        self.beat.beat();
-        let mut vring = ring.lock_as_worker();
-        if !ring.is_running(&vring) {
+    /// Polls the available ring. Handles the available requests, up to a batch, and then notifies
+    /// the driver once.
+    fn poll(&mut self, queue: &Virtqueue) -> Poll {
+        self.heartbeat.beat();
+        let mut vring = queue.lock();
+        if !queue.is_running(&vring) {
             self.barrier.open();
-            return Look::NotRunning;
+            return Poll::NotRunning;
         }
         let memory = self.memory.memory();
-        let queue = vring.get_queue_mut();
-        self.note_start(ring, queue, &memory);
+        self.handle_start(queue.take_start(vring.get_queue(), &memory));
         self.barrier.open();
-        match self.answer_batch(queue, &memory) {
-            Ok(Look::Work(start)) => {
-                signal_driver(ring, &mut vring, &memory, &self.counters().signals);
-                Look::Work(start)
+        match self.handle_batch(vring.get_queue_mut(), &memory) {
+            Ok(Poll::Handled(start)) => {
+                notify_driver(queue, &mut vring, &memory, &self.counters().signals);
+                Poll::Handled(start)
             }
-            Ok(look) => look,
+            Ok(poll) => poll,
             Err(error) => {
-                ring.set_broken(format_args!("request queue: {error}"));
-                Look::NotRunning
+                queue.set_broken(format_args!("request queue: {error}"));
+                Poll::NotRunning
             }
         }
     }
 
-    fn note_start(&mut self, ring: &Virtqueue, queue: &mut Queue, memory: &GuestMemoryMmap) {
-        match ring.take_start(queue, memory) {
+    fn handle_start(&self, start: Option<Start>) {
+        match start {
             None => {}
-            Some(Start::Resumed) => log::info!("driver resumed, domains kept"),
+            Some(Start::Resumed) => log::info!("driver resumed: domains kept"),
             Some(Start::Fresh) => {
-                log::info!("driver started, no domains");
+                log::info!("driver started: device reset");
                 self.viommu.lock().unwrap_or_else(PoisonError::into_inner).reset();
             }
         }
     }
 
-    fn answer_batch(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Look, Error> {
+    fn handle_batch(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Poll, Error> {
         if !has_request(queue, memory)? {
-            return Ok(Look::Empty);
+            return Ok(Poll::Empty);
         }
-        let start = self.counters().start();
+        let start = self.counters().start_batch();
         queue.disable_notification(memory)?;
         let mut viommu = self.viommu.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut count = 0;
-        while count < BATCH {
+        for _ in 0..BATCH {
             let Some(chain) = next_chain(queue, memory)? else { break };
             let head = chain.head_index();
-            let written = answer(&mut viommu, chain, memory, &mut self.answer);
+            let written = handle_chain(&mut viommu, chain, memory, &mut self.reply);
             queue.add_used(memory, head, written as u32)?;
-            count += 1;
         }
-        Ok(Look::Work(start))
+        Ok(Poll::Handled(start))
     }
 }
 
-/// Looks for a while.
+/// Reads the available ring repeatedly for a short time. Returns whether a request is available.
 fn has_request(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, Error> {
-    for _ in 0..LOOKS {
+    for _ in 0..READS_PER_POLL {
         if queue.avail_idx(memory, Ordering::Relaxed)?.0 != queue.next_avail() {
             return Ok(true);
         }
@@ -160,64 +157,43 @@ fn has_request(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, Error> {
     Ok(false)
 }
 
-/// The next chain, with its head checked. An available ring that cannot be read is an error, not
-/// an empty ring: nothing would ever come out of it.
-pub(super) fn next_chain<'a>(
-    queue: &mut Queue,
-    memory: &'a GuestMemoryMmap,
-) -> Result<Option<DescriptorChain<&'a GuestMemoryMmap>>, Error> {
-    let before = queue.next_avail();
-    // Read first: a driver that adds a request meanwhile must not look like a broken ring.
-    let end = queue.avail_idx(memory, Ordering::Relaxed)?.0;
-    let Some(chain) = queue.iter(memory)?.next() else {
-        let unread = end != before && queue.next_avail() == before;
-        return if unread { Err(Error::InvalidAvailRingIndex) } else { Ok(None) };
-    };
-    if chain.head_index() < queue.size() {
-        Ok(Some(chain))
-    } else {
-        Err(Error::InvalidDescriptorIndex)
-    }
-}
-
-/// Answers one request; returns the bytes written.
-fn answer(
+/// Handles one request. Returns the number of bytes written.
+fn handle_chain(
     viommu: &mut Viommu,
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &GuestMemoryMmap,
-    scratch: &mut Vec<u8>,
+    reply: &mut Vec<u8>,
 ) -> usize {
-    let mut buffer = [0; size::MAX];
-    let gathered = gather(chain.clone(), memory, &mut buffer);
-    if !prepare(viommu, gathered.bytes, gathered.room, scratch) {
+    let mut buffer = [0; MAX_REQUEST_SIZE];
+    let request = gather(chain.clone(), memory, &mut buffer);
+    if !encode_reply(viommu, request.bytes, request.writable_size, reply) {
         return 0;
     }
-    gathered.scatter(chain, memory, scratch)
+    request.scatter(chain, memory, reply)
 }
 
-/// Puts the answer together; `false` when the request goes back unwritten. The guest spins until
-/// it has its answer, so even a defect of ours gets one.
-fn prepare(viommu: &mut Viommu, bytes: &[u8], room: usize, answer: &mut Vec<u8>) -> bool {
-    let handle = AssertUnwindSafe(|| match viommu.handle(bytes, room) {
-        Some(reply) => {
-            lay_out(&reply, room, answer);
+/// Handles a request and encodes its reply into `buffer`. Returns `false` if the descriptor chain
+/// has to be returned unwritten.
+///
+/// The driver busy-waits for the reply, so that a panic must not prevent it.
+fn encode_reply(
+    viommu: &mut Viommu,
+    bytes: &[u8],
+    writable_size: usize,
+    buffer: &mut Vec<u8>,
+) -> bool {
+    let handled = catch_unwind(AssertUnwindSafe(|| {
+        let reply = viommu.handle(bytes, writable_size)?;
+        reply.encode(writable_size, buffer);
+        Some(())
+    }));
+    match handled {
+        Ok(reply) => reply.is_some(),
+        Err(_) => {
+            log::error!("internal error while handling request {bytes:02x?}: please report it");
+            viommu.count_internal_error(bytes);
+            Reply::INTERNAL_ERROR.encode(writable_size, buffer);
             true
         }
-        None => false,
-    });
-    catch_unwind(handle).unwrap_or_else(|_| {
-        log::error!("defect: the request {bytes:02x?} could not be handled; please report it");
-        viommu.count_internal_error(bytes);
-        lay_out(&Reply { status: Status::DevErr, tail_offset: 0, properties: &[] }, room, answer);
-        true
-    })
-}
-
-/// Every reply goes through here: the whole writable part, properties first, then the tail,
-/// zeros elsewhere. Linux takes a reply of any other length for a success.
-fn lay_out(reply: &Reply, room: usize, answer: &mut Vec<u8>) {
-    answer.clear();
-    answer.resize(room, 0);
-    answer[..reply.properties.len()].copy_from_slice(reply.properties);
-    answer[reply.tail_offset] = reply.status as u8;
+    }
 }

@@ -1,48 +1,48 @@
-//! A word with the scheduler: guest CPUs spin while they wait for the request thread.
+//! Scheduling policy of the request thread, for which guest CPUs busy-wait.
 
 use std::io;
 
 const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
 
-/// The slice asked for, in nanoseconds: the kernel's minimum.
+/// Requested time slice in nanoseconds, the kernel's minimum.
 const SLICE_NS: u64 = 100_000;
 
-/// The lowest real-time priority: above everything that is not real-time.
+/// Lowest real-time priority, above all threads without a real-time policy.
 const REALTIME_PRIORITY: u32 = 1;
 
-/// How a thread is scheduled.
+/// Scheduling policy of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheduling {
-    /// As whoever started the daemon has chosen, with the shortest time slice: it runs soon
-    /// after it wakes, and not more than others. Requirements no privilege; kernels older than Linux
-    /// 6.12 ignore it.
+    /// The policy that the daemon was started with, and the shortest time slice: the thread runs
+    /// soon after it wakes up, but gets no more CPU time than others. Requires no privilege.
+    /// Kernels before Linux 6.12 ignore the time slice.
     #[default]
     Normal,
-    /// SCHED_RR: it runs at once when it wakes, and as long as it likes.
+    /// SCHED_RR: the thread runs immediately after it wakes up, for as long as it needs to.
     Realtime,
 }
 
-/// Schedules the calling thread so. What the kernel refuses is logged; the thread goes on.
+/// Sets the scheduling policy of the calling thread. An error is logged and otherwise ignored.
 pub fn apply(scheduling: Scheduling) {
-    let applied = match scheduling {
+    let result = match scheduling {
         Scheduling::Normal => shorten_slice(),
         Scheduling::Realtime => set_realtime(),
     };
-    if let Err(error) = applied {
-        log::warn!("{scheduling:?} scheduling of the request thread: {error}");
+    if let Err(error) = result {
+        log::warn!("cannot set {scheduling:?} scheduling of the request thread: {error}");
     }
 }
 
-/// Whether [`Scheduling::Realtime`] will be granted.
+/// Checks whether the kernel permits [`Scheduling::Realtime`].
 ///
 /// # Errors
-/// The kernel's answer when it will not.
+/// Returns the error of the system call if it does not.
 pub fn check_realtime() -> io::Result<()> {
-    // In a thread of its own, because it changes the one that asks.
+    // The check changes the policy of the thread that makes it, so it has a separate thread.
     std::thread::Builder::new()
         .spawn(set_realtime)?
         .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the thread that asked has panicked")))
+        .unwrap_or_else(|_| Err(io::Error::other("the checking thread panicked")))
 }
 
 fn set_realtime() -> io::Result<()> {
@@ -63,7 +63,7 @@ fn shorten_slice() -> io::Result<()> {
     set(&attributes)
 }
 
-/// Of the calling thread.
+/// Returns the scheduling attributes of the calling thread.
 fn get() -> io::Result<libc::sched_attr> {
     let mut attributes = libc::sched_attr {
         size: SIZE,
@@ -82,7 +82,7 @@ fn get() -> io::Result<libc::sched_attr> {
     Ok(libc::sched_attr { size: SIZE, ..attributes })
 }
 
-/// Of the calling thread.
+/// Sets the scheduling attributes of the calling thread.
 fn set(attributes: &libc::sched_attr) -> io::Result<()> {
     let pointer: *const libc::sched_attr = attributes;
     // SAFETY: sched_setattr(2) of the calling thread (0) reads `size` bytes of the structure,

@@ -1,9 +1,10 @@
-//! One front end after the other: listens, serves, starts clean for the next.
+//! The server: accepts front ends sequentially, and resets the device between them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,13 +20,20 @@ use super::fault_notifier::FaultNotifier;
 use super::request_queue::RequestQueue;
 use super::reset_barrier::ResetBarrier;
 use super::timer::Timer;
-use super::{Backend, CLOCK, DOORBELL, EVENT_THREAD, LOOK, Options, REQUEST_THREAD};
+use super::virtqueue::Memory;
+use super::{
+    Backend, EVENT_THREAD, FAULT_EVENT, Options, REQUEST_EVENT, REQUEST_THREAD, TIMER_EVENT,
+};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::iopf::Iopf;
 use crate::notifier::Notifier;
 use crate::viommu::Viommu;
 
-/// Ends a [`Server`] from another thread.
+/// Delay before the next connection is accepted after one could not be served for lack of file
+/// descriptors or memory.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// A handle to stop a [`Server`] from another thread.
 #[derive(Clone)]
 pub struct Stop(Arc<StopState>);
 
@@ -39,7 +47,7 @@ impl Stop {
         Ok(Self(Arc::new(StopState { requested: Notifier::new()?, connection: Mutex::new(None) })))
     }
 
-    /// Lets [`Server::run`] return, whatever it waits for.
+    /// Makes [`Server::run`] return. A connection is shut down.
     pub fn request(&self) {
         self.0.requested.signal();
         if let Some(connection) = &*self.connection() {
@@ -53,7 +61,7 @@ impl Stop {
 
     fn set_connection(&self, connection: Option<ShutdownHandle>) {
         *self.connection() = connection;
-        // A request that came before there was a connection to shut down.
+        // The request may have been made before there was a connection to shut down.
         if self.is_requested()
             && let Some(connection) = &*self.connection()
         {
@@ -61,119 +69,116 @@ impl Stop {
         }
     }
 
-    fn connection(&self) -> std::sync::MutexGuard<'_, Option<ShutdownHandle>> {
+    fn connection(&self) -> MutexGuard<'_, Option<ShutdownHandle>> {
         self.0.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a [`Server`] is doing.
+/// The phase of a [`Server`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No front end is connected.
     Waiting,
-    /// One is.
+    /// A front end is connected.
     Connected,
 }
 
-/// Serves the device on a socket.
+/// A server of the device on a socket.
 pub struct Server {
     listener: Listener,
     listener_fd: OwnedFd,
     options: Options,
     viommu: Arc<Mutex<Viommu>>,
     faults: Arc<Iopf>,
-    doorbell: FaultNotifier,
+    fault_notifier: FaultNotifier,
     stop: Stop,
     counters: Arc<TransportCounters>,
     heartbeats: Heartbeats,
-    /// Wakes who waits for a front end.
+    /// Wakes up the server thread while it waits for a front end.
     wake: Notifier,
-    /// That of the loop that waits, and of what is done between two front ends.
-    beat: Option<Heartbeat>,
+    /// The heartbeat of the server thread while no front end is connected.
+    heartbeat: Option<Heartbeat>,
 }
 
 impl Server {
-    /// A server for front ends that connect to `listener`. `doorbell` is the one that `faults`
-    /// rings; `heartbeats` comes to know the server's loops.
+    /// Creates a server for front ends that connect to `listener`. `fault_notifier` is the
+    /// notifier of `faults`. The loops of the server are added to `heartbeats`.
     ///
     /// # Errors
-    /// When the process has no file descriptor left.
+    /// Returns an error if the process has no file descriptor left.
     pub fn new(
         listener: UnixListener,
         options: Options,
         viommu: Arc<Mutex<Viommu>>,
         faults: Arc<Iopf>,
-        doorbell: FaultNotifier,
+        fault_notifier: FaultNotifier,
         heartbeats: Heartbeats,
     ) -> io::Result<Self> {
         let listener_fd = listener.as_fd().try_clone_to_owned()?;
-        let (stop, wake) = (Stop::new()?, Notifier::new()?);
-        let listener = Listener::from(listener);
-        // Where there is one core, whoever is polled for cannot run. Asked for once: the answer
-        // is in files, which cannot be read later.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // On a single core, polling would keep the guest from running. The number of cores is
+        // determined here because it is read from files, which the sandbox makes inaccessible.
+        let cores = thread::available_parallelism().map_or(1, usize::from);
         let max_poll = if cores > 1 { options.max_poll } else { Duration::ZERO };
-        let options = Options { max_poll, ..options };
-        let counters = Arc::new(TransportCounters::new(options.time_batches));
         let mut server = Self {
-            listener,
+            listener: Listener::from(listener),
             listener_fd,
-            options,
+            options: Options { max_poll, ..options },
             viommu,
             faults,
-            doorbell,
-            stop,
-            counters,
+            fault_notifier,
+            stop: Stop::new()?,
+            counters: Arc::new(TransportCounters::new(options.time_batches)),
             heartbeats,
-            wake,
-            beat: None,
+            wake: Notifier::new()?,
+            heartbeat: None,
         };
-        server.begin_to_wait();
+        server.start_heartbeat();
         Ok(server)
     }
 
-    /// What ends [`run`](Self::run).
+    /// Returns a handle that stops [`run`](Self::run).
     pub fn stop(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// What is counted here, for who reads it.
+    /// Returns the counters of the transport.
     pub fn counters(&self) -> Arc<TransportCounters> {
         self.counters.clone()
     }
 
-    /// Serves one front end after the other until [`Stop::request`]. A connection that fails is
-    /// logged and the next one awaited. `told` is called at the beginning of each phase.
-    pub fn run(&mut self, told: &dyn Fn(Phase)) {
-        while self.run_once(told) {}
+    /// Serves front ends sequentially until [`Stop::request`]. An error of a connection is logged.
+    /// `on_phase` is called at the start of each phase.
+    pub fn run(&mut self, on_phase: &dyn Fn(Phase)) {
+        while self.run_once(on_phase) {}
     }
 
-    /// Serves the next front end; `false`: there was none before [`Stop::request`].
-    pub fn run_once(&mut self, told: &dyn Fn(Phase)) -> bool {
+    /// Serves the next front end. Returns `false` if none had connected before [`Stop::request`].
+    pub fn run_once(&mut self, on_phase: &dyn Fn(Phase)) -> bool {
         if self.stop.is_requested() {
             return false;
         }
-        told(Phase::Waiting);
+        on_phase(Phase::Waiting);
         if !self.wait_for_front_end() {
             return false;
         }
-        if let Err(error) = self.serve_one(told) {
-            log::error!("front end not served: {error}");
-            // Out of descriptors or memory: do not spin on a connection that waits.
-            std::thread::sleep(Duration::from_millis(100));
+        if let Err(error) = self.serve_connection(on_phase) {
+            log::error!("cannot serve front end: {error}");
+            // The connection may still be pending: accepting it again at once would be a busy loop.
+            thread::sleep(RETRY_DELAY);
         }
         self.counters.connected.set(0);
         self.stop.set_connection(None);
-        self.doorbell.disconnect();
-        self.viommu.lock().unwrap_or_else(PoisonError::into_inner).restart();
+        self.fault_notifier.disconnect();
+        self.viommu.lock().unwrap_or_else(PoisonError::into_inner).system_reset();
         true
     }
 
-    fn begin_to_wait(&mut self) {
-        self.beat = Some(self.heartbeats.add("front ends", &self.wake));
+    /// Starts the heartbeat of the server thread.
+    fn start_heartbeat(&mut self) {
+        self.heartbeat = Some(self.heartbeats.add("front ends", &self.wake));
     }
 
-    /// `false` when the server is to stop.
+    /// Waits for a front end. Returns `false` on a stop request.
     fn wait_for_front_end(&self) -> bool {
         loop {
             let fds = [self.stop.0.requested.as_fd(), self.listener_fd.as_fd(), self.wake.as_fd()];
@@ -186,77 +191,91 @@ impl Server {
             if wake {
                 self.wake.clear();
             }
-            self.beat.iter().for_each(Heartbeat::beat);
+            self.heartbeat.iter().for_each(Heartbeat::beat);
         }
     }
 
-    fn serve_one(&mut self, told: &dyn Fn(Phase)) -> Result<(), ServeError> {
+    /// Accepts a connection and serves it until the front end disconnects.
+    fn serve_connection(&mut self, on_phase: &dyn Fn(Phase)) -> Result<(), ServeError> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let timer = Timer::new(self.options.timer_period)?;
-        let clock = timer.as_raw_fd();
-        let look = Notifier::new()?;
-        let events = self.doorbell.notifier();
-        let barrier = Arc::new(ResetBarrier::new(look.clone(), events.clone()));
-        let backend = Arc::new(Backend {
-            options: self.options,
-            viommu: self.viommu.clone(),
-            requests: Mutex::new(RequestQueue::new(
-                self.viommu.clone(),
-                memory.clone(),
-                barrier.clone(),
-                self.options.max_poll,
-                self.counters.clone(),
-                self.heartbeats.add("requests", &look),
-            )),
-            events: Arc::new(EventQueue::new(
-                self.faults.clone(),
-                memory.clone(),
-                barrier,
-                timer,
-                self.counters.clone(),
-                self.heartbeats.add("events", events),
-            )),
-            doorbell: self.doorbell.clone(),
-            look: look.clone(),
-            request_thread: Once::new(),
-            event_thread: Once::new(),
-            exits: ExitEvents::new()?,
-        });
+        let request_notifier = Notifier::new()?;
+        let listeners = [
+            (EVENT_THREAD, self.fault_notifier.notifier().as_raw_fd(), FAULT_EVENT),
+            (EVENT_THREAD, timer.as_raw_fd(), TIMER_EVENT),
+            (REQUEST_THREAD, request_notifier.as_raw_fd(), REQUEST_EVENT),
+        ];
+        let backend = Arc::new(self.backend(memory.clone(), timer, request_notifier)?);
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), backend, memory)
-            .map_err(ServeError::Daemon)?;
-        daemon.start(&mut self.listener).map_err(ServeError::Daemon)?;
+            .map_err(ServeError::VhostUser)?;
+        daemon.start(&mut self.listener).map_err(ServeError::VhostUser)?;
         log::info!("front end connected");
-        told(Phase::Connected);
+        on_phase(Phase::Connected);
         self.counters.front_ends.add(1);
         self.counters.connected.set(1);
         self.stop.set_connection(daemon.shutdown_handle());
-        for (thread, fd, event) in [
-            (EVENT_THREAD, self.doorbell.notifier().as_raw_fd(), DOORBELL),
-            (EVENT_THREAD, clock, CLOCK),
-            (REQUEST_THREAD, look.as_raw_fd(), LOOK),
-        ] {
-            let events = &daemon.get_epoll_handlers()[thread];
-            events.register_listener(fd, EventSet::IN, event.into())?;
+        for (thread, fd, event) in listeners {
+            let handler = &daemon.get_epoll_handlers()[thread];
+            handler.register_listener(fd, EventSet::IN, event.into())?;
         }
-        // Now its threads have the loops that count.
-        self.beat = None;
+        // While a front end is connected, the heartbeats are those of the virtqueues' threads.
+        self.heartbeat = None;
         let end = daemon.wait();
-        self.begin_to_wait();
+        self.start_heartbeat();
         match end {
             Ok(()) | Err(Error::HandleRequest(VhostUserError::Disconnected)) => {
-                log::info!("front end gone");
+                log::info!("front end disconnected");
             }
-            Err(error) => log::warn!("front end dropped: {error}"),
+            Err(error) => log::warn!("front end connection closed: {error}"),
         }
         Ok(())
     }
+
+    /// Creates the back end of a connection.
+    fn backend(
+        &self,
+        memory: Memory,
+        timer: Timer,
+        request_notifier: Notifier,
+    ) -> io::Result<Backend> {
+        let event_notifier = self.fault_notifier.notifier();
+        let barrier = Arc::new(ResetBarrier::new(request_notifier.clone(), event_notifier.clone()));
+        let requests = RequestQueue::new(
+            self.viommu.clone(),
+            memory.clone(),
+            barrier.clone(),
+            self.options.max_poll,
+            self.counters.clone(),
+            self.heartbeats.add("requests", &request_notifier),
+        );
+        let events = EventQueue::new(
+            self.faults.clone(),
+            memory,
+            barrier,
+            timer,
+            self.counters.clone(),
+            self.heartbeats.add("events", event_notifier),
+        );
+        Ok(Backend {
+            options: self.options,
+            viommu: self.viommu.clone(),
+            requests: Mutex::new(requests),
+            events: Arc::new(events),
+            fault_notifier: self.fault_notifier.clone(),
+            request_notifier,
+            request_thread: Once::new(),
+            event_thread: Once::new(),
+            exit_events: ExitEvents::new()?,
+        })
+    }
 }
 
+/// The reason why a connection could not be served.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
-    #[error("{0}")]
-    Daemon(Error),
-    #[error("{0}")]
+    #[error("vhost-user: {0}")]
+    VhostUser(Error),
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 

@@ -1,4 +1,4 @@
-//! A clock for the event loop, which runs only while somebody wants it to.
+//! A one-shot timer for an event loop.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -10,59 +10,60 @@ use rustix::time::{
     timerfd_settime,
 };
 
-/// Fires once, a period after its start.
+/// A timer that expires once, one period after its start.
 pub struct Timer {
     fd: OwnedFd,
     period: Duration,
-    /// Started, and not [taken](Self::take) since.
+    /// Started, and its expiration not [taken](Self::take_expiration) since.
     running: AtomicBool,
 }
 
 impl Timer {
-    /// A timer that does not run.
+    /// Creates a stopped timer.
     ///
     /// # Errors
-    /// When the process has no file descriptor left.
+    /// Returns an error if the process has no file descriptor left.
     pub fn new(period: Duration) -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let fd = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         Ok(Self { fd, period, running: AtomicBool::new(false) })
     }
 
-    /// How long it runs.
+    /// Returns the period.
     pub fn period(&self) -> Duration {
         self.period
     }
 
-    /// Whether it was started, and has not been [taken](Self::take) since.
+    /// Returns whether the timer was started, and its expiration not
+    /// [taken](Self::take_expiration) since.
     pub fn is_running(&self) -> bool {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// Starts it, unless it runs.
+    /// Starts the timer unless it is running.
     pub fn start(&self) {
         if self.running.swap(true, Ordering::SeqCst) {
             return;
         }
-        if let Err(error) = self.set() {
-            log::error!("the clock of the fault path cannot be started: {error}");
+        if let Err(error) = self.arm() {
+            log::error!("cannot start the timer of page responses: {error}");
         }
     }
 
-    fn set(&self) -> rustix::io::Result<()> {
+    fn arm(&self) -> rustix::io::Result<()> {
         let once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let period = Timespec::try_from(self.period).map_err(|_| rustix::io::Errno::INVAL)?;
         let time = Itimerspec { it_interval: once, it_value: period };
         timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &time).map(drop)
     }
 
-    /// Whether it has fired since it was last asked.
-    pub fn take(&self) -> bool {
-        let fired = rustix::io::read(&self.fd, &mut [0; 8]).is_ok();
-        if fired {
+    /// Returns whether the timer has expired since the last call, and stops it in this case.
+    pub fn take_expiration(&self) -> bool {
+        let expired = rustix::io::read(&self.fd, &mut [0; 8]).is_ok();
+        if expired {
             self.running.store(false, Ordering::SeqCst);
         }
-        fired
+        expired
     }
 }
 
@@ -77,16 +78,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fires_once_after_each_start() {
+    fn timer_expires_once_after_each_start() {
         let timer = Timer::new(Duration::from_millis(1)).unwrap();
-        assert!(!timer.take());
+        assert!(!timer.take_expiration());
         for _ in 0..2 {
             timer.start();
             timer.start();
-            while !timer.take() {
+            while !timer.take_expiration() {
                 std::thread::yield_now();
             }
-            assert!(!timer.take());
+            assert!(!timer.take_expiration());
         }
     }
 }

@@ -1,53 +1,47 @@
-//! A domain: an address space, and how many endpoints see it.
+//! Domains.
 
 use std::sync::Arc;
 
-use super::status::RequestError;
 use crate::address::DomainId;
 use crate::host::{AddressSpace, Translation};
 
-/// Exists from the first ATTACH that names it to the last DETACH.
+/// A domain. It exists from the first ATTACH to it until its last endpoint or PASID is detached.
 pub(super) struct Domain {
-    id: DomainId,
-    space: Space,
-    /// Endpoints attached.
+    translation: Translation,
+    /// Number of attached endpoints and PASIDs.
     pub(super) endpoints: usize,
 }
 
-enum Space {
-    Bypass,
-    Mapped(Arc<AddressSpace>),
-}
-
 impl Domain {
-    pub(super) fn new(id: DomainId, bypass: bool) -> Self {
-        let space = if bypass { Space::Bypass } else { Space::Mapped(Arc::default()) };
-        Self { id, space, endpoints: 0 }
+    /// Creates a domain to which nothing is attached yet.
+    pub(super) fn new(translation: Translation) -> Self {
+        Self { translation, endpoints: 0 }
+    }
+
+    /// Returns the translation for a new domain.
+    pub(super) fn new_translation(id: DomainId, bypass: bool) -> Translation {
+        if bypass { Translation::Bypass } else { Translation::Domain(id, Arc::default()) }
+    }
+
+    /// Returns the translation of accesses from attached endpoints and PASIDs.
+    pub(super) fn translation(&self) -> &Translation {
+        &self.translation
+    }
+
+    /// Returns the mappings, or `None` if this is a bypass domain.
+    pub(super) fn space(&self) -> Option<&Arc<AddressSpace>> {
+        match &self.translation {
+            Translation::Domain(_, space) => Some(space),
+            _ => None,
+        }
     }
 
     pub(super) fn is_bypass(&self) -> bool {
-        matches!(self.space, Space::Bypass)
+        self.space().is_none()
     }
 
-    /// The mappings, which a bypass domain has not (5.13.6.5.2, 5.13.6.6.2: INVAL).
-    pub(super) fn space(&self) -> Result<&Arc<AddressSpace>, RequestError> {
-        match &self.space {
-            Space::Mapped(space) => Ok(space),
-            Space::Bypass => Err(RequestError::BypassDomain(self.id.0)),
-        }
-    }
-
+    /// Returns the number of mappings.
     pub(super) fn mappings(&self) -> usize {
-        match &self.space {
-            Space::Mapped(space) => space.len(),
-            Space::Bypass => 0,
-        }
-    }
-
-    pub(super) fn translation(&self) -> Translation {
-        match &self.space {
-            Space::Bypass => Translation::Bypass,
-            Space::Mapped(space) => Translation::Domain(self.id, space.clone()),
-        }
+        self.space().map_or(0, |space| space.len())
     }
 }

@@ -1,14 +1,81 @@
-//! The device model: what a virtio-iommu device (virtio 1.4) answers to each request.
+//! The device model: the virtio-iommu device (virtio 1.4, 5.13) without its transport.
 //!
-//! [`request`] decodes, [`Viommu`] is the state machine, [`status`] names the outcome. Bytes in,
-//! bytes out: nothing here knows a ring, a socket or a file descriptor.
+//! [`request`] decodes the bytes of a request, [`Viommu`] validates and executes it, [`Reply`]
+//! encodes the reply, and [`status`] maps errors to statuses. [`event`] encodes faults and page
+//! requests. Nothing here depends on virtqueues, sockets or file descriptors.
+//!
+//! # Examples
+//! A device with one emulated endpoint handles a MAP request:
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use vhost_user_iommu::address::{EndpointId, IovaRange};
+//! use vhost_user_iommu::host::software::{EndpointMemory, Software};
+//! use vhost_user_iommu::iopf::{self, Iopf};
+//! use vhost_user_iommu::viommu::status::Status;
+//! use vhost_user_iommu::viommu::wire::*;
+//! use vhost_user_iommu::viommu::{Features, Limits, Settings, Viommu};
+//! use vm_memory::GuestMemoryMmap;
+//! use zerocopy::IntoBytes;
+//!
+//! struct NoEventQueue;
+//!
+//! impl iopf::EventNotifier for NoEventQueue {
+//!     fn notify(&self) {}
+//! }
+//!
+//! let endpoint = EndpointId(8);
+//! let mut host = Software::new(&[]);
+//! host.add_endpoint(endpoint, EndpointMemory::new(GuestMemoryMmap::new()));
+//! let limits = iopf::Limits { faults: 64, groups: 64, response_time: Duration::from_secs(10) };
+//! let faults = Arc::new(Iopf::new([endpoint], limits, Box::new(NoEventQueue)));
+//! let settings = Settings {
+//!     page_size: 4096,
+//!     input_range: IovaRange::ALL,
+//!     boot_bypass: false,
+//!     reserved: Vec::new(),
+//!     limits: Limits::default(),
+//! };
+//! let mut viommu = Viommu::new(settings, [endpoint], Arc::new(host), faults).unwrap();
+//! viommu.set_features(Features::OFFERED.0);
+//!
+//! let mut map = ReqMap {
+//!     head: ReqHead { r#type: T_MAP, reserved: [0; 3] },
+//!     domain: 1.into(),
+//!     virt_start: 0x1000.into(),
+//!     virt_end: 0x1fff.into(),
+//!     phys_start: 0x8000.into(),
+//!     flags: (MAP_F_READ | MAP_F_WRITE).into(),
+//! };
+//! let tail_size = size_of::<ReqTail>();
+//! let reply = viommu.handle(map.as_bytes(), tail_size).expect("a known request type");
+//! assert_eq!(reply.status, Status::NoEnt, "the domain does not exist yet");
+//!
+//! let attach = ReqAttach {
+//!     head: ReqHead { r#type: T_ATTACH, reserved: [0; 3] },
+//!     domain: 1.into(),
+//!     endpoint: endpoint.0.into(),
+//!     flags: 0.into(),
+//!     pasid: 0.into(),
+//! };
+//! assert_eq!(viommu.handle(attach.as_bytes(), tail_size).unwrap().status, Status::Ok);
+//! assert_eq!(viommu.handle(map.as_bytes(), tail_size).unwrap().status, Status::Ok);
+//! map.virt_end = 0x1ffe.into();
+//! assert_eq!(viommu.handle(map.as_bytes(), tail_size).unwrap().status, Status::Range);
+//! ```
 
-pub mod config_space;
+mod attach;
+mod config_space;
 mod counters;
 mod domain;
 pub mod event;
+mod features;
+mod map;
 mod probe;
+mod reply;
 pub mod request;
+mod settings;
 pub mod status;
 pub mod wire;
 
@@ -17,78 +84,57 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
-use crate::host::{
-    Access, EndpointCapabilities, HostError, HostIommu, Mapping, ReservedKind, ReservedRegion,
-    Translation,
-};
-use crate::iopf::{GroupId, Handler, Iopf, Response};
+use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
+use crate::host::{EndpointCapabilities, HostError, HostIommu, ReservedKind, ReservedRegion};
+use crate::iopf::{GroupId, Iopf, Response};
 use crate::trace;
-pub use config_space::{Features, Limits, Settings};
-pub use counters::{DeviceCounters, RequestCounts, RequestType};
+use attach::EndpointPasid;
+pub use counters::{DeviceCounters, RequestCounts};
 use domain::Domain;
+pub use features::Features;
 use probe::ExtensionProperties;
+pub use reply::Reply;
 use request::Request;
+pub use request::RequestType;
+pub use settings::{Limits, Settings};
 use status::{RequestError, Status};
-use wire::size;
+use wire::ReqTail;
 
-/// The least room offered to properties, in bytes; what QEMU's own device offers.
+/// Minimum `probe_size` in bytes, that of QEMU's virtio-iommu device.
 const MIN_PROBE_SIZE: usize = 512;
 
-/// The answer to one request, for whoever writes it into the guest's memory.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Reply<'a> {
-    /// The status, for the tail.
-    pub status: Status,
-    /// Where the tail begins in the writable part of the request, in bytes.
-    pub tail_offset: usize,
-    /// What comes before the tail; the room that is left is zero.
-    pub properties: &'a [u8],
-}
-
-/// What can be attached to a domain: an endpoint, or a PASID of one.
-type Attachee = (EndpointId, Option<Pasid>);
-
-/// The fixed properties of an endpoint.
+/// An endpoint behind the virtual IOMMU. Its properties are fixed.
 struct Endpoint {
     capabilities: EndpointCapabilities,
-    /// The addresses that it must not map.
     reserved: Vec<ReservedRegion>,
 }
 
-impl Endpoint {
-    fn new(settings: &Settings, capabilities: EndpointCapabilities) -> Self {
-        let reserved = reserved(settings, &capabilities);
-        Self { capabilities, reserved }
-    }
-}
-
-/// The state of the device: endpoints, domains, mappings.
+/// The state of the device: endpoints, domains, attachments and mappings.
 pub struct Viommu {
     settings: Settings,
     host: Arc<dyn HostIommu>,
     faults: Arc<Iopf>,
     endpoints: BTreeMap<EndpointId, Endpoint>,
-    /// Who is attached to which domain.
-    attachments: BTreeMap<Attachee, DomainId>,
+    attachments: BTreeMap<EndpointPasid, DomainId>,
     domains: BTreeMap<DomainId, Domain>,
-    /// Mappings over all domains.
+    /// Number of mappings in all domains together.
     mappings: usize,
-    /// What the driver has accepted.
+    /// Negotiated features.
     features: Features,
-    /// What endpoints without a domain do (`bypass` in the configuration space).
+    /// Whether unattached endpoints are in bypass mode (`bypass` in the configuration space).
     bypass: bool,
+    /// The properties that the last successful PROBE request returned.
     properties: Vec<u8>,
-    /// Room that is offered to properties, in bytes: enough for every endpoint.
+    /// Size of the properties in a PROBE request, in bytes: sufficient for each endpoint.
     probe_size: usize,
     counters: Arc<DeviceCounters>,
 }
 
 impl Viommu {
-    /// A device with `endpoints` behind it, none of them attached.
+    /// Creates a device with `endpoints` behind it, all of them unattached.
     ///
     /// # Errors
-    /// When the host cannot put an endpoint into its initial state.
+    /// Returns the error of the back end if it cannot set the initial translation of an endpoint.
     pub fn new(
         settings: Settings,
         endpoints: impl IntoIterator<Item = EndpointId>,
@@ -99,11 +145,11 @@ impl Viommu {
             .into_iter()
             .map(|id| (id, Endpoint::new(&settings, host.capabilities(id))))
             .collect();
-        let rooms = endpoints.values().map(|endpoint| probe::room(&endpoint.reserved));
+        let probe_sizes = endpoints.values().map(|endpoint| probe::max_size(&endpoint.reserved));
         let viommu = Self {
             bypass: settings.boot_bypass,
             properties: Vec::new(),
-            probe_size: rooms.fold(MIN_PROBE_SIZE, usize::max),
+            probe_size: probe_sizes.fold(MIN_PROBE_SIZE, usize::max),
             endpoints,
             attachments: BTreeMap::new(),
             domains: BTreeMap::new(),
@@ -115,74 +161,138 @@ impl Viommu {
             faults,
         };
         for &endpoint in viommu.endpoints.keys() {
-            viommu.route((endpoint, None), &viommu.unattached(None))?;
+            let target = EndpointPasid { endpoint, pasid: None };
+            viommu.set_translation(target, &viommu.unattached(target))?;
         }
         Ok(viommu)
     }
 
-    /// Answers the request in `bytes`, with `room` bytes for the answer.
+    /// Handles a request. `bytes` is its device-readable part, `writable_size` the size of its
+    /// device-writable part in bytes.
     ///
-    /// `None`: the buffer goes back unwritten, because the type is unknown (5.13.6.2) or
-    /// because there is no room for a status.
-    pub fn handle(&mut self, bytes: &[u8], room: usize) -> Option<Reply<'_>> {
-        let kind = RequestType::of(bytes);
+    /// Returns `None` if the buffer has to be returned unwritten: the request type is unknown
+    /// (5.13.6.2), or the device-writable part is too small for the tail.
+    pub fn handle(&mut self, bytes: &[u8], writable_size: usize) -> Option<Reply<'_>> {
+        let request_type = RequestType::of(bytes);
         trace::request_taken(bytes.first().copied(), bytes.len());
-        let status = self.status_of(bytes, room);
+        let size_before_tail = writable_size.checked_sub(size_of::<ReqTail>());
+        let status =
+            size_before_tail.and_then(|size| self.decode_and_execute(request_type, bytes, size));
         trace::request_done(bytes.first().copied(), status.map(|status| status as u8));
-        self.counters.count(kind, status);
-        self.note_size();
-        let (status, room) = (status?, room.checked_sub(size::TAIL)?);
-        let probed = kind == RequestType::Probe && status == Status::Ok;
-        Some(Reply {
-            status,
-            tail_offset: if kind == RequestType::Probe { self.probe_size.min(room) } else { 0 },
-            properties: if probed { &self.properties } else { &[] },
+        self.counters.count(request_type, status);
+        self.update_size_counters();
+        Some(match (status?, request_type) {
+            (status, RequestType::Probe) => Reply {
+                status,
+                tail_offset: self.probe_size.min(size_before_tail?),
+                properties: if status == Status::Ok { &self.properties } else { &[] },
+            },
+            (status, _) => Reply { status, tail_offset: 0, properties: &[] },
         })
     }
 
-    /// Does what a request asks for; `None`: the driver is not to read how that ended.
-    fn status_of(&mut self, bytes: &[u8], room: usize) -> Option<Status> {
-        let room = room.checked_sub(size::TAIL)?;
+    /// Returns the status of a request, or `None` if its buffer has to be returned unwritten.
+    fn decode_and_execute(
+        &mut self,
+        request_type: RequestType,
+        bytes: &[u8],
+        size_before_tail: usize,
+    ) -> Option<Status> {
         let request = request::decode(bytes, self.features)?;
-        let outcome = request.and_then(|request| self.execute(request, room));
-        Some(match outcome {
-            Ok(()) => Status::Ok,
-            Err(refusal) => {
-                log::debug!("request refused ({:?}): {refusal}", refusal.status());
-                refusal.status()
+        match request.and_then(|request| self.execute(request, size_before_tail)) {
+            Ok(()) => Some(Status::Ok),
+            Err(error) => {
+                let (name, status) = (request_type.name(), error.status());
+                log::debug!("{name} request rejected with status {}: {error}", status.name());
+                Some(status)
             }
-        })
+        }
     }
 
-    /// A request of these bytes was answered with DEVERR, because [`handle`](Self::handle) has
-    /// panicked.
+    fn execute(&mut self, request: Request, size_before_tail: usize) -> Result<(), RequestError> {
+        match request {
+            Request::Attach { domain, endpoint, pasid, bypass } => {
+                self.attach(domain, EndpointPasid { endpoint, pasid }, bypass)
+            }
+            Request::Detach { domain, endpoint, pasid } => {
+                self.detach(domain, EndpointPasid { endpoint, pasid })
+            }
+            Request::Map { domain, virt_start, virt_end, phys_start, access } => {
+                self.map(domain, (virt_start, virt_end), phys_start, access)
+            }
+            Request::Unmap { domain, virt_start, virt_end } => {
+                self.unmap(domain, (virt_start, virt_end))
+            }
+            Request::Probe { endpoint } => self.probe(endpoint, size_before_tail),
+            Request::PageResponse { endpoint, pasid, group, response } => {
+                self.page_response(endpoint, pasid, group, response)
+            }
+        }
+    }
+
+    fn probe(&mut self, endpoint: EndpointId, size_before_tail: usize) -> Result<(), RequestError> {
+        let Endpoint { capabilities, reserved } = self.endpoint(endpoint)?;
+        if size_before_tail < self.probe_size {
+            return Err(RequestError::SmallBuffer {
+                size: size_before_tail,
+                required: self.probe_size,
+            });
+        }
+        self.properties = probe::encode(reserved, self.extension_properties(capabilities));
+        Ok(())
+    }
+
+    fn extension_properties(&self, capabilities: &EndpointCapabilities) -> ExtensionProperties {
+        let pasids = self.features.has(wire::F_PASID) && capabilities.pasid_bits > 0;
+        let page_requests = self.features.has(wire::F_PAGE_REQUEST);
+        ExtensionProperties {
+            pasid_bits: pasids.then_some(capabilities.pasid_bits),
+            page_requests: capabilities.page_requests.filter(|_| page_requests),
+            max_groups: self.settings.limits.page_groups,
+        }
+    }
+
+    fn page_response(
+        &self,
+        endpoint: EndpointId,
+        pasid: Option<Pasid>,
+        group: GroupId,
+        response: Response,
+    ) -> Result<(), RequestError> {
+        let capabilities = &self.endpoint(endpoint)?.capabilities;
+        let requests = capabilities.page_requests.ok_or(RequestError::NoGroup)?;
+        self.faults.respond(endpoint, group, pasid, requests.response_needs_pasid, response)?;
+        Ok(())
+    }
+
+    /// Counts a request that was answered with DEVERR because [`handle`](Self::handle) panicked.
     pub fn count_internal_error(&self, bytes: &[u8]) {
         self.counters.count(RequestType::of(bytes), Some(Status::DevErr));
     }
 
-    /// What is counted here, for who reads it without the device's lock.
+    /// Returns the counters, which can be read without the lock of the device.
     pub fn counters(&self) -> Arc<DeviceCounters> {
         self.counters.clone()
     }
 
-    fn note_size(&self) {
+    fn update_size_counters(&self) {
         self.counters.mappings.set(self.mappings as u64);
         self.counters.domains.set(self.domains.len() as u64);
         self.counters.attachments.set(self.attachments.len() as u64);
     }
 
-    /// The driver has accepted `features`; bits that are not the device's own are ignored.
+    /// Sets the negotiated features. Bits that are not device-specific are ignored.
     pub fn set_features(&mut self, features: u64) {
         self.features = Features(features & Features::OFFERED.0);
-        self.faults.enable_page_requests(self.features.has(wire::feature::PAGE_REQUEST));
+        self.faults.enable_page_requests(self.features.has(wire::F_PAGE_REQUEST));
     }
 
-    /// The configuration space as the driver reads it.
-    pub fn config(&self) -> [u8; size::CONFIG] {
+    /// Returns the configuration space as the driver reads it.
+    pub fn config(&self) -> wire::Config {
         config_space::read(&self.settings, self.probe_size as u32, self.bypass)
     }
 
-    /// The driver writes `bytes` at `offset` of the configuration space.
+    /// Writes `bytes` at `offset` of the configuration space. Only `bypass` is writable.
     pub fn write_config(&mut self, offset: usize, bytes: &[u8]) {
         match config_space::written_bypass(offset, bytes) {
             Some(bypass) if bypass != self.bypass => self.set_bypass(bypass),
@@ -190,309 +300,59 @@ impl Viommu {
         }
     }
 
-    /// Guest memory is `memory` from now on.
+    /// Replaces guest memory.
     pub fn set_memory(&mut self, memory: &GuestMemoryMmap) {
         self.host.set_memory(memory);
     }
 
-    /// Device reset: nothing is attached or mapped any more; `bypass` stays (5.13.4.2).
+    /// Resets the device: removes all attachments, domains and mappings. `bypass` keeps its value
+    /// (5.13.4.2).
     pub fn reset(&mut self) {
         self.faults.reset();
-        let attached: Vec<Attachee> = self.attachments.keys().copied().collect();
-        for who in attached {
-            if let Err(refusal) = self.leave(who) {
-                log::error!("reset: {who:?} could not be detached: {refusal}");
+        let attached: Vec<EndpointPasid> = self.attachments.keys().copied().collect();
+        for target in attached {
+            if let Err(error) = self.remove_attachment(target) {
+                log::error!("cannot detach {target} at device reset: {error}");
             }
         }
-        self.note_size();
+        self.update_size_counters();
     }
 
-    /// System reset, or a new front end: as after start.
-    pub fn restart(&mut self) {
+    /// Returns the device to its initial state, for a system reset or a new front end.
+    pub fn system_reset(&mut self) {
         self.reset();
         self.set_memory(&GuestMemoryMmap::new());
         self.set_bypass(self.settings.boot_bypass);
     }
 
-    fn execute(&mut self, request: Request, room: usize) -> Result<(), RequestError> {
-        match request {
-            Request::Attach { domain, endpoint, pasid, bypass } => {
-                let who = self.attachee(EndpointId(endpoint), pasid, bypass)?;
-                self.attach(DomainId(domain), who, bypass)
-            }
-            Request::Detach { domain, endpoint, pasid } => {
-                self.endpoint(EndpointId(endpoint))?;
-                self.detach(DomainId(domain), (EndpointId(endpoint), pasid.map(Pasid)))
-            }
-            Request::Map { domain, virt_start, virt_end, phys_start, flags } => {
-                let mapping = self.mapping(virt_start, virt_end, phys_start, flags);
-                self.map(DomainId(domain), mapping)
-            }
-            Request::Unmap { domain, virt_start, virt_end } => {
-                self.unmap(DomainId(domain), IovaRange::new(virt_start, virt_end))
-            }
-            Request::Probe { endpoint } => self.probe(EndpointId(endpoint), room),
-            Request::PageResponse { endpoint, pasid, group, response } => {
-                self.page_response(EndpointId(endpoint), pasid, GroupId(group), response)
-            }
-        }
-    }
-
-    /// Checks that it can be attached to a domain, whichever that is.
-    fn attachee(
-        &self,
-        endpoint: EndpointId,
-        pasid: Option<u32>,
-        bypass: bool,
-    ) -> Result<Attachee, RequestError> {
-        let capabilities = &self.endpoint(endpoint)?.capabilities;
-        let Some(pasid) = pasid else { return Ok((endpoint, None)) };
-        match capabilities.pasid_bits {
-            0 => Err(RequestError::NoPasids(endpoint.0)),
-            bits if pasid == 0 || pasid >> bits != 0 => Err(RequestError::PasidRange(pasid)),
-            _ if bypass => Err(RequestError::PasidBypass),
-            _ => Ok((endpoint, Some(Pasid(pasid)))),
-        }
-    }
-
-    fn attach(&mut self, id: DomainId, who: Attachee, bypass: bool) -> Result<(), RequestError> {
-        let from = self.attachments.get(&who).copied();
-        if from == Some(id) {
-            return self.check_kind(id, bypass);
-        }
-        if self.domains.contains_key(&id) {
-            self.check_kind(id, bypass)?;
-            self.check_endpoints(id)?;
-        } else {
-            self.create_domain(id, bypass, from)?;
-        }
-        let joined = self.join(id, who);
-        self.destroy_if_unused(if joined.is_ok() { from } else { Some(id) });
-        joined
-    }
-
-    fn detach(&mut self, id: DomainId, who: Attachee) -> Result<(), RequestError> {
-        match (self.attachments.get(&who), who) {
-            (Some(&domain), _) if domain == id => self.leave(who),
-            (None, (_, Some(pasid))) => Err(RequestError::PasidNotAttached(pasid.0)),
-            _ => Err(RequestError::NotAttached(id.0)),
-        }
-    }
-
-    fn map(
-        &mut self,
-        id: DomainId,
-        mapping: Result<Mapping, RequestError>,
-    ) -> Result<(), RequestError> {
-        let space = self.domain(id)?.space()?;
-        let mapping = mapping?;
-        space.check_free(mapping.range)?;
-        check_limit("mappings", self.mappings, self.settings.limits.mappings)?;
-        self.host.map(id, &mapping)?;
-        space.insert(mapping);
-        self.mappings += 1;
-        Ok(())
-    }
-
-    fn unmap(&mut self, id: DomainId, range: Option<IovaRange>) -> Result<(), RequestError> {
-        let space = self.domain(id)?.space()?;
-        let range = range.ok_or(RequestError::Backwards)?;
-        space.check_whole(range)?;
-        self.host.unmap(id, range)?;
-        self.mappings -= space.remove(range);
-        Ok(())
-    }
-
-    fn probe(&mut self, endpoint: EndpointId, room: usize) -> Result<(), RequestError> {
-        let Endpoint { capabilities, reserved } = self.endpoint(endpoint)?;
-        if room < self.probe_size {
-            return Err(RequestError::SmallBuffer(self.probe_size));
-        }
-        self.properties = probe::properties(reserved, self.abilities(capabilities));
-        Ok(())
-    }
-
-    /// What the driver is told of an endpoint beyond the standard.
-    fn abilities(&self, capabilities: &EndpointCapabilities) -> ExtensionProperties {
-        let pasids = self.features.has(wire::feature::PASID) && capabilities.pasid_bits > 0;
-        let max_groups = self.settings.limits.page_groups;
-        ExtensionProperties {
-            pasid_bits: pasids.then_some(capabilities.pasid_bits),
-            page_requests: capabilities
-                .page_requests
-                .filter(|_| self.features.has(wire::feature::PAGE_REQUEST))
-                .map(|requests| (requests, max_groups)),
-        }
-    }
-
-    fn page_response(
-        &mut self,
-        endpoint: EndpointId,
-        pasid: Option<u32>,
-        group: GroupId,
-        response: Response,
-    ) -> Result<(), RequestError> {
-        let capabilities = &self.endpoint(endpoint)?.capabilities;
-        let requests = capabilities.page_requests.ok_or(RequestError::NoGroup)?;
-        let needs_pasid = requests.response_needs_pasid;
-        Ok(self.faults.respond(endpoint, group, pasid.map(Pasid), needs_pasid, response)?)
-    }
-
-    /// Checks what a MAP request says of itself (5.13.6.5.2).
-    fn mapping(
-        &self,
-        first: u64,
-        last: u64,
-        phys: u64,
-        flags: u32,
-    ) -> Result<Mapping, RequestError> {
-        let settings = &self.settings;
-        let range = IovaRange::new(first, last).ok_or(RequestError::Backwards)?;
-        if !range.is_aligned(settings.page_size) || phys & (settings.page_size - 1) != 0 {
-            return Err(RequestError::Misaligned(settings.page_size));
-        }
-        if !settings.input_range.covers(&range) || phys.checked_add(range.span()).is_none() {
-            return Err(RequestError::OutOfRange);
-        }
-        if settings.reserved.iter().any(|region| region.range.overlaps(&range)) {
-            return Err(RequestError::ReservedRegion);
-        }
-        let access =
-            Access { read: flags & wire::MAP_F_READ != 0, write: flags & wire::MAP_F_WRITE != 0 };
-        Ok(Mapping { range, gpa: Gpa(phys), access })
-    }
-
     fn endpoint(&self, id: EndpointId) -> Result<&Endpoint, RequestError> {
-        self.endpoints.get(&id).ok_or(RequestError::NoEndpoint(id.0))
+        self.endpoints.get(&id).ok_or(RequestError::NoEndpoint(id))
     }
+}
 
-    fn domain(&self, id: DomainId) -> Result<&Domain, RequestError> {
-        self.domains.get(&id).ok_or(RequestError::NoDomain(id.0))
-    }
-
-    fn check_kind(&self, id: DomainId, bypass: bool) -> Result<(), RequestError> {
-        if self.domain(id)?.is_bypass() == bypass {
-            Ok(())
-        } else {
-            Err(RequestError::OtherKind(id.0))
-        }
-    }
-
-    fn check_endpoints(&self, id: DomainId) -> Result<(), RequestError> {
-        let limit = self.settings.limits.endpoints_per_domain;
-        check_limit("endpoints in a domain", self.domain(id)?.endpoints, limit)
-    }
-
-    /// `leaving`: a domain that makes room if its last endpoint comes from there.
-    fn create_domain(
-        &mut self,
-        id: DomainId,
-        bypass: bool,
-        leaving: Option<DomainId>,
-    ) -> Result<(), RequestError> {
-        let ends = leaving.and_then(|id| self.domains.get(&id)).is_some_and(|d| d.endpoints == 1);
-        let domains = self.domains.len() - usize::from(ends);
-        check_limit("domains", domains, self.settings.limits.domains)?;
-        self.domains.insert(id, Domain::new(id, bypass));
-        Ok(())
-    }
-
-    /// Moves somebody from wherever they are to an existing domain.
-    fn join(&mut self, id: DomainId, who: Attachee) -> Result<(), RequestError> {
-        let to = self.domain(id)?.translation();
-        self.route(who, &to)?;
-        self.set_attachment(who, Some(id));
-        Ok(())
-    }
-
-    /// Detaches somebody from whatever they are attached to.
-    fn leave(&mut self, who: Attachee) -> Result<(), RequestError> {
-        self.route(who, &self.unattached(who.1))?;
-        let from = self.set_attachment(who, None);
-        self.destroy_if_unused(from);
-        Ok(())
-    }
-
-    /// Keeps the books of an attachment; returns the one before.
-    fn set_attachment(&mut self, who: Attachee, to: Option<DomainId>) -> Option<DomainId> {
-        let from = match to {
-            Some(id) => self.attachments.insert(who, id),
-            None => self.attachments.remove(&who),
-        };
-        if let Some(domain) = from.and_then(|id| self.domains.get_mut(&id)) {
-            domain.endpoints -= 1;
-        }
-        if let Some(domain) = to.and_then(|id| self.domains.get_mut(&id)) {
-            domain.endpoints += 1;
-        }
-        from
-    }
-
-    fn destroy_if_unused(&mut self, id: Option<DomainId>) {
-        let Some(id) = id else { return };
-        if self.domains.get(&id).is_some_and(|domain| domain.endpoints == 0) {
-            self.mappings -= self.domains.remove(&id).map_or(0, |domain| domain.mappings());
-        }
-    }
-
-    fn set_bypass(&mut self, bypass: bool) {
-        self.bypass = bypass;
-        for &endpoint in self.endpoints.keys() {
-            if self.attachments.contains_key(&(endpoint, None)) {
-                continue;
-            }
-            if let Err(error) = self.route((endpoint, None), &self.unattached(None)) {
-                log::error!("bypass {bypass}: endpoint {endpoint} keeps its old state: {error}");
+impl Endpoint {
+    fn new(settings: &Settings, capabilities: EndpointCapabilities) -> Self {
+        let mut reserved = settings.reserved.clone();
+        for range in capabilities.unmappable_ranges() {
+            let Some(range) = range.common(&settings.input_range) else { continue };
+            for range in unreserved_parts(range, &settings.reserved) {
+                reserved.push(ReservedRegion { range, kind: ReservedKind::Reserved });
             }
         }
-    }
-
-    /// What an endpoint, or a PASID of one, gets without a domain.
-    fn unattached(&self, pasid: Option<Pasid>) -> Translation {
-        if self.bypass && pasid.is_none() { Translation::Bypass } else { Translation::Blocked }
-    }
-
-    /// Accesses, and their faults, go another way from now on.
-    ///
-    /// Page requests are answered before the host knows of the change: a host that detaches
-    /// answers them by itself, and a later answer could meet another group (iommufd uses the
-    /// lowest cookie again).
-    fn route(&self, (endpoint, pasid): Attachee, to: &Translation) -> Result<(), HostError> {
-        let before = self.faults.detach(endpoint, pasid);
-        let routed = self.host.set_translation(endpoint, pasid, to);
-        let handler = if routed.is_ok() { handler(to) } else { before };
-        if let Some(handler) = handler {
-            self.faults.attach(endpoint, pasid, handler);
-        }
-        routed
+        Self { capabilities, reserved }
     }
 }
 
-/// What an endpoint must not map: what the settings say, and what the host cannot.
-fn reserved(settings: &Settings, capabilities: &EndpointCapabilities) -> Vec<ReservedRegion> {
-    let configured = &settings.reserved;
-    let hosts = capabilities.unmappable_ranges().into_iter();
-    let inside = hosts.filter_map(|range| range.common(&settings.input_range));
-    let new = inside.flat_map(|range| {
-        configured.iter().fold(vec![range], |rest, region| {
-            rest.iter().flat_map(|part| part.without(&region.range)).collect()
-        })
-    });
-    let new = new.map(|range| ReservedRegion { range, kind: ReservedKind::Reserved });
-    configured.iter().copied().chain(new).collect()
+/// Returns the parts of `range` outside all `reserved` regions.
+fn unreserved_parts(range: IovaRange, reserved: &[ReservedRegion]) -> Vec<IovaRange> {
+    reserved.iter().fold(vec![range], |parts, region| {
+        parts.iter().flat_map(|part| part.without(&region.range)).collect()
+    })
 }
 
-/// Who deals with the faults of what is translated so; `None`: as of what is not attached.
-fn handler(translation: &Translation) -> Option<Handler> {
-    match translation {
-        Translation::Blocked => None,
-        Translation::Bypass => Some(Handler::Direct),
-        Translation::Domain(..) => Some(Handler::Queue),
-    }
-}
-
-fn check_limit(what: &'static str, used: usize, limit: usize) -> Result<(), RequestError> {
-    if used < limit { Ok(()) } else { Err(RequestError::Limit { what, limit }) }
+/// Checks that one more `resource` stays within `limit`.
+fn check_limit(resource: &'static str, used: usize, limit: usize) -> Result<(), RequestError> {
+    if used < limit { Ok(()) } else { Err(RequestError::Limit { resource, limit }) }
 }
 
 #[cfg(test)]

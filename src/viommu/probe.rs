@@ -1,57 +1,71 @@
-//! PROBE: the properties of an endpoint, as bytes.
+//! PROBE: the properties of an endpoint (virtio 1.4, 5.13.6.7).
 
-use super::wire::{self, size};
+use zerocopy::little_endian::U16;
+use zerocopy::{Immutable, IntoBytes};
+
+use super::wire::{self, ProbePageRequest, ProbePasid, ProbeProperty, ProbeResvMem};
 use crate::host::{PageRequests, ReservedKind, ReservedRegion};
 
-/// What an endpoint can do beyond the standard, for a driver that has accepted the features.
+/// Properties of the page request extension, for a driver that negotiated its features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExtensionProperties {
-    /// The width of its PASIDs, if it has any.
+    /// PASID width of the endpoint in bits.
     pub pasid_bits: Option<u8>,
-    /// Its page requests, if it makes any, and how many groups of them the device keeps.
-    pub page_requests: Option<(PageRequests, u16)>,
+    /// Page request interface of the endpoint.
+    pub page_requests: Option<PageRequests>,
+    /// Maximum number of outstanding page request groups.
+    pub max_groups: u16,
 }
 
-/// What [`properties`] of an endpoint may need, in bytes.
-pub fn room(reserved: &[ReservedRegion]) -> usize {
-    let all = (PageRequests { response_needs_pasid: false }, 0);
-    properties(reserved, ExtensionProperties { pasid_bits: Some(0), page_requests: Some(all) })
-        .len()
+/// Returns the maximum size of the properties of an endpoint, in bytes.
+pub fn max_size(reserved: &[ReservedRegion]) -> usize {
+    reserved.len() * size_of::<ProbeResvMem>()
+        + size_of::<ProbePasid>()
+        + size_of::<ProbePageRequest>()
 }
 
-/// The properties of an endpoint, ready to be written. Their total is a multiple of 8.
-pub fn properties(reserved: &[ReservedRegion], abilities: ExtensionProperties) -> Vec<u8> {
-    let regions = reserved.iter().flat_map(reserved_memory);
-    let pasids = abilities.pasid_bits.into_iter().flat_map(pasids);
-    let page_requests = abilities.page_requests.into_iter().flat_map(page_requests);
-    regions.chain(pasids).chain(page_requests).collect()
+/// Encodes the properties of an endpoint. Their total size is a multiple of 8 bytes.
+pub fn encode(reserved: &[ReservedRegion], extension: ExtensionProperties) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(max_size(reserved));
+    for region in reserved {
+        bytes.extend_from_slice(reserved_memory(region).as_bytes());
+    }
+    if let Some(bits) = extension.pasid_bits {
+        let head = head::<ProbePasid>(wire::PROBE_T_PASID);
+        bytes.extend_from_slice(ProbePasid { head, bits, reserved: [0; 3] }.as_bytes());
+    }
+    if let Some(requests) = extension.page_requests {
+        let property = page_request(requests, extension.max_groups);
+        bytes.extend_from_slice(property.as_bytes());
+    }
+    bytes
 }
 
-/// `docs/page-requests.md`, 8 bytes.
-fn page_requests((requests, max_groups): (PageRequests, u16)) -> [u8; 8] {
-    let [type_low, type_high] = wire::PROBE_T_PAGE_REQUEST.to_le_bytes();
-    let [max_low, max_high] = max_groups.to_le_bytes();
-    let flags = if requests.response_needs_pasid { wire::PAGE_REQUEST_F_NEEDS_PASID } else { 0 };
-    [type_low, type_high, 4, 0, flags, 0, max_low, max_high]
+fn reserved_memory(region: &ReservedRegion) -> ProbeResvMem {
+    ProbeResvMem {
+        head: head::<ProbeResvMem>(wire::PROBE_T_RESV_MEM),
+        subtype: match region.kind {
+            ReservedKind::Reserved => wire::RESV_MEM_T_RESERVED,
+            ReservedKind::Msi => wire::RESV_MEM_T_MSI,
+        },
+        reserved: [0; 3],
+        start: region.range.first().into(),
+        end: region.range.last().into(),
+    }
 }
 
-/// `docs/page-requests.md`, 8 bytes.
-fn pasids(bits: u8) -> [u8; 8] {
-    let [type_low, type_high] = wire::PROBE_T_PASID.to_le_bytes();
-    [type_low, type_high, 4, 0, bits, 0, 0, 0]
+fn page_request(requests: PageRequests, max_groups: u16) -> ProbePageRequest {
+    let needs_pasid = requests.response_needs_pasid;
+    ProbePageRequest {
+        head: head::<ProbePageRequest>(wire::PROBE_T_PAGE_REQUEST),
+        flags: if needs_pasid { wire::PAGE_REQUEST_F_NEEDS_PASID } else { 0 },
+        reserved: 0,
+        max_groups: max_groups.into(),
+    }
 }
 
-/// `struct virtio_iommu_probe_resv_mem`, 24 bytes; `length` excludes the head.
-fn reserved_memory(region: &ReservedRegion) -> [u8; 24] {
-    let mut property = [0; 24];
-    let length = (property.len() - size::PROPERTY_HEAD) as u16;
-    property[0..2].copy_from_slice(&wire::PROBE_T_RESV_MEM.to_le_bytes());
-    property[2..4].copy_from_slice(&length.to_le_bytes());
-    property[4] = match region.kind {
-        ReservedKind::Reserved => wire::RESV_MEM_T_RESERVED,
-        ReservedKind::Msi => wire::RESV_MEM_T_MSI,
-    };
-    property[8..16].copy_from_slice(&region.range.first().to_le_bytes());
-    property[16..24].copy_from_slice(&region.range.last().to_le_bytes());
-    property
+/// Returns the head of the property `T`, whose `length` excludes the head.
+fn head<T: IntoBytes + Immutable>(property_type: u16) -> ProbeProperty {
+    let length = size_of::<T>() - size_of::<ProbeProperty>();
+    ProbeProperty { r#type: property_type.into(), length: U16::new(length as u16) }
 }

@@ -1,280 +1,403 @@
-//! Decoding: from the bytes that the driver wrote to a typed request. Pure.
+//! Decoding of requests: from the bytes that the driver wrote to a typed request. Pure functions.
 
-use super::config_space::Features;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::features::Features;
 use super::status::RequestError;
-use super::wire::{self, feature, page_resp, request, size};
-use crate::iopf::Response;
+use super::wire::{self, ReqAttach, ReqDetach, ReqHead, ReqMap, ReqPageResp, ReqProbe, ReqUnmap};
+use crate::address::{Access, DomainId, EndpointId, Gpa, Pasid};
+use crate::iopf::{GroupId, Response};
 
-/// A request as the driver made it; nothing is checked but its form.
+/// Size of the longest device-readable part of a request, in bytes.
+pub const MAX_REQUEST_SIZE: usize = size_of::<ReqProbe>();
+
+/// The type of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestType {
+    /// ATTACH.
+    Attach,
+    /// DETACH.
+    Detach,
+    /// MAP.
+    Map,
+    /// UNMAP.
+    Unmap,
+    /// PROBE.
+    Probe,
+    /// PAGE_RESP (extension).
+    PageResponse,
+    /// An undefined type, or a buffer too short for a head.
+    Unknown,
+}
+
+impl RequestType {
+    /// All request types.
+    pub const ALL: [Self; 7] = [
+        Self::Attach,
+        Self::Detach,
+        Self::Map,
+        Self::Unmap,
+        Self::Probe,
+        Self::PageResponse,
+        Self::Unknown,
+    ];
+
+    /// Returns the type of the request in `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        match ReqHead::ref_from_prefix(bytes).map(|(head, _)| head.r#type) {
+            Ok(wire::T_ATTACH) => Self::Attach,
+            Ok(wire::T_DETACH) => Self::Detach,
+            Ok(wire::T_MAP) => Self::Map,
+            Ok(wire::T_UNMAP) => Self::Unmap,
+            Ok(wire::T_PROBE) => Self::Probe,
+            Ok(wire::T_PAGE_RESP) => Self::PageResponse,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Returns the name used in log lines and metric labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attach => "attach",
+            Self::Detach => "detach",
+            Self::Map => "map",
+            Self::Unmap => "unmap",
+            Self::Probe => "probe",
+            Self::PageResponse => "page_response",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A well-formed request. Its fields are not validated against the state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Attach an endpoint to a domain.
+    /// Attaches an endpoint, or a PASID of it, to a domain.
     Attach {
-        /// The domain, created when it does not exist.
-        domain: u32,
+        /// The domain, created if it does not exist.
+        domain: DomainId,
         /// The endpoint.
-        endpoint: u32,
-        /// The PASID of the endpoint, where the domain is for one.
-        pasid: Option<u32>,
-        /// Whether it is a bypass domain.
+        endpoint: EndpointId,
+        /// The PASID to attach instead of the endpoint itself.
+        pasid: Option<Pasid>,
+        /// Whether the domain is a bypass domain.
         bypass: bool,
     },
-    /// Detach an endpoint from a domain.
+    /// Detaches an endpoint, or a PASID of it, from a domain.
     Detach {
-        /// The domain that it should be attached to.
-        domain: u32,
+        /// The domain.
+        domain: DomainId,
         /// The endpoint.
-        endpoint: u32,
-        /// The PASID of the endpoint, where it is to be detached.
-        pasid: Option<u32>,
+        endpoint: EndpointId,
+        /// The PASID to detach instead of the endpoint itself.
+        pasid: Option<Pasid>,
     },
-    /// Add a mapping to a domain.
+    /// Adds a mapping to a domain.
     Map {
         /// The domain.
-        domain: u32,
+        domain: DomainId,
         /// First I/O virtual address.
         virt_start: u64,
         /// Last I/O virtual address (inclusive).
         virt_end: u64,
-        /// Guest-physical address of the first byte.
-        phys_start: u64,
-        /// VIRTIO_IOMMU_MAP_F_*, known ones only.
-        flags: u32,
+        /// Guest-physical address that `virt_start` translates to.
+        phys_start: Gpa,
+        /// The accesses that the mapping allows.
+        access: Access,
     },
-    /// Remove all mappings of a domain inside a range.
+    /// Removes all mappings of a domain in a range.
     Unmap {
         /// The domain.
-        domain: u32,
+        domain: DomainId,
         /// First I/O virtual address.
         virt_start: u64,
         /// Last I/O virtual address (inclusive).
         virt_end: u64,
     },
-    /// Ask for the properties of an endpoint.
+    /// Returns the properties of an endpoint.
     Probe {
         /// The endpoint.
-        endpoint: u32,
+        endpoint: EndpointId,
     },
-    /// Answer a group of page requests.
+    /// Responds to a page request group.
     PageResponse {
-        /// The endpoint.
-        endpoint: u32,
+        /// The endpoint that made the page requests.
+        endpoint: EndpointId,
         /// The PASID of the group.
-        pasid: Option<u32>,
+        pasid: Option<Pasid>,
         /// The group.
-        group: u16,
-        /// The answer.
+        group: GroupId,
+        /// The response.
         response: Response,
     },
 }
 
-/// Decodes the driver's part of a request, for a driver that has accepted `features`. Bytes
-/// beyond what the type has are ignored.
+/// Decodes the device-readable part of a request. `features` are the negotiated features: a
+/// request type or flag that belongs to another feature is unknown. Excess bytes are ignored.
 ///
-/// `None`: no request, or one of an unknown type, which the device leaves unwritten. What
-/// belongs to a feature that was not accepted is unknown.
+/// Returns `None` for an unknown request type and for a buffer too short for a head, which the
+/// device returns unwritten (5.13.6.2).
+///
+/// # Errors
+/// Returns the error of a request that is too short for its type, has an unknown flag or code, or
+/// has a nonzero reserved field that must be zero.
+///
+/// # Examples
+/// ```
+/// use vhost_user_iommu::address::{Access, DomainId, Gpa};
+/// use vhost_user_iommu::viommu::Features;
+/// use vhost_user_iommu::viommu::request::{Request, decode};
+/// use vhost_user_iommu::viommu::wire::{MAP_F_READ, ReqHead, ReqMap, T_MAP};
+/// use zerocopy::IntoBytes;
+///
+/// let map = ReqMap {
+///     head: ReqHead { r#type: T_MAP, reserved: [0; 3] },
+///     domain: 1.into(),
+///     virt_start: 0x1000.into(),
+///     virt_end: 0x1fff.into(),
+///     phys_start: 0x8000.into(),
+///     flags: MAP_F_READ.into(),
+/// };
+/// let request = decode(map.as_bytes(), Features::OFFERED).expect("a known type").unwrap();
+/// assert_eq!(
+///     request,
+///     Request::Map {
+///         domain: DomainId(1),
+///         virt_start: 0x1000,
+///         virt_end: 0x1fff,
+///         phys_start: Gpa(0x8000),
+///         access: Access::READ,
+///     }
+/// );
+/// assert!(decode(&map.as_bytes()[..20], Features::OFFERED).unwrap().is_err());
+/// assert!(decode(map.as_bytes(), Features::default()).is_none());
+/// ```
 pub fn decode(bytes: &[u8], features: Features) -> Option<Result<Request, RequestError>> {
-    let kind = *bytes.first_chunk::<{ size::HEAD }>()?.first()?;
-    let body = |len| bytes.get(..len).map(Fields).ok_or(RequestError::TooShort);
-    let request = match kind {
-        request::ATTACH => body(size::ATTACH).and_then(|fields| attach(fields, features)),
-        request::DETACH => body(size::DETACH).and_then(|fields| detach(fields, features)),
-        request::MAP if features.has(feature::MAP_UNMAP) => body(size::MAP).and_then(map),
-        request::UNMAP if features.has(feature::MAP_UNMAP) => body(size::UNMAP).map(unmap),
-        request::PROBE if features.has(feature::PROBE) => body(size::PROBE).map(probe),
-        request::PAGE_RESP if features.has(feature::PAGE_REQUEST) => {
-            body(size::PAGE_RESP).and_then(page_response)
+    match RequestType::of(bytes) {
+        RequestType::Attach => Some(attach(bytes, features)),
+        RequestType::Detach => Some(detach(bytes, features)),
+        RequestType::Map if features.has(wire::F_MAP_UNMAP) => Some(map(bytes)),
+        RequestType::Unmap if features.has(wire::F_MAP_UNMAP) => Some(unmap(bytes)),
+        RequestType::Probe if features.has(wire::F_PROBE) => Some(probe(bytes)),
+        RequestType::PageResponse if features.has(wire::F_PAGE_REQUEST) => {
+            Some(page_response(bytes))
         }
-        _ => return None,
-    };
-    Some(request)
-}
-
-fn attach(fields: Fields, features: Features) -> Result<Request, RequestError> {
-    let bypass = features.flag(feature::BYPASS_CONFIG, wire::ATTACH_F_BYPASS);
-    let with_pasid = features.flag(feature::PASID, wire::ATTACH_F_PASID);
-    let flags = known_flags(fields.u32(12), bypass | with_pasid)?;
-    let pasid = (flags & wire::ATTACH_F_PASID != 0).then(|| fields.u32(16));
-    if pasid.is_none() && fields.u32(16) != 0 {
-        return Err(RequestError::Reserved);
+        _ => None,
     }
-    let bypass = flags & wire::ATTACH_F_BYPASS != 0;
-    Ok(Request::Attach { domain: fields.u32(4), endpoint: fields.u32(8), pasid, bypass })
 }
 
-/// Without the feature the last 8 bytes are reserved, and ignored.
-fn detach(fields: Fields, features: Features) -> Result<Request, RequestError> {
-    let pasid = if features.has(feature::PASID) {
-        let flags = known_flags(fields.u32(12), wire::DETACH_F_PASID)?;
-        (flags & wire::DETACH_F_PASID != 0).then(|| fields.u32(16))
-    } else {
-        None
-    };
-    Ok(Request::Detach { domain: fields.u32(4), endpoint: fields.u32(8), pasid })
-}
-
-fn map(fields: Fields) -> Result<Request, RequestError> {
-    Ok(Request::Map {
-        domain: fields.u32(4),
-        virt_start: fields.u64(8),
-        virt_end: fields.u64(16),
-        phys_start: fields.u64(24),
-        flags: known_flags(fields.u32(32), wire::MAP_F_READ | wire::MAP_F_WRITE)?,
+fn attach(bytes: &[u8], features: Features) -> Result<Request, RequestError> {
+    let request: &ReqAttach = fields(bytes)?;
+    let flags = known_flags(
+        request.flags.get(),
+        features.flag(wire::F_BYPASS_CONFIG, wire::ATTACH_F_BYPASS)
+            | features.flag(wire::F_PASID, wire::ATTACH_F_PASID),
+    )?;
+    let pasid = (flags & wire::ATTACH_F_PASID != 0).then(|| Pasid(request.pasid.get()));
+    if pasid.is_none() && request.pasid != 0 {
+        return Err(RequestError::ReservedField);
+    }
+    Ok(Request::Attach {
+        domain: DomainId(request.domain.get()),
+        endpoint: EndpointId(request.endpoint.get()),
+        pasid,
+        bypass: flags & wire::ATTACH_F_BYPASS != 0,
     })
 }
 
-fn unmap(fields: Fields) -> Request {
-    Request::Unmap { domain: fields.u32(4), virt_start: fields.u64(8), virt_end: fields.u64(16) }
+fn detach(bytes: &[u8], features: Features) -> Result<Request, RequestError> {
+    let request: &ReqDetach = fields(bytes)?;
+    // Without the feature, `flags` and `pasid` are reserved, and ignored.
+    let flags = if features.has(wire::F_PASID) {
+        known_flags(request.flags.get(), wire::DETACH_F_PASID)?
+    } else {
+        0
+    };
+    Ok(Request::Detach {
+        domain: DomainId(request.domain.get()),
+        endpoint: EndpointId(request.endpoint.get()),
+        pasid: (flags & wire::DETACH_F_PASID != 0).then(|| Pasid(request.pasid.get())),
+    })
 }
 
-fn probe(fields: Fields) -> Request {
-    Request::Probe { endpoint: fields.u32(4) }
+fn map(bytes: &[u8]) -> Result<Request, RequestError> {
+    let request: &ReqMap = fields(bytes)?;
+    let flags = known_flags(request.flags.get(), wire::MAP_F_READ | wire::MAP_F_WRITE)?;
+    Ok(Request::Map {
+        domain: DomainId(request.domain.get()),
+        virt_start: request.virt_start.get(),
+        virt_end: request.virt_end.get(),
+        phys_start: Gpa(request.phys_start.get()),
+        access: Access {
+            read: flags & wire::MAP_F_READ != 0,
+            write: flags & wire::MAP_F_WRITE != 0,
+        },
+    })
 }
 
-fn page_response(fields: Fields) -> Result<Request, RequestError> {
-    let flags = known_flags(fields.u32(8), wire::PAGE_RESP_F_PASID)?;
-    let pasid = (flags & wire::PAGE_RESP_F_PASID != 0).then(|| fields.u32(12));
-    let response = match fields.u16(18) {
-        page_resp::SUCCESS => Response::Success,
-        page_resp::INVALID => Response::Invalid,
-        page_resp::FAILURE => Response::Failure,
+fn unmap(bytes: &[u8]) -> Result<Request, RequestError> {
+    let request: &ReqUnmap = fields(bytes)?;
+    Ok(Request::Unmap {
+        domain: DomainId(request.domain.get()),
+        virt_start: request.virt_start.get(),
+        virt_end: request.virt_end.get(),
+    })
+}
+
+fn probe(bytes: &[u8]) -> Result<Request, RequestError> {
+    let request: &ReqProbe = fields(bytes)?;
+    Ok(Request::Probe { endpoint: EndpointId(request.endpoint.get()) })
+}
+
+fn page_response(bytes: &[u8]) -> Result<Request, RequestError> {
+    let request: &ReqPageResp = fields(bytes)?;
+    let flags = known_flags(request.flags.get(), wire::PAGE_RESP_F_PASID)?;
+    let pasid = (flags & wire::PAGE_RESP_F_PASID != 0).then(|| Pasid(request.pasid.get()));
+    let response = match request.code.get() {
+        wire::PAGE_RESP_SUCCESS => Response::Success,
+        wire::PAGE_RESP_INVALID => Response::Invalid,
+        wire::PAGE_RESP_FAILURE => Response::Failure,
         code => return Err(RequestError::UnknownCode(code)),
     };
-    let unused_pasid = pasid.is_none() && fields.u32(12) != 0;
-    if unused_pasid || fields.u64(20) != 0 {
-        return Err(RequestError::Reserved);
+    if (pasid.is_none() && request.pasid != 0) || request.reserved != [0; 8] {
+        return Err(RequestError::ReservedField);
     }
-    Ok(Request::PageResponse { endpoint: fields.u32(4), pasid, group: fields.u16(16), response })
+    Ok(Request::PageResponse {
+        endpoint: EndpointId(request.endpoint.get()),
+        pasid,
+        group: GroupId(request.group_id.get()),
+        response,
+    })
+}
+
+/// Returns the fields of a request whose type is known.
+fn fields<T>(bytes: &[u8]) -> Result<&T, RequestError>
+where
+    T: FromBytes + Immutable + KnownLayout + Unaligned,
+{
+    match T::ref_from_prefix(bytes) {
+        Ok((fields, _)) => Ok(fields),
+        Err(_) => Err(RequestError::TooShort { size: bytes.len(), required: size_of::<T>() }),
+    }
 }
 
 fn known_flags(flags: u32, known: u32) -> Result<u32, RequestError> {
     if flags & !known == 0 { Ok(flags) } else { Err(RequestError::UnknownFlags(flags & !known)) }
 }
 
-/// Bytes of a request; offsets come from the tables of the specification and lie inside.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn u16(&self, offset: usize) -> u16 {
-        u16::from_le_bytes(self.bytes(offset))
-    }
-
-    fn u32(&self, offset: usize) -> u32 {
-        u32::from_le_bytes(self.bytes(offset))
-    }
-
-    fn u64(&self, offset: usize) -> u64 {
-        u64::from_le_bytes(self.bytes(offset))
-    }
-
-    fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&self.0[offset..offset + N]);
-        bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Types and sizes of all requests.
+    const SIZES: [(u8, usize); 6] = [
+        (wire::T_ATTACH, 20),
+        (wire::T_DETACH, 20),
+        (wire::T_MAP, 36),
+        (wire::T_UNMAP, 28),
+        (wire::T_PROBE, 72),
+        (wire::T_PAGE_RESP, 28),
+    ];
 
     fn decode(bytes: &[u8]) -> Option<Result<Request, RequestError>> {
         super::decode(bytes, Features::OFFERED)
     }
 
-    fn bytes(kind: u8, len: usize) -> Vec<u8> {
+    /// A request whose bytes, except its type, are their own offsets.
+    fn bytes(request_type: u8, len: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..len as u8).collect();
-        bytes[0] = kind;
+        bytes[0] = request_type;
         bytes
     }
 
     #[test]
-    fn every_field_is_read_from_its_offset() {
-        let mut map = bytes(request::MAP, size::MAP);
+    fn map_and_unmap_fields_are_at_their_offsets() {
+        let mut map = bytes(wire::T_MAP, 36);
         map[32..36].copy_from_slice(&3u32.to_le_bytes());
+        let (domain, virt_start) = (DomainId(0x0706_0504), 0x0f0e_0d0c_0b0a_0908);
+        let virt_end = 0x1716_1514_1312_1110;
         let expected = Request::Map {
-            domain: 0x0706_0504,
-            virt_start: 0x0f0e_0d0c_0b0a_0908,
-            virt_end: 0x1716_1514_1312_1110,
-            phys_start: 0x1f1e_1d1c_1b1a_1918,
-            flags: 3,
+            domain,
+            virt_start,
+            virt_end,
+            phys_start: Gpa(0x1f1e_1d1c_1b1a_1918),
+            access: Access::READ_WRITE,
         };
         assert_eq!(decode(&map).unwrap().unwrap(), expected);
-        let unmap = decode(&bytes(request::UNMAP, size::UNMAP)).unwrap().unwrap();
-        let (virt_start, virt_end) = (0x0f0e_0d0c_0b0a_0908, 0x1716_1514_1312_1110);
-        assert_eq!(unmap, Request::Unmap { domain: 0x0706_0504, virt_start, virt_end });
+        let unmap = decode(&bytes(wire::T_UNMAP, 28)).unwrap().unwrap();
+        assert_eq!(unmap, Request::Unmap { domain, virt_start, virt_end });
     }
 
     #[test]
-    fn every_field_of_a_page_response_is_read_from_its_offset() {
-        let mut response = bytes(request::PAGE_RESP, size::PAGE_RESP);
+    fn page_response_fields_are_at_their_offsets() {
+        let mut response = bytes(wire::T_PAGE_RESP, 28);
         for zero in [9..12, 20..28] {
             response[zero].fill(0);
         }
         response[8] = 1;
         response[18..20].copy_from_slice(&2u16.to_le_bytes());
         let expected = Request::PageResponse {
-            endpoint: 0x0706_0504,
-            pasid: Some(0x0f0e_0d0c),
-            group: 0x1110,
+            endpoint: EndpointId(0x0706_0504),
+            pasid: Some(Pasid(0x0f0e_0d0c)),
+            group: GroupId(0x1110),
             response: Response::Failure,
         };
         assert_eq!(decode(&response).unwrap().unwrap(), expected);
     }
 
     #[test]
-    fn no_head_or_an_unknown_type_is_no_request() {
-        for len in 0..size::HEAD {
-            assert!(decode(&[request::MAP; size::HEAD][..len]).is_none());
+    fn truncated_head_and_unknown_type_are_not_decoded() {
+        for len in 0..4 {
+            assert!(decode(&[wire::T_MAP; 4][..len]).is_none());
         }
-        for kind in [0, 6, 7, 9, 255] {
-            assert!(decode(&bytes(kind, size::MAX)).is_none());
+        for request_type in [0, 6, 7, 9, 255] {
+            assert!(decode(&bytes(request_type, MAX_REQUEST_SIZE)).is_none());
         }
     }
 
     #[test]
-    fn each_type_is_refused_when_a_byte_is_missing_and_taken_when_there_are_more() {
-        let sizes = [
-            (request::ATTACH, size::ATTACH),
-            (request::DETACH, size::DETACH),
-            (request::MAP, size::MAP),
-            (request::UNMAP, size::UNMAP),
-            (request::PROBE, size::PROBE),
-            (request::PAGE_RESP, size::PAGE_RESP),
-        ];
-        for (kind, size) in sizes {
-            let zeros = |len| [vec![kind], vec![0; len - 1]].concat();
-            assert!(matches!(decode(&zeros(size - 1)), Some(Err(RequestError::TooShort))));
+    fn truncated_request_is_rejected_and_excess_bytes_are_ignored() {
+        for (request_type, size) in SIZES {
+            let zeros = |len| [vec![request_type], vec![0; len - 1]].concat();
+            assert!(matches!(decode(&zeros(size - 1)), Some(Err(RequestError::TooShort { .. }))));
             assert!(matches!(decode(&zeros(size)), Some(Ok(_))));
             assert!(matches!(decode(&zeros(size + 9)), Some(Ok(_))));
         }
     }
 
     #[test]
-    fn reserved_bytes_of_the_head_are_ignored_and_those_of_attach_are_not() {
-        let mut attach = vec![0; size::ATTACH];
-        attach[..4].copy_from_slice(&[request::ATTACH, 1, 2, 3]);
+    fn reserved_bytes_are_ignored_in_head_and_rejected_in_attach() {
+        let mut attach = [0; 20];
+        attach[..4].copy_from_slice(&[wire::T_ATTACH, 1, 2, 3]);
         assert!(decode(&attach).unwrap().is_ok());
         attach[19] = 1;
-        assert!(matches!(decode(&attach), Some(Err(RequestError::Reserved))));
+        assert!(matches!(decode(&attach), Some(Err(RequestError::ReservedField))));
     }
 
     #[test]
-    fn what_belongs_to_a_feature_that_was_not_accepted_is_unknown() {
+    fn types_and_flags_of_features_not_negotiated_are_unknown() {
         let none = Features::default();
-        for kind in [request::MAP, request::UNMAP, request::PROBE, request::PAGE_RESP] {
-            assert!(super::decode(&bytes(kind, size::MAX), none).is_none());
+        for request_type in [wire::T_MAP, wire::T_UNMAP, wire::T_PROBE, wire::T_PAGE_RESP] {
+            assert!(super::decode(&bytes(request_type, MAX_REQUEST_SIZE), none).is_none());
         }
-        let mut attach = vec![0; size::ATTACH];
-        attach[0] = request::ATTACH;
+        let mut attach = [0; 20];
+        attach[0] = wire::T_ATTACH;
         assert!(matches!(super::decode(&attach, none), Some(Ok(_))));
         attach[12] = 1;
         assert!(matches!(super::decode(&attach, none), Some(Err(RequestError::UnknownFlags(1)))));
     }
 
+    #[test]
+    fn request_type_requires_a_complete_head() {
+        assert_eq!(RequestType::of(&[wire::T_MAP, 0, 0, 0]), RequestType::Map);
+        assert_eq!(RequestType::of(&[wire::T_MAP, 0, 0]), RequestType::Unknown);
+        assert_eq!(RequestType::of(&[99; 40]), RequestType::Unknown);
+        assert_eq!(RequestType::of(&[]), RequestType::Unknown);
+    }
+
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_decoding_panic(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = decode(&bytes);
         }
     }

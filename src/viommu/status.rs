@@ -1,34 +1,35 @@
-//! The one table from what went wrong to the status that the guest reads.
+//! Errors of requests, and the one table that maps them to a status.
 
+use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
 use crate::host::{HostError, SpaceError};
 use crate::iopf::RespondError;
 
-/// How a request ended (VIRTIO_IOMMU_S_*).
+/// Status of a request (VIRTIO_IOMMU_S_*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// Done.
+    /// Success.
     Ok = 0,
-    /// The device could not reach what it had to.
+    /// Virtio transport error.
     IoErr = 1,
-    /// The device cannot do this.
+    /// Unsupported request.
     Unsupp = 2,
-    /// The device failed.
+    /// Internal device error.
     DevErr = 3,
-    /// The request is invalid.
+    /// Invalid parameters.
     Inval = 4,
-    /// An address or identifier lies outside what is allowed.
+    /// Out-of-range parameters.
     Range = 5,
-    /// The endpoint or domain does not exist.
+    /// Entry not found.
     NoEnt = 6,
-    /// The request's own memory could not be accessed.
+    /// Bad address.
     Fault = 7,
-    /// Out of memory, or over a limit.
+    /// Insufficient resources.
     NoMem = 8,
 }
 
 impl Status {
-    /// All of them, each at its own number.
+    /// All statuses in the order of their numbers.
     pub const ALL: [Self; 9] = [
         Self::Ok,
         Self::IoErr,
@@ -41,7 +42,7 @@ impl Status {
         Self::NoMem,
     ];
 
-    /// Its name in the specification, without VIRTIO_IOMMU_S_ and in small letters.
+    /// Returns the name in the specification, in lower case and without VIRTIO_IOMMU_S_.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -57,81 +58,111 @@ impl Status {
     }
 }
 
-/// Why a request was refused; nothing has been changed.
+/// The reason for rejecting a request. The state of the device has not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// Shorter than its type needs.
-    #[error("the request is cut short")]
-    TooShort,
-    /// A field that has to be zero.
-    #[error("a reserved field is not zero")]
-    Reserved,
-    /// A flag that does not exist, or was not negotiated.
+    /// Shorter than the device-readable part of its type.
+    #[error("size {size} is too small, must be at least {required} bytes")]
+    TooShort {
+        /// Size in bytes.
+        size: usize,
+        /// Size of the device-readable part in bytes.
+        required: usize,
+    },
+    /// Nonzero reserved field that must be zero.
+    #[error("reserved field is not zero")]
+    ReservedField,
+    /// Undefined flags, or flags of a feature that was not negotiated.
     #[error("unknown flags {0:#x}")]
     UnknownFlags(u32),
-    /// No such endpoint behind this IOMMU.
-    #[error("no endpoint {0:#x}")]
-    NoEndpoint(u32),
-    /// No endpoint is attached to a domain of that number.
-    #[error("no domain {0}")]
-    NoDomain(u32),
-    /// ATTACH of a PASID of an endpoint that has none.
-    #[error("endpoint {0:#x} has no PASIDs")]
-    NoPasids(u32),
-    /// A PASID that the endpoint cannot use.
-    #[error("PASID {0} is outside the endpoint's range")]
-    PasidRange(u32),
-    /// DETACH of a PASID that is not attached.
-    #[error("PASID {0} is not attached")]
-    PasidNotAttached(u32),
-    /// PAGE_RESP with a code that does not exist.
+    /// PAGE_RESP with an undefined code.
     #[error("unknown response code {0}")]
     UnknownCode(u16),
-    /// PAGE_RESP for a group that does not wait for one.
-    #[error("no such group waits for an answer")]
-    NoGroup,
-    /// PAGE_RESP without the PASID of the group, where the endpoint needs it.
-    #[error("the endpoint needs the PASID in the answer")]
-    PasidMissing,
-    /// ATTACH of a PASID to a bypass domain.
-    #[error("a PASID cannot bypass")]
-    PasidBypass,
-    /// DETACH names a domain that the endpoint is not attached to.
-    #[error("the endpoint is not attached to domain {0}")]
-    NotAttached(u32),
-    /// ATTACH with and without BYPASS to one domain.
-    #[error("domain {0} is of the other kind (bypass or not)")]
-    OtherKind(u32),
+    /// Unknown endpoint.
+    #[error("endpoint {0} does not exist")]
+    NoEndpoint(EndpointId),
+    /// Unknown domain.
+    #[error("domain {0} does not exist")]
+    NoDomain(DomainId),
+    /// ATTACH of a PASID of an endpoint without PASIDs.
+    #[error("endpoint {0} does not support PASIDs")]
+    NoPasids(EndpointId),
+    /// ATTACH of a PASID beyond the endpoint's PASID width, or of PASID 0.
+    #[error("PASID {pasid} is out of range, must be from 1 to {max}", max = (1u32 << bits) - 1)]
+    PasidRange {
+        /// PASID in the request.
+        pasid: Pasid,
+        /// PASID width of the endpoint.
+        bits: u8,
+    },
+    /// ATTACH of a PASID with the BYPASS flag.
+    #[error("PASID {0} cannot be attached to a bypass domain")]
+    PasidBypass(Pasid),
+    /// DETACH of an unattached PASID.
+    #[error("PASID {0} is not attached")]
+    PasidNotAttached(Pasid),
+    /// DETACH from a domain that the endpoint or PASID is not attached to.
+    #[error("not attached to domain {0}")]
+    NotAttached(DomainId),
+    /// ATTACH whose BYPASS flag differs from the kind of the existing domain.
+    #[error("BYPASS flag {flag} does not match existing domain {domain}")]
+    BypassMismatch {
+        /// Domain in the request.
+        domain: DomainId,
+        /// The BYPASS flag.
+        flag: bool,
+    },
     /// MAP or UNMAP in a bypass domain.
     #[error("domain {0} is a bypass domain")]
-    BypassDomain(u32),
-    /// `virt_end` below `virt_start`.
-    #[error("the range ends before it starts")]
-    Backwards,
-    /// Not on a boundary of the granule.
-    #[error("not aligned to {0:#x} bytes")]
-    Misaligned(u64),
-    /// Outside `input_range`, or past 2^64 - 1 in physical memory.
-    #[error("outside the address range")]
-    OutOfRange,
+    BypassDomain(DomainId),
+    /// `virt_end` is below `virt_start`.
+    #[error("virt_end {virt_end:#x} is below virt_start {virt_start:#x}")]
+    InvertedRange {
+        /// First I/O virtual address.
+        virt_start: u64,
+        /// Last I/O virtual address.
+        virt_end: u64,
+    },
+    /// Unaligned I/O virtual or guest-physical address.
+    #[error("range {range} or guest-physical address is not aligned to {page_size:#x} bytes")]
+    Unaligned {
+        /// I/O virtual addresses in the request.
+        range: IovaRange,
+        /// Granularity of mappings in bytes.
+        page_size: u64,
+    },
+    /// Range outside `input_range`, or guest-physical addresses beyond 2^64 - 1.
+    #[error("range {0} or its guest-physical addresses are out of range")]
+    OutOfRange(IovaRange),
     /// MAP over a reserved region.
-    #[error("overlaps a reserved region")]
-    ReservedRegion,
-    /// MAP over a mapping, UNMAP of a part of one.
+    #[error("range {0} overlaps a reserved region")]
+    ReservedRegion(IovaRange),
+    /// MAP over a mapping, or UNMAP of a part of a mapping.
     #[error(transparent)]
     Space(#[from] SpaceError),
-    /// A limit of the command line is reached.
-    #[error("limit of {limit} {what} reached")]
+    /// A limit is reached.
+    #[error("limit of {limit} {resource} is reached")]
     Limit {
-        /// What there are too many of.
-        what: &'static str,
-        /// How many are allowed.
+        /// The limited resource.
+        resource: &'static str,
+        /// Maximum number.
         limit: usize,
     },
-    /// The properties do not fit into the buffer.
-    #[error("the properties need {0} bytes")]
-    SmallBuffer(usize),
-    /// The host refused.
+    /// PROBE with too small a device-writable part.
+    #[error("{size} bytes for properties are too few, must be at least {required}")]
+    SmallBuffer {
+        /// Size of the device-writable part without the tail, in bytes.
+        size: usize,
+        /// `probe_size` of the configuration space, in bytes.
+        required: usize,
+    },
+    /// PAGE_RESP for a page request group that expects no response.
+    #[error("page request group expects no response")]
+    NoGroup,
+    /// PAGE_RESP without the PASID of the group, which the endpoint requires.
+    #[error("response does not specify the PASID, which the endpoint requires")]
+    PasidMissing,
+    /// Error of the back end.
     #[error("host: {0}")]
     Host(#[from] HostError),
 }
@@ -146,28 +177,34 @@ impl From<RespondError> for RequestError {
 }
 
 impl RequestError {
-    /// The status that the specification asks for.
+    /// Returns the status that the specification requires.
     pub fn status(&self) -> Status {
         match self {
-            RequestError::TooShort | RequestError::Reserved | RequestError::UnknownFlags(_) => {
-                Status::Inval
+            Self::TooShort { .. }
+            | Self::ReservedField
+            | Self::UnknownFlags(_)
+            | Self::UnknownCode(_)
+            | Self::NotAttached(_)
+            | Self::BypassMismatch { .. }
+            | Self::BypassDomain(_)
+            | Self::InvertedRange { .. }
+            | Self::ReservedRegion(_)
+            | Self::Space(SpaceError::Overlap)
+            | Self::SmallBuffer { .. }
+            | Self::PasidMissing
+            | Self::Host(HostError::Refused(_)) => Status::Inval,
+            Self::NoEndpoint(_) | Self::NoDomain(_) | Self::PasidNotAttached(_) | Self::NoGroup => {
+                Status::NoEnt
             }
-            RequestError::NotAttached(_) | RequestError::OtherKind(_) => Status::Inval,
-            RequestError::UnknownCode(_) | RequestError::PasidMissing => Status::Inval,
-            RequestError::BypassDomain(_) | RequestError::Backwards => Status::Inval,
-            RequestError::ReservedRegion | RequestError::SmallBuffer(_) => Status::Inval,
-            RequestError::Space(SpaceError::Overlap) => Status::Inval,
-            RequestError::NoEndpoint(_) | RequestError::NoDomain(_) => Status::NoEnt,
-            RequestError::PasidNotAttached(_) | RequestError::NoGroup => Status::NoEnt,
-            RequestError::Misaligned(_) | RequestError::OutOfRange => Status::Range,
-            RequestError::PasidRange(_) => Status::Range,
-            RequestError::NoPasids(_) | RequestError::PasidBypass => Status::Unsupp,
-            RequestError::Space(SpaceError::Split) => Status::Range,
-            RequestError::Limit { .. } => Status::NoMem,
-            RequestError::Host(HostError::NoMemory(_)) => Status::NoMem,
-            RequestError::Host(HostError::Refused(_)) => Status::Inval,
-            RequestError::Host(HostError::Unsupported(_)) => Status::Unsupp,
-            RequestError::Host(HostError::Failed(_)) => Status::DevErr,
+            Self::PasidRange { .. }
+            | Self::Unaligned { .. }
+            | Self::OutOfRange(_)
+            | Self::Space(SpaceError::Split) => Status::Range,
+            Self::NoPasids(_) | Self::PasidBypass(_) | Self::Host(HostError::Unsupported(_)) => {
+                Status::Unsupp
+            }
+            Self::Limit { .. } | Self::Host(HostError::NoMemory(_)) => Status::NoMem,
+            Self::Host(HostError::Failed(_)) => Status::DevErr,
         }
     }
 }

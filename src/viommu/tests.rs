@@ -1,22 +1,22 @@
-//! The state machine against a host that can fail at any call.
+//! Tests of the device model with a back end that can fail at any call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
-use crate::address::Pasid;
-use crate::host::{AddressSpace, PageRequests, ReservedKind, ReservedRegion};
+use crate::address::{Access, Iova};
+use crate::host::{AddressSpace, Mapping, PageRequests, Translation};
 use crate::iopf::{Event, EventNotifier, Limits as FaultLimits, PageRequest, Source, SourceCookie};
 
 const PAGE: u64 = 4096;
 const ENDPOINTS: [u32; 2] = [8, 16];
-/// Has addresses that its host cannot map.
-const ODD: EndpointId = EndpointId(99);
-/// Of the first endpoint; the other has none.
+/// An endpoint with addresses that the back end cannot map.
+const RESTRICTED: EndpointId = EndpointId(99);
+/// PASID width of the first endpoint. The other one has no PASIDs.
 const PASID_BITS: u8 = 8;
 
-/// Applies translations and mappings to its own state, which [`Bed::check`] compares with the
+/// Applies translations and mappings to its own state, which [`Device::check`] compares with the
 /// device model's, and fails a selected call.
 ///
 /// Like a back end on a real IOMMU, it has a domain while an endpoint is attached to it: the first
@@ -94,7 +94,7 @@ impl HostIommu for FakeHost {
             capabilities.pasid_bits = PASID_BITS;
             capabilities.page_requests = Some(PageRequests { response_needs_pasid: true });
         }
-        if endpoint == ODD {
+        if endpoint == RESTRICTED {
             let ranges = [(0, 0xfdff_ffff), (0xff00_0000, (1 << 48) - 1)];
             capabilities.iova_ranges =
                 ranges.map(|(first, last)| IovaRange::new(first, last).unwrap()).into();
@@ -144,11 +144,11 @@ impl EventNotifier for Silent {
     fn notify(&self) {}
 }
 
-/// A source of page requests that remembers its answers.
+/// A source of page requests that records the responses.
 #[derive(Default)]
-struct Recorder(Mutex<Vec<(u32, Response)>>);
+struct RecordingSource(Mutex<Vec<(u32, Response)>>);
 
-impl Source for Recorder {
+impl Source for RecordingSource {
     fn respond(&self, _: Option<Pasid>, cookie: SourceCookie, response: Response) {
         self.0.lock().unwrap().push((cookie.0, response));
     }
@@ -156,11 +156,12 @@ impl Source for Recorder {
     fn capacity_available(&self) {}
 }
 
-struct Bed {
+/// A device with its back end and fault path.
+struct Device {
     viommu: Viommu,
     host: Arc<FakeHost>,
     faults: Arc<Iopf>,
-    source: Arc<Recorder>,
+    source: Arc<RecordingSource>,
 }
 
 fn settings() -> Settings {
@@ -173,19 +174,19 @@ fn settings() -> Settings {
     }
 }
 
-fn bed(settings: Settings) -> Bed {
+fn device(settings: Settings) -> Device {
     let host = Arc::new(FakeHost::default());
     let ids = ENDPOINTS.map(EndpointId);
     let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
     let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
-    let source = Arc::new(Recorder::default());
+    let source = Arc::new(RecordingSource::default());
     faults.set_source(EndpointId(ENDPOINTS[0]), source.clone());
     let mut viommu = Viommu::new(settings, ids, host.clone(), faults.clone()).unwrap();
     viommu.set_features(u64::MAX);
-    Bed { viommu, host, faults, source }
+    Device { viommu, host, faults, source }
 }
 
-impl Bed {
+impl Device {
     fn send(&mut self, words: &[&[u8]]) -> Status {
         self.viommu.handle(&words.concat(), 1024).unwrap().status
     }
@@ -224,12 +225,12 @@ impl Bed {
         self.send(&[&[8, 0, 0, 0], &words, &last.map(u16::to_le_bytes).concat()])
     }
 
-    /// A group of one request of the first endpoint, shown to the driver.
+    /// Delivers a page request group with one request of the first endpoint to the driver.
     fn request_page(&self, pasid: Option<u32>, cookie: u32) {
         let request = PageRequest {
             pasid: pasid.map(Pasid),
             cookie: SourceCookie(cookie),
-            address: crate::address::Iova(0x1000),
+            address: Iova(0x1000),
             access: Access::READ,
             exec: false,
             privileged: false,
@@ -239,16 +240,17 @@ impl Bed {
         self.faults.deliver(&mut |event| matches!(event, Event::PageRequest { .. }));
     }
 
-    fn answers(&self) -> Vec<(u32, Response)> {
+    /// Returns the responses that the source has received since the last call.
+    fn responses(&self) -> Vec<(u32, Response)> {
         std::mem::take(&mut self.source.0.lock().unwrap())
     }
 
-    /// Number of domains and of mappings over all of them.
+    /// Returns the number of domains, and of mappings in all of them together.
     fn usage(&self) -> (usize, usize) {
         (self.viommu.domains.len(), self.viommu.mappings)
     }
 
-    /// The host has what the device's books say, no more and no less.
+    /// Checks that the state of the back end matches that of the device model.
     fn check(&self) {
         let state = self.host.0.lock().unwrap();
         let viommu = &self.viommu;
@@ -258,117 +260,117 @@ impl Bed {
         for (id, domain) in &viommu.domains {
             let attached = viommu.attachments.values().filter(|&to| to == id).count();
             assert_eq!(attached, domain.endpoints);
-            assert!(attached > 0, "domain {id} outlived what was attached to it");
+            assert!(attached > 0, "domain {id} without attachments");
             let in_host = state.domains.get(&id.0).map_or(0, |domain| domain.mappings.len());
             assert_eq!(domain.mappings(), in_host);
         }
         for (&(endpoint, pasid), &translation) in &state.translations {
-            let who = (EndpointId(endpoint), pasid.map(Pasid));
-            let expected = match viommu.attachments.get(&who) {
+            let target = EndpointPasid { endpoint: EndpointId(endpoint), pasid: pasid.map(Pasid) };
+            let expected = match viommu.attachments.get(&target) {
                 None if viommu.bypass && pasid.is_none() => FakeTranslation::Bypass,
                 None => FakeTranslation::Blocked,
                 Some(id) if viommu.domains[id].is_bypass() => FakeTranslation::Bypass,
                 Some(id) => FakeTranslation::Domain(id.0),
             };
-            assert_eq!(translation, expected, "{who:?}");
+            assert_eq!(translation, expected, "{target}");
         }
         let total: usize = viommu.domains.values().map(Domain::mappings).sum();
         assert_eq!(viommu.mappings, total);
     }
 }
 
-/// One step of the sequence below, by number.
-fn step(bed: &mut Bed, step: usize) -> Status {
+/// Executes one request of a sequence that ends with everything detached.
+fn step(device: &mut Device, step: usize) -> Status {
     match step {
-        0 => bed.attach(1, 8, 0),
-        1 => bed.map(1, 0, PAGE - 1, 0),
-        2 => bed.map(1, 4 * PAGE, 8 * PAGE - 1, 0),
-        3 => bed.attach(1, 16, 0),
-        4 => bed.unmap(1, 0, PAGE - 1),
-        5 => bed.attach(2, 16, 0),
-        6 => bed.attach(3, 8, 1),
-        7 => bed.attach_pasid(4, 8, 5, 2),
-        8 => bed.attach_pasid(2, 8, 5, 2),
-        9 => bed.detach(3, 8),
-        10 => bed.detach(2, 16),
-        _ => bed.detach_pasid(2, 8, 5, 1),
+        0 => device.attach(1, 8, 0),
+        1 => device.map(1, 0, PAGE - 1, 0),
+        2 => device.map(1, 4 * PAGE, 8 * PAGE - 1, 0),
+        3 => device.attach(1, 16, 0),
+        4 => device.unmap(1, 0, PAGE - 1),
+        5 => device.attach(2, 16, 0),
+        6 => device.attach(3, 8, 1),
+        7 => device.attach_pasid(4, 8, 5, 2),
+        8 => device.attach_pasid(2, 8, 5, 2),
+        9 => device.detach(3, 8),
+        10 => device.detach(2, 16),
+        _ => device.detach_pasid(2, 8, 5, 1),
     }
 }
 
 const STEPS: usize = 12;
 
 #[test]
-fn a_host_that_fails_at_any_call_leaves_books_and_host_alike_and_the_request_can_be_repeated() {
+fn request_that_fails_in_back_end_changes_nothing_and_can_be_repeated() {
     for failing in 0..STEPS {
         for call in 1..=3 {
-            let mut bed = bed(settings());
-            (0..failing).for_each(|n| assert_eq!(step(&mut bed, n), Status::Ok));
-            bed.host.fail_nth(call);
-            let status = step(&mut bed, failing);
-            bed.check();
+            let mut device = device(settings());
+            (0..failing).for_each(|n| assert_eq!(step(&mut device, n), Status::Ok));
+            device.host.fail_nth(call);
+            let status = step(&mut device, failing);
+            device.check();
             if status != Status::Ok {
                 assert_eq!(status, Status::DevErr);
-                assert_eq!(step(&mut bed, failing), Status::Ok, "step {failing} again");
+                assert_eq!(step(&mut device, failing), Status::Ok, "step {failing} repeated");
             }
-            bed.host.0.lock().unwrap().fail_at = None;
-            (failing + 1..STEPS).for_each(|n| assert_eq!(step(&mut bed, n), Status::Ok));
-            bed.check();
-            assert_eq!(bed.usage(), (0, 0));
+            device.host.0.lock().unwrap().fail_at = None;
+            (failing + 1..STEPS).for_each(|n| assert_eq!(step(&mut device, n), Status::Ok));
+            device.check();
+            assert_eq!(device.usage(), (0, 0));
         }
     }
 }
 
 #[test]
-fn a_domain_lives_from_its_first_attachment_to_its_last_and_takes_its_mappings_along() {
-    let mut bed = bed(settings());
-    assert_eq!(bed.map(1, 0, PAGE - 1, 0), Status::NoEnt);
-    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
-    assert_eq!(bed.attach(1, 16, 0), Status::Ok);
-    assert_eq!(bed.map(1, 0, PAGE - 1, 0), Status::Ok);
-    assert_eq!(bed.detach(1, 8), Status::Ok);
-    assert_eq!(bed.usage(), (1, 1));
-    assert_eq!(bed.attach(2, 16, 0), Status::Ok);
-    assert_eq!(bed.usage(), (1, 0));
-    assert_eq!(bed.unmap(1, 0, u64::MAX), Status::NoEnt);
-    bed.check();
+fn domain_and_mappings_exist_until_last_detach() {
+    let mut device = device(settings());
+    assert_eq!(device.map(1, 0, PAGE - 1, 0), Status::NoEnt);
+    assert_eq!(device.attach(1, 8, 0), Status::Ok);
+    assert_eq!(device.attach(1, 16, 0), Status::Ok);
+    assert_eq!(device.map(1, 0, PAGE - 1, 0), Status::Ok);
+    assert_eq!(device.detach(1, 8), Status::Ok);
+    assert_eq!(device.usage(), (1, 1));
+    assert_eq!(device.attach(2, 16, 0), Status::Ok);
+    assert_eq!(device.usage(), (1, 0));
+    assert_eq!(device.unmap(1, 0, u64::MAX), Status::NoEnt);
+    device.check();
 }
 
 #[test]
-fn each_limit_is_answered_with_nomem_and_frees_with_what_it_counts() {
+fn requests_beyond_a_limit_are_rejected_with_nomem() {
     let limits = Limits { domains: 1, mappings: 2, endpoints_per_domain: 1, ..Limits::default() };
-    let mut bed = bed(Settings { limits, ..settings() });
-    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
-    assert_eq!(bed.attach(1, 16, 0), Status::NoMem);
-    assert_eq!(bed.attach(2, 16, 0), Status::NoMem);
-    // The only endpoint of the only domain moves: that makes room for the new one.
-    assert_eq!(bed.attach(2, 8, 0), Status::Ok);
-    assert_eq!(bed.map(2, 0, PAGE - 1, 0), Status::Ok);
-    assert_eq!(bed.map(2, PAGE, 2 * PAGE - 1, 0), Status::Ok);
-    assert_eq!(bed.map(2, 2 * PAGE, 3 * PAGE - 1, 0), Status::NoMem);
-    assert_eq!(bed.unmap(2, 0, PAGE - 1), Status::Ok);
-    assert_eq!(bed.map(2, 2 * PAGE, 3 * PAGE - 1, 0), Status::Ok);
-    bed.check();
+    let mut device = device(Settings { limits, ..settings() });
+    assert_eq!(device.attach(1, 8, 0), Status::Ok);
+    assert_eq!(device.attach(1, 16, 0), Status::NoMem);
+    assert_eq!(device.attach(2, 16, 0), Status::NoMem);
+    // The only endpoint of the only domain moves, so the new domain replaces the old one.
+    assert_eq!(device.attach(2, 8, 0), Status::Ok);
+    assert_eq!(device.map(2, 0, PAGE - 1, 0), Status::Ok);
+    assert_eq!(device.map(2, PAGE, 2 * PAGE - 1, 0), Status::Ok);
+    assert_eq!(device.map(2, 2 * PAGE, 3 * PAGE - 1, 0), Status::NoMem);
+    assert_eq!(device.unmap(2, 0, PAGE - 1), Status::Ok);
+    assert_eq!(device.map(2, 2 * PAGE, 3 * PAGE - 1, 0), Status::Ok);
+    device.check();
 }
 
 #[test]
-fn reset_detaches_everything_and_keeps_bypass_and_restart_does_not() {
-    let mut bed = bed(settings());
-    bed.attach(1, 8, 0);
-    bed.map(1, 0, PAGE - 1, 0);
-    bed.viommu.write_config(0, &[[0; 36].as_slice(), &[1, 0, 0, 0]].concat());
-    bed.viommu.reset();
-    assert_eq!(bed.viommu.config()[36], 1);
-    assert_eq!(bed.usage(), (0, 0));
-    bed.check();
-    bed.viommu.restart();
-    assert_eq!(bed.viommu.config()[36], 0);
-    bed.check();
+fn device_reset_keeps_bypass_and_system_reset_restores_it() {
+    let mut device = device(settings());
+    device.attach(1, 8, 0);
+    device.map(1, 0, PAGE - 1, 0);
+    device.viommu.write_config(0, &[[0; 36].as_slice(), &[1, 0, 0, 0]].concat());
+    device.viommu.reset();
+    assert_eq!(device.viommu.config().bypass, 1);
+    assert_eq!(device.usage(), (0, 0));
+    device.check();
+    device.viommu.system_reset();
+    assert_eq!(device.viommu.config().bypass, 0);
+    device.check();
 }
 
 #[test]
-fn bypass_is_never_anything_but_0_or_1_and_moves_unattached_endpoints_only() {
-    let mut bed = bed(settings());
-    bed.attach(1, 8, 0);
+fn bypass_accepts_0_and_1_and_affects_unattached_endpoints_only() {
+    let mut device = device(settings());
+    device.attach(1, 8, 0);
     for (offset, bytes, bypass) in [
         (36, &[1][..], 1),
         (36, &[2], 1),
@@ -378,57 +380,57 @@ fn bypass_is_never_anything_but_0_or_1_and_moves_unattached_endpoints_only() {
         (usize::MAX, &[1], 0),
         (36, &[], 0),
     ] {
-        bed.viommu.write_config(offset, bytes);
-        assert_eq!(bed.viommu.config()[36], bypass, "after {bytes:?} at {offset}");
-        bed.check();
+        device.viommu.write_config(offset, bytes);
+        assert_eq!(device.viommu.config().bypass, bypass, "write of {bytes:?} at {offset}");
+        device.check();
     }
 }
 
 #[test]
-fn properties_come_whole_or_not_at_all() {
+fn probe_writes_all_properties_or_none() {
     let region = |first: u64, kind| ReservedRegion {
         range: IovaRange::new(first, first + 0xfff).unwrap(),
         kind,
     };
     let reserved = vec![region(0x1000, ReservedKind::Msi), region(0x8000, ReservedKind::Reserved)];
-    let mut bed = bed(Settings { reserved, ..settings() });
+    let mut device = device(Settings { reserved, ..settings() });
     let probe = [&[5, 0, 0, 0][..], &8u32.to_le_bytes(), &[0xff; 64]].concat();
-    let reply = bed.viommu.handle(&probe, 512 + 4).unwrap();
+    let reply = device.viommu.handle(&probe, 512 + 4).unwrap();
     assert_eq!((reply.status, reply.tail_offset, reply.properties.len()), (Status::Ok, 512, 64));
     assert_eq!(reply.properties[..6], [1, 0, 20, 0, 1, 0]);
     assert_eq!(reply.properties[24..30], [1, 0, 20, 0, 0, 0]);
-    let reply = bed.viommu.handle(&probe, 512 + 3).unwrap();
+    let reply = device.viommu.handle(&probe, 512 + 3).unwrap();
     assert_eq!(reply, Reply { status: Status::Inval, tail_offset: 511, properties: &[] });
     let unknown = [&[5, 0, 0, 0][..], &9u32.to_le_bytes(), &[0; 64]].concat();
-    let reply = bed.viommu.handle(&unknown, 2000).unwrap();
+    let reply = device.viommu.handle(&unknown, 2000).unwrap();
     assert_eq!(reply, Reply { status: Status::NoEnt, tail_offset: 512, properties: &[] });
-    assert_eq!(bed.viommu.handle(&probe, 3), None);
+    assert_eq!(device.viommu.handle(&probe, 3), None);
 }
 
 #[test]
-fn a_pasid_has_an_address_space_of_its_own_until_it_is_detached_or_the_device_reset() {
-    let mut bed = bed(settings());
-    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
-    assert_eq!(bed.attach_pasid(2, 8, 5, 2), Status::Ok);
-    assert_eq!(bed.map(2, 0, PAGE - 1, 0), Status::Ok);
-    // Detaching the endpoint leaves its PASIDs alone, and the other way round.
-    assert_eq!(bed.detach(1, 8), Status::Ok);
-    assert_eq!(bed.usage(), (1, 1));
-    assert_eq!(bed.detach(2, 8), Status::Inval);
-    assert_eq!(bed.detach_pasid(1, 8, 5, 1), Status::Inval);
-    assert_eq!(bed.detach_pasid(2, 8, 5, 1), Status::Ok);
-    assert_eq!(bed.detach_pasid(2, 8, 5, 1), Status::NoEnt);
-    assert_eq!(bed.usage(), (0, 0));
-    assert_eq!(bed.attach_pasid(2, 8, 5, 2), Status::Ok);
-    bed.check();
-    bed.viommu.reset();
-    assert_eq!(bed.usage(), (0, 0));
-    bed.check();
+fn pasid_has_separate_address_space_until_detach_or_reset() {
+    let mut device = device(settings());
+    assert_eq!(device.attach(1, 8, 0), Status::Ok);
+    assert_eq!(device.attach_pasid(2, 8, 5, 2), Status::Ok);
+    assert_eq!(device.map(2, 0, PAGE - 1, 0), Status::Ok);
+    // Detaching the endpoint does not detach its PASIDs, and vice versa.
+    assert_eq!(device.detach(1, 8), Status::Ok);
+    assert_eq!(device.usage(), (1, 1));
+    assert_eq!(device.detach(2, 8), Status::Inval);
+    assert_eq!(device.detach_pasid(1, 8, 5, 1), Status::Inval);
+    assert_eq!(device.detach_pasid(2, 8, 5, 1), Status::Ok);
+    assert_eq!(device.detach_pasid(2, 8, 5, 1), Status::NoEnt);
+    assert_eq!(device.usage(), (0, 0));
+    assert_eq!(device.attach_pasid(2, 8, 5, 2), Status::Ok);
+    device.check();
+    device.viommu.reset();
+    assert_eq!(device.usage(), (0, 0));
+    device.check();
 }
 
 #[test]
-fn attach_of_a_pasid_is_refused_for_each_reason_with_its_status() {
-    let mut bed = bed(settings());
+fn attach_pasid_rejects_invalid_parameters() {
+    let mut device = device(settings());
     for (endpoint, pasid, flags, status) in [
         (8, 5, 0, Status::Inval),
         (8, 5, 1, Status::Inval),
@@ -440,112 +442,116 @@ fn attach_of_a_pasid_is_refused_for_each_reason_with_its_status() {
         (8, u32::MAX, 2, Status::Range),
         (8, 5, 2 | 1, Status::Unsupp),
     ] {
-        let answer = bed.attach_pasid(1, endpoint, pasid, flags);
-        assert_eq!(answer, status, "endpoint {endpoint}, PASID {pasid}, flags {flags}");
+        let result = device.attach_pasid(1, endpoint, pasid, flags);
+        assert_eq!(result, status, "endpoint {endpoint}, PASID {pasid}, flags {flags}");
     }
-    assert_eq!(bed.attach(1, 8, 1), Status::Ok);
-    assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Inval, "into a bypass domain");
-    assert_eq!(bed.detach_pasid(1, 8, 5, 2), Status::Inval, "an unknown flag");
-    bed.check();
+    assert_eq!(device.attach(1, 8, 1), Status::Ok);
+    assert_eq!(device.attach_pasid(1, 8, 5, 2), Status::Inval, "existing bypass domain");
+    assert_eq!(device.detach_pasid(1, 8, 5, 2), Status::Inval, "unknown flag");
+    device.check();
 }
 
 #[test]
-fn a_driver_that_did_not_accept_pasids_sees_nothing_of_them() {
-    let mut bed = bed(settings());
-    bed.viommu.set_features(!(1 << wire::feature::PASID | 1 << wire::feature::PAGE_REQUEST));
-    assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Inval);
-    assert_eq!(bed.attach(1, 8, 0), Status::Ok);
-    assert_eq!(bed.detach_pasid(1, 8, 5, 0xffff_ffff), Status::Ok, "reserved bytes are ignored");
+fn pasids_require_the_negotiated_feature() {
+    let mut device = device(settings());
+    device.viommu.set_features(!(1 << wire::F_PASID | 1 << wire::F_PAGE_REQUEST));
+    assert_eq!(device.attach_pasid(1, 8, 5, 2), Status::Inval);
+    assert_eq!(device.attach(1, 8, 0), Status::Ok);
+    assert_eq!(device.detach_pasid(1, 8, 5, 0xffff_ffff), Status::Ok, "reserved bytes are ignored");
     let probe = [&[5, 0, 0, 0][..], &8u32.to_le_bytes(), &[0; 64]].concat();
-    assert!(bed.viommu.handle(&probe, 1024).unwrap().properties.is_empty());
+    assert!(device.viommu.handle(&probe, 1024).unwrap().properties.is_empty());
 }
 
 #[test]
-fn page_responses_are_checked_in_order() {
-    let mut bed = bed(settings());
-    bed.attach_pasid(1, 8, 5, 2);
-    bed.request_page(Some(5), 70);
+fn page_response_is_validated_in_documented_order() {
+    let mut device = device(settings());
+    device.attach_pasid(1, 8, 5, 2);
+    device.request_page(Some(5), 70);
     let group = |code| [1, code, 0, 0, 0, 0];
-    assert_eq!(bed.page_response(9, 1, 5, &group(3)), Status::Inval, "code");
-    assert_eq!(bed.page_response(9, 2, 5, &group(0)), Status::Inval, "flag");
-    assert_eq!(bed.page_response(9, 0, 5, &group(0)), Status::Inval, "PASID without its flag");
+    assert_eq!(device.page_response(9, 1, 5, &group(3)), Status::Inval, "code");
+    assert_eq!(device.page_response(9, 2, 5, &group(0)), Status::Inval, "flag");
+    assert_eq!(device.page_response(9, 0, 5, &group(0)), Status::Inval, "PASID without its flag");
     for index in 2..6 {
         let mut last = group(0);
         last[index] = 0x100;
-        assert_eq!(bed.page_response(9, 1, 5, &last), Status::Inval, "reserved");
+        assert_eq!(device.page_response(9, 1, 5, &last), Status::Inval, "reserved");
     }
-    assert_eq!(bed.page_response(9, 1, 5, &group(0)), Status::NoEnt, "endpoint");
-    assert_eq!(bed.page_response(16, 1, 5, &group(0)), Status::NoEnt, "makes no requests");
-    assert_eq!(bed.page_response(8, 1, 5, &[2, 0, 0, 0, 0, 0]), Status::NoEnt, "group");
-    assert_eq!(bed.page_response(8, 1, 6, &group(0)), Status::NoEnt, "other PASID");
-    assert_eq!(bed.page_response(8, 0, 0, &group(0)), Status::Inval, "needs the PASID");
-    assert_eq!(bed.answers(), []);
-    assert_eq!(bed.page_response(8, 1, 5, &group(0)), Status::Ok);
-    assert_eq!(bed.page_response(8, 1, 5, &group(0)), Status::NoEnt, "answered");
-    assert_eq!(bed.answers(), [(70, Response::Success)]);
+    assert_eq!(device.page_response(9, 1, 5, &group(0)), Status::NoEnt, "endpoint");
+    assert_eq!(
+        device.page_response(16, 1, 5, &group(0)),
+        Status::NoEnt,
+        "endpoint without page requests"
+    );
+    assert_eq!(device.page_response(8, 1, 5, &[2, 0, 0, 0, 0, 0]), Status::NoEnt, "group");
+    assert_eq!(device.page_response(8, 1, 6, &group(0)), Status::NoEnt, "different PASID");
+    assert_eq!(device.page_response(8, 0, 0, &group(0)), Status::Inval, "PASID missing");
+    assert_eq!(device.responses(), []);
+    assert_eq!(device.page_response(8, 1, 5, &group(0)), Status::Ok);
+    assert_eq!(device.page_response(8, 1, 5, &group(0)), Status::NoEnt, "already completed");
+    assert_eq!(device.responses(), [(70, Response::Success)]);
 }
 
 #[test]
-fn page_responses_exist_only_with_the_feature() {
-    let mut bed = bed(settings());
-    bed.viommu.set_features(!(1 << wire::feature::PAGE_REQUEST));
-    assert_eq!(bed.viommu.handle(&[8; 28], 4), None);
+fn page_response_requires_the_negotiated_feature() {
+    let mut device = device(settings());
+    device.viommu.set_features(!(1 << wire::F_PAGE_REQUEST));
+    assert_eq!(device.viommu.handle(&[8; 28], 4), None);
 }
 
 #[test]
-fn groups_are_answered_before_the_attachment_goes() {
-    let changes: [fn(&mut Bed) -> Status; 4] = [
-        |bed| bed.detach_pasid(1, 8, 5, 1),
-        |bed| bed.attach_pasid(2, 8, 5, 2),
-        |bed| {
-            bed.viommu.reset();
+fn detach_and_reset_complete_pending_groups() {
+    let changes: [fn(&mut Device) -> Status; 4] = [
+        |device| device.detach_pasid(1, 8, 5, 1),
+        |device| device.attach_pasid(2, 8, 5, 2),
+        |device| {
+            device.viommu.reset();
             Status::Ok
         },
-        |bed| {
-            bed.viommu.restart();
+        |device| {
+            device.viommu.system_reset();
             Status::Ok
         },
     ];
     for change in changes {
-        let mut bed = bed(settings());
-        bed.attach_pasid(1, 8, 5, 2);
-        bed.request_page(Some(5), 70);
-        assert_eq!(change(&mut bed), Status::Ok);
-        assert_eq!(bed.answers(), [(70, Response::Invalid)]);
-        assert_eq!(bed.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::NoEnt);
+        let mut device = device(settings());
+        device.attach_pasid(1, 8, 5, 2);
+        device.request_page(Some(5), 70);
+        assert_eq!(change(&mut device), Status::Ok);
+        assert_eq!(device.responses(), [(70, Response::Invalid)]);
+        assert_eq!(device.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::NoEnt);
     }
 }
 
 #[test]
-fn attachments_that_stay_keep_their_groups() {
-    let mut bed = bed(settings());
-    bed.attach(1, 8, 0);
-    bed.attach_pasid(1, 8, 5, 2);
-    bed.request_page(Some(5), 70);
-    assert_eq!(bed.attach_pasid(1, 8, 5, 2), Status::Ok, "to where it is");
-    assert_eq!(bed.detach(1, 8), Status::Ok);
-    assert_eq!(bed.answers(), []);
-    assert_eq!(bed.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::Ok);
+fn attach_to_same_domain_and_detach_of_other_keep_groups() {
+    let mut device = device(settings());
+    device.attach(1, 8, 0);
+    device.attach_pasid(1, 8, 5, 2);
+    device.request_page(Some(5), 70);
+    assert_eq!(device.attach_pasid(1, 8, 5, 2), Status::Ok, "same domain");
+    assert_eq!(device.detach(1, 8), Status::Ok);
+    assert_eq!(device.responses(), []);
+    assert_eq!(device.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::Ok);
 }
 
 #[test]
-fn a_change_that_the_host_refuses_keeps_page_requests_going() {
-    let mut bed = bed(settings());
-    bed.attach_pasid(1, 8, 5, 2);
-    bed.host.fail_nth(1);
-    assert_eq!(bed.detach_pasid(1, 8, 5, 1), Status::DevErr);
-    bed.request_page(Some(5), 70);
-    assert_eq!(bed.answers(), []);
-    assert_eq!(bed.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::Ok);
+fn failed_detach_keeps_delivering_page_requests() {
+    let mut device = device(settings());
+    device.attach_pasid(1, 8, 5, 2);
+    device.host.fail_nth(1);
+    assert_eq!(device.detach_pasid(1, 8, 5, 1), Status::DevErr);
+    device.request_page(Some(5), 70);
+    assert_eq!(device.responses(), []);
+    assert_eq!(device.page_response(8, 1, 5, &[1, 0, 0, 0, 0, 0]), Status::Ok);
 }
 
 #[test]
-fn properties_of_the_extension_are_for_drivers_that_know_it() {
-    let mut bed = bed(settings());
+fn extension_properties_require_negotiated_features() {
+    let mut device = device(settings());
     let mut properties = |features, endpoint: u8| {
-        bed.viommu.set_features(features);
+        device.viommu.set_features(features);
         let bytes = [&[5, 0, 0, 0, endpoint][..], &[0; 67]].concat();
-        bed.viommu.handle(&bytes, 1024).unwrap().properties.to_vec()
+        device.viommu.handle(&bytes, 1024).unwrap().properties.to_vec()
     };
     let pasid = [0x01, 0x08, 4, 0, PASID_BITS, 0, 0, 0];
     let page_request = [0x02, 0x08, 4, 0, 1, 0, 64, 0];
@@ -556,7 +562,7 @@ fn properties_of_the_extension_are_for_drivers_that_know_it() {
 }
 
 #[test]
-fn what_the_host_cannot_map_is_reserved_where_it_is_not_so_already() {
+fn unmappable_ranges_outside_reserved_regions_are_reserved() {
     let range = |first, last| IovaRange::new(first, last).unwrap();
     let msi = range(0xfee0_0000, 0xfeef_ffff);
     let settings = Settings {
@@ -564,9 +570,11 @@ fn what_the_host_cannot_map_is_reserved_where_it_is_not_so_already() {
         reserved: vec![ReservedRegion { range: msi, kind: ReservedKind::Msi }],
         ..settings()
     };
-    let found = |id| reserved(&settings, &FakeHost::default().capabilities(id));
-    let new = |range| ReservedRegion { range, kind: ReservedKind::Reserved };
-    let around = [new(range(0xfe00_0000, 0xfedf_ffff)), new(range(0xfef0_0000, 0xfeff_ffff))];
-    assert_eq!(found(ODD), [settings.reserved.as_slice(), &around].concat());
-    assert_eq!(found(EndpointId(8)), settings.reserved);
+    let unmappable = |range| ReservedRegion { range, kind: ReservedKind::Reserved };
+    let around = [range(0xfe00_0000, 0xfedf_ffff), range(0xfef0_0000, 0xfeff_ffff)].map(unmappable);
+    let host = FakeHost::default();
+    let restricted = Endpoint::new(&settings, host.capabilities(RESTRICTED));
+    assert_eq!(restricted.reserved, [settings.reserved.as_slice(), &around].concat());
+    let unrestricted = Endpoint::new(&settings, host.capabilities(EndpointId(8)));
+    assert_eq!(unrestricted.reserved, settings.reserved);
 }
