@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Does the test bed itself work? To be sourced after testbed.sh.
+# A test of the test bed itself. To be sourced after testbed.sh.
 
-# boot_guest KERNEL INITRD QEMU_ARGUMENT...: boots, until the guest powers off.
+# boot_guest KERNEL INITRD QEMU_ARGUMENT...: boots the guest and returns when it is off.
 boot_guest() {
     local kernel=$1 initrd=$2
     shift 2
@@ -15,12 +15,12 @@ check_guest() {
     local name=$1 kernel=$2 initrd log
     shift 2
     initrd=$VUI_CACHE/tmp/check-$name.initrd
-    log=$VUI_CACHE/log/Booting-the-$name-kernel.log # where step puts it
+    log=$VUI_CACHE/log/Booting-the-$name-kernel.log # written by step
     make_initrd "$initrd" "$SCRIPTS/guest/check" "$@"
     step "Booting the $name kernel" boot_guest "$kernel" "$initrd" \
         -device virtio-iommu-pci,addr=01.0 -device edu,addr=02.0
-    grep -q '^guest: all well' "$log" ||
-        die "the guest with the $name kernel is not well" "see $log"
+    grep -q '^guest: all checks passed' "$log" ||
+        die "a check failed in the guest with the $name kernel" "see $log"
     grep -oE '(guest: |average |dma mapping ).*' "$log" | tr -d '\r'
 }
 

@@ -1,6 +1,5 @@
 # shellcheck shell=bash
-# What every script here needs: messages, progress, Debian packages, the cache.
-# To be sourced.
+# Functions for all scripts: messages, progress, Debian packages, the cache. To be sourced.
 
 set -euo pipefail
 shopt -s inherit_errexit nullglob
@@ -11,7 +10,7 @@ say() {
     printf '%s\n' "$*" >&2
 }
 
-# die WHAT [WHAT_TO_DO...]: one line each, then the end.
+# die ERROR [HINT...]: prints them, one per line, and exits.
 die() {
     say "error: $1"
     shift
@@ -22,11 +21,11 @@ die() {
 # --- Progress ---
 
 last_line() {
-    # without the escape sequences that a guest's firmware writes
+    # Removes the escape sequences that a guest's firmware writes.
     tail -c 400 "$1" | tr '\r' '\n' | sed 's/\x1b\[*[^a-zA-Z]*[a-zA-Z]//g' | awk 'NF { line = $0 } END { print substr(line, 1, 70) }'
 }
 
-# On a terminal one line that changes, else a line each time.
+# Overwrites the line on a terminal; prints a new line otherwise.
 show_progress() {
     if [[ -t 2 ]]; then
         printf '\r\033[K%s' "$1" >&2
@@ -39,20 +38,20 @@ clear_progress() {
     [[ ! -t 2 ]] || printf '\r\033[K' >&2
 }
 
-# ticker LOG: shows every few seconds how far LOG is, until stdin ends.
+# ticker LOG: shows the last line of LOG every 5 seconds, until stdin is closed.
 ticker() {
     local log=$1 started=$SECONDS status
     while true; do
         status=0
         read -r -t 5 || status=$?
-        ((status > 128)) || break # not a timeout: the step has ended, or its script has died
+        ((status > 128)) || break # end of file: the step has ended, or its script was killed
         show_progress "  $((SECONDS - started)) s: $(last_line "$log")"
     done
     clear_progress
 }
 
-# step TEXT COMMAND...: runs COMMAND (a program or a function) with its output
-# in a log and progress on stderr; stops with the log's end if it fails.
+# step TEXT COMMAND...: runs COMMAND (a program or a function) with its output in a log and
+# progress on stderr. Exits with the end of the log if COMMAND fails.
 step() {
     local text=$1 log started=$SECONDS status progress ticker_pid
     shift
@@ -62,7 +61,7 @@ step() {
     : >"$log"
     exec {progress}> >(ticker "$log")
     ticker_pid=$!
-    # Not "COMMAND || status=$?": bash would ignore errors inside a function called so.
+    # Not "COMMAND || status=$?", which disables errexit inside a function.
     set +e
     (set -e; "$@") >>"$log" 2>&1 </dev/null {progress}>&-
     status=$?
@@ -71,7 +70,7 @@ step() {
     wait "$ticker_pid"
     if ((status != 0)); then
         tail -n 15 "$log" | sed 's/^/  | /' >&2
-        die "$text failed with status $status" "command: $*" "whole log: $log"
+        die "$text failed with status $status" "command: $*" "log: $log"
     fi
     ((SECONDS - started < 5)) || say "  done in $((SECONDS - started)) s"
 }
@@ -96,22 +95,22 @@ install_packages() {
     shift
     local apt_get=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
         apt-get -o DPkg::Lock::Timeout=120)
-    # A fresh machine has no package lists yet. A foreign repository that does
-    # not answer fails the update, but may not matter: the install decides.
+    # A new machine has no package lists. The update also fails if an unrelated repository
+    # is not reachable, so only the result of the installation counts.
     "${apt_get[@]}" update || true
     "${apt_get[@]}" install -y --no-install-recommends "$@"
 }
 
-# need_packages WHAT_FOR PACKAGE...: installs those that are missing.
+# need_packages PURPOSE PACKAGE...: installs the packages that are missing.
 need_packages() {
-    local what_for=$1 missing as_root=()
+    local purpose=$1 missing as_root=()
     shift
     mapfile -t missing < <(missing_packages "$@")
     ((${#missing[@]} > 0)) || return 0
     if ((EUID != 0)); then
         if ! command -v sudo >/dev/null || ! sudo -v; then
-            die "$what_for needs Debian packages that are not installed: ${missing[*]}" \
-                "as root: apt-get install --no-install-recommends ${missing[*]}"
+            die "${purpose,} requires Debian packages that are not installed: ${missing[*]}" \
+                "run as root: apt-get install --no-install-recommends ${missing[*]}"
         fi
         as_root=(sudo)
     fi
@@ -120,19 +119,19 @@ need_packages() {
 
 # --- The cache ---
 #
-# $VUI_CACHE/NAME-KEY    a finished part, never changed again
-# $VUI_CACHE/tmp/NAME-KEY{,.lock}    one being made, and who makes it
-# $VUI_CACHE/log         the last log of each step
+# $VUI_CACHE/NAME-KEY                a complete entry, never modified
+# $VUI_CACHE/tmp/NAME-KEY{,.lock}    an entry in progress, and the lock of its process
+# $VUI_CACHE/log                     the latest log of each step
 
-# key_of: a short key of stdin.
+# key_of: prints a short hash of stdin.
 key_of() {
     local sum
     sum=$(sha256sum)
     printf '%s\n' "${sum:0:12}"
 }
 
-# Directories whose lock can be had belong to runs that died.
-sweep_dead_runs() {
+# Removes incomplete entries whose lock is free: their processes were killed.
+remove_stale_entries() {
     local dir
     for dir in "$VUI_CACHE"/tmp/*/; do
         dir=${dir%/}
@@ -140,9 +139,9 @@ sweep_dead_runs() {
     done
 }
 
-# cache_make NAME KEY COMMAND...: sets CACHED to the directory NAME-KEY of the
-# cache. If it is not there, COMMAND DIR fills a new DIR, which then gets that
-# name in one step, so that nobody ever sees half of it.
+# cache_make NAME KEY COMMAND...: sets CACHED to the directory NAME-KEY of the cache. If it
+# does not exist, COMMAND DIR fills a temporary directory, which is then renamed, so that an
+# entry is always complete.
 cache_make() {
     local name=$1 key=$2 made tmp lock
     shift 2
@@ -150,16 +149,16 @@ cache_make() {
     if [[ ! -d $made ]]; then
         tmp=$VUI_CACHE/tmp/$name-$key
         mkdir -p "$VUI_CACHE/tmp"
-        # Children inherit the lock on purpose: if this script is killed, it is
-        # held until the last program that writes to the directory has ended.
+        # Child processes inherit the lock: if this script is killed, the lock is held until
+        # the last process that writes to the directory has exited.
         exec {lock}>"$tmp.lock"
         if ! flock --nonblock "$lock"; then
-            say "Waiting for another run that makes $name ..."
+            say "Waiting for another process that builds $name ..."
             flock "$lock"
         fi
-        if [[ ! -d $made ]]; then # the other run may have made it
+        if [[ ! -d $made ]]; then # the other process may have built it
             rm -rf "$tmp"
-            sweep_dead_runs
+            remove_stale_entries
             mkdir "$tmp"
             "$@" "$tmp"
             mv -T "$tmp" "$made"

@@ -1,27 +1,26 @@
 # shellcheck shell=bash
-# Packages of Debian's trixie and trixie-backports, on whatever Debian this is:
-# apt with lists, sources and cache of its own, from the mirror that the
-# system's own apt uses. Nothing is installed, packages are only unpacked.
-# To be sourced after common.sh.
+# Packages of Debian's trixie and trixie-backports, on any Debian release: apt with separate
+# lists, sources and cache, and the mirror of the system's apt configuration. Packages are
+# unpacked, not installed. To be sourced after common.sh.
 
 DEBIAN_RELEASE=trixie
 
-# --- The mirror, and who signs for it ---
+# --- The mirror and its keyring ---
 
-# apt reads its own configuration best: every format, option and proxy.
+# apt itself reads its configuration, in all formats and with all options.
 debian_sources() {
-    # shellcheck disable=SC2016 # apt's fields, not ours
+    # shellcheck disable=SC2016 # fields of apt
     apt-get indextargets --format '$(REPO_URI) $(SOURCESENTRY) $(RELEASE)' \
         'Created-By: Packages' 'Component: main' "$@"
 }
 
-# Prints "URI FILE:LINE" of the entry that Debian itself comes from.
+# Prints "URI FILE:LINE" of the entry for Debian's main archive.
 system_mirror() {
     local codename sources
-    # Known for certain only once the system has fetched its package lists ...
+    # Origin and label are known once the system has fetched its package lists ...
     sources=$(debian_sources 'Origin: Debian' 'Label: Debian')
     if [[ -z $sources ]]; then
-        # ... before that, by the name of the release.
+        # ... otherwise select by the name of the release.
         codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-stable}")
         sources=$(debian_sources --no-release-info)
         sources=$(grep " $codename\$" <<<"$sources" || grep -E ' (old)?stable$' <<<"$sources") || true
@@ -29,7 +28,7 @@ system_mirror() {
     awk '!/^cdrom:/ { print $1, $2; exit }' <<<"$sources"
 }
 
-# The keyring that entry FILE:LINE names, if it does; else apt's usual keys hold.
+# Prints the keyring that the entry FILE:LINE names, if any; apt's default keys apply otherwise.
 keyring_of_entry() {
     local file=${1%:*}
     sed -nE 's/^Signed-By:[[:space:]]*(\/[^[:space:]]+).*/\1/Ip
@@ -44,10 +43,10 @@ write_sources() {
     done
 }
 
-# --- apt with a root of its own ---
+# --- apt with a private state ---
 
-# Options that must come after the system's configuration, which stays in
-# force for the rest (proxies, credentials, time limits).
+# Options that override the system's configuration, which still applies otherwise (proxies,
+# credentials, timeouts).
 write_apt_conf() {
     cat <<'END'
 #clear APT::Update::Pre-Invoke;
@@ -58,12 +57,12 @@ APT::Architecture "amd64";
 APT::Default-Release "";
 APT::Get::Assume-Yes "true";
 APT::Install-Recommends "false";
-APT::Sandbox::User "root"; // else root's downloads need a directory open to all
+APT::Sandbox::User "root"; // otherwise root's downloads need a world-accessible directory
 APT::Update::Error-Mode "any";
 Acquire::GzipIndexes "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
-Debug::NoLocking "true"; // the cache's lock is enough
+Debug::NoLocking "true"; // the lock of the cache suffices
 END
 }
 
@@ -79,13 +78,13 @@ private_apt() {
         "$@"
 }
 
-# packages_for DIR PACKAGE: PACKAGE and all it depends on, as NAME=VERSION.
+# packages_for DIR PACKAGE: prints PACKAGE and all its dependencies, as NAME=VERSION.
 packages_for() {
     private_apt "$1" apt-get --simulate --target-release "$DEBIAN_RELEASE-backports" install "$2" |
         sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1=\2/p'
 }
 
-# Every kernel source that is new enough, newest first, as NAME=VERSION.
+# Prints the kernel source packages that are recent enough, newest first, as NAME=VERSION.
 linux_sources() {
     local dir=$1 name
     private_apt "$dir" apt-cache search --names-only '^linux-source-([7-9]|[1-9][0-9])\.' |
@@ -93,7 +92,7 @@ linux_sources() {
         while read -r name; do packages_for "$dir" "$name" | grep "^$name="; done
 }
 
-# Writes DIR/parts, one line for each part of the test bed: what it is made from.
+# Writes DIR/parts: for each part of the test bed a line with its packages.
 choose_packages() {
     local dir=$1
     {
@@ -105,7 +104,7 @@ choose_packages() {
     } >"$dir/parts"
 }
 
-# --- The package lists, a part of the cache ---
+# --- The package lists, an entry of the cache ---
 
 fill_package_lists() {
     local mirror=$1 keyring=$2 dir=$3
@@ -117,13 +116,13 @@ fill_package_lists() {
     step "Choosing packages" choose_packages "$dir"
 }
 
-# Sets PACKAGE_LISTS. Once made they stay as they are until "refresh": the
-# same machine gets the same versions each time.
+# Sets PACKAGE_LISTS. The lists do not change until "refresh", so that a machine gets the
+# same versions each time.
 need_package_lists() {
     [[ -z ${PACKAGE_LISTS:-} ]] || return 0
     local mirror entry keyring=
-    command -v apt-get >/dev/null || die "there is no apt-get here" \
-        "the test bed is made of Debian's packages: use a Debian 12 or 13 machine"
+    command -v apt-get >/dev/null || die "apt-get is not installed" \
+        "the test bed consists of Debian packages: use a Debian 12 or 13 machine"
     read -r mirror entry < <(system_mirror) || true
     [[ -n ${mirror:-} ]] || die "apt's configuration names no mirror of Debian" \
         "see: apt-get indextargets; add one to /etc/apt/sources.list.d"
@@ -133,12 +132,12 @@ need_package_lists() {
     PACKAGE_LISTS=$CACHED
 }
 
-# part_packages PART: what PART is made from, NAME=VERSION a line.
+# part_packages PART: prints the packages of PART, NAME=VERSION per line.
 part_packages() {
     local packages
     packages=$(sed -n "s/^$1 //p" "$PACKAGE_LISTS/parts")
     [[ -n $packages ]] || die "the mirror has no packages for $1" \
-        "looked in: $PACKAGE_LISTS/debian.sources" "read the lists again: scripts/testbed refresh"
+        "looked in: $PACKAGE_LISTS/debian.sources" "to fetch the lists again: scripts/testbed refresh"
     tr ' ' '\n' <<<"$packages"
 }
 
@@ -148,7 +147,7 @@ download_and_unpack() {
     mkdir -p "$dir"
     cd "$dir" || return
     private_apt "$PACKAGE_LISTS" apt-get download "$@" || {
-        printf 'If a version is no longer there: scripts/testbed refresh\n'
+        printf 'if a version is no longer available: scripts/testbed refresh\n'
         return 1
     }
     for deb in ./*.deb; do
@@ -157,14 +156,14 @@ download_and_unpack() {
     done
 }
 
-# unpack_packages WHAT DIR NAME=VERSION...
+# unpack_packages TEXT DIR NAME=VERSION...
 unpack_packages() {
-    local what=$1
+    local text=$1
     shift
-    step "Fetching $what" download_and_unpack "$@"
+    step "Fetching $text" download_and_unpack "$@"
 }
 
-# unpack_part PART DIR: the packages of PART, all into DIR.
+# unpack_part PART DIR: unpacks all packages of PART into DIR.
 unpack_part() {
     local part=$1 dir=$2 packages
     packages=$(part_packages "$part")
@@ -172,7 +171,7 @@ unpack_part() {
     unpack_packages "the packages of $part" "$dir" $packages
 }
 
-# make_part PART COMMAND [MADE_FROM...]: in the cache, keyed by its packages and MADE_FROM.
+# make_part PART COMMAND [INPUT...]: cache_make with a key of the packages and INPUT.
 make_part() {
     local part=$1 command=$2 packages key
     shift 2

@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# The disk of a virtual machine that is a host with systemd: Debian as it is
-# installed, with QEMU and libvirt's driver for it. To be sourced after testbed.sh.
-# What changes with the project's source is in its initial ram disk instead.
+# The disk of a virtual machine that is a host with systemd: a Debian installation with QEMU
+# and libvirt's QEMU driver. To be sourced after testbed.sh. Programs of this project are in
+# the initial RAM disk instead, because they change more often.
 
 SERVICE_PACKAGES=(systemd systemd-sysv udev strace libvirt-daemon-driver-qemu)
-SERVICE_DISK_RECIPE=1 # raise it when the functions below put something else on the disk
+SERVICE_DISK_RECIPE=1 # increment it when the functions below produce a different disk
 SERVICE_AGENT=$SCRIPTS/guest/service-agent
 
-# Files that nobody reads there.
+# Files that are not needed there.
 SERVICE_LEFT_OUT=(/usr/share/{doc,locale,man}/'*')
 
-# Units that take time and are of no use there.
+# Units that are not needed there and take time.
 SERVICE_MASKED=(serial-getty@.service getty@.service systemd-logind.service e2scrub_reap.service
     e2scrub_all.timer fstrim.timer dpkg-db-backup.timer logrotate.timer)
 
-# install_debian TAR NAME=VERSION...: from the mirror and with the keys of the other parts.
+# install_debian TAR NAME=VERSION...: uses the mirror and the keys of the other parts.
 install_debian() {
     local tar=$1 options=() pattern packages
     shift
@@ -39,10 +39,10 @@ WantedBy=multi-user.target
 END
 }
 
-# prepare_root ROOT: what a machine of the tests has besides Debian.
+# prepare_root ROOT: adds the agent of the tests and the configuration of their machines.
 prepare_root() {
     local root=$1 units=$1/etc/systemd/system unit
-    rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" # SERVICE_LEFT_OUT is not for packages of tests
+    rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" # SERVICE_LEFT_OUT does not apply to packages that tests install
     mkdir -p "$root/host" "$units/multi-user.target.wants"
     for unit in "${SERVICE_MASKED[@]}"; do
         ln -sf /dev/null "$units/$unit"
@@ -51,7 +51,7 @@ prepare_root() {
     install -m 755 "$SERVICE_AGENT" "$root/usr/local/sbin/agent"
     write_agent_unit >"$units/agent.service"
     ln -s ../agent.service "$units/multi-user.target.wants/agent.service"
-    # The first boot of a system does more than any other one.
+    # Skips the additional work of a first boot.
     printf '%032x\n' 1 >"$root/etc/machine-id"
     touch "$root/etc/.updated" "$root/var/.updated"
     printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf"
@@ -62,11 +62,11 @@ make_service_image() {
     mkdir "$root"
     tar -C "$root" --exclude='./dev/*' -xf "$tar"
     prepare_root "$root"
-    # No journal: what is written is forgotten when the machine ends.
+    # No journal: changes are discarded with the machine.
     PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$root" "$disk" 2G
 }
 
-# with_owners FUNCTION ARGUMENT...: files keep their owners, whoever runs this.
+# with_owners FUNCTION ARGUMENT...: runs FUNCTION under fakeroot, which keeps file owners.
 with_owners() {
     # shellcheck disable=SC2016 # for the other shell
     fakeroot bash -c 'for lib in common packages testbed service; do source "$0/lib/$lib.sh"; done; "$@"' \

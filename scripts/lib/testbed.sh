@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The parts of the test bed. Each need_... function makes sure that one is
-# there and exports where (VUI_...). To be sourced after common.sh and packages.sh.
+# The parts of the test bed. Each need_... function provides one and exports its path
+# (VUI_...). To be sourced after common.sh and packages.sh.
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -8,7 +8,7 @@ SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 QEMU_DEVICES=(vhost-user-test-device-pci vfio-user-pci)
 
-# qemu_is_new_enough PROGRAM: both devices came with 10.2.
+# qemu_is_new_enough PROGRAM: 10.2 introduced the second of the two devices.
 qemu_is_new_enough() {
     local devices name
     devices=$("$1" -device help 2>&1) || return 1
@@ -17,7 +17,7 @@ qemu_is_new_enough() {
     done
 }
 
-# Runs the unpacked QEMU with its own C library; works wherever the tree is.
+# Runs the unpacked QEMU with the C library in the same tree, which may be moved.
 write_qemu_wrapper() {
     cat <<'END'
 #!/bin/sh
@@ -29,7 +29,7 @@ exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" --argv0 "$0" \
 END
 }
 
-# Of the packages only what QEMU reads when it runs.
+# Keeps only the files that QEMU needs at run time.
 fill_qemu() {
     local dir=$1 path
     unpack_part qemu "$dir/unpacked"
@@ -41,7 +41,7 @@ fill_qemu() {
     write_qemu_wrapper >"$dir/qemu-system-x86_64"
     chmod +x "$dir/qemu-system-x86_64"
     qemu_is_new_enough "$dir/qemu-system-x86_64" ||
-        die "the QEMU of $DEBIAN_RELEASE-backports does not run here, or lacks ${QEMU_DEVICES[*]}" \
+        die "the QEMU of $DEBIAN_RELEASE-backports does not run on this machine, or lacks ${QEMU_DEVICES[*]}" \
             "see: $dir/qemu-system-x86_64 -device help"
 }
 
@@ -81,15 +81,15 @@ need_busybox() {
 
 # --- The stock guest kernel ---
 
-# Those that guests of the tests load; what they depend on comes along.
+# The modules that guests load; their dependencies are added.
 STOCK_MODULES=(virtio-iommu vfio vfio-pci vfio_iommu_type1)
 
-# copy_modules FROM TO: the modules above, from one lib/modules/RELEASE to another.
+# copy_modules FROM TO: copies these modules from one lib/modules/RELEASE to another.
 copy_modules() {
     local from=$1 to=$2 module line file
     for module in "${STOCK_MODULES[@]}"; do
         line=$(grep -E "(^|/)$module\.ko:" "$from/modules.dep") ||
-            die "Debian's kernel has no module $module" "STOCK_MODULES in scripts/lib/testbed.sh names it"
+            die "Debian's kernel has no module $module, which STOCK_MODULES in scripts/lib/testbed.sh lists"
         for file in ${line/:/}; do
             cp "$from/$file" "$to/"
         done
@@ -107,12 +107,12 @@ fill_stock_kernel() {
     release=${from##*/}
     to=$dir/lib/modules/$release
     mkdir -p "$to"
-    # Older packages have the kernel under boot, newer ones beside the modules.
+    # Older packages have the kernel in boot, newer ones next to the modules.
     kernels=("$dir"/unpacked/boot/vmlinuz-* "$from/vmlinuz")
     configs=("$dir"/unpacked/boot/config-* "$from/config")
     cp "${kernels[0]}" "$dir/vmlinuz"
     cp "${configs[0]}" "$dir/config"
-    step "Unpacking its modules" unpack_modules "$from"
+    step "Decompressing its modules" unpack_modules "$from"
     ln -s usr/lib "$dir/unpacked/lib"
     "$VUI_BUSYBOX" depmod -b "$dir/unpacked" "$release"
     copy_modules "$from" "$to"
@@ -130,22 +130,22 @@ need_stock_kernel() {
     export VUI_STOCK_MODULES
 }
 
-# --- The small kernel, and the debug kernel: the same with checks built in ---
+# --- The small kernel, and the debug kernel: the same with lock and memory checking ---
 
 SMALL_CONFIG=("$SCRIPTS/kernel/small.config")
 DEBUG_CONFIG=("${SMALL_CONFIG[@]}" "$SCRIPTS/kernel/debug.config")
 KERNEL_PATCHES=("$SCRIPTS"/../guest/linux/*.patch)
 KERNEL_TOOLS=(gcc libc6-dev make flex bison bc libelf-dev xz-utils patch)
-KERNEL_RECIPE=1 # raise it when the functions below build something else than before
+KERNEL_RECIPE=1 # increment it when the functions below produce a different result
 
 fill_linux_source() {
     local package=$1 dir=$2
-    unpack_packages "$package (some 170 MB)" "$dir/unpacked" "$package"
+    unpack_packages "$package (170 MB)" "$dir/unpacked" "$package"
     mv "$dir"/unpacked/usr/src/linux-source-*.tar.xz "$dir/linux.tar.xz"
     rm -rf "$dir/unpacked"
 }
 
-# apply_patches DIR: all of guest/linux in order; stops at the first that fails.
+# apply_patches DIR: applies all of guest/linux in order, up to the first that fails.
 apply_patches() {
     local dir=$1 file
     for file in "${KERNEL_PATCHES[@]}"; do
@@ -154,7 +154,7 @@ apply_patches() {
     done
 }
 
-# Unpacks into DIR/linux the newest source that takes all patches.
+# Unpacks into DIR/linux the newest source to which all patches apply.
 prepare_source() {
     local dir=$1 package packages key log=$VUI_CACHE/log/kernel-patches.log
     packages=$(part_packages linux-sources)
@@ -170,31 +170,31 @@ prepare_source() {
         fi
         say "The patches of guest/linux do not apply to $package: $(tail -n 1 "$log")"
     done
-    die "no kernel source takes the patches of guest/linux" "last one tried: see $log"
+    die "the patches of guest/linux apply to no available kernel source" "for the last one, see $log"
 }
 
-# last_words FRAGMENT...: each option that the fragments mention, as the last of them has it.
-last_words() {
+# requested_options FRAGMENT...: prints each option of the fragments; the last one takes precedence.
+requested_options() {
     awk '/^CONFIG_[A-Z0-9_]+=/ { last[substr($0, 1, index($0, "=") - 1)] = $0 }
          /^# CONFIG_[A-Z0-9_]+ is not set$/ { last[$2] = $0 }
          END { for (name in last) print last[name] }' "$@"
 }
 
-# check_config CONFIG FRAGMENT...: stops unless it says all that the fragments ask for.
+# check_config CONFIG FRAGMENT...: exits unless CONFIG has all options as the fragments request.
 check_config() {
     local config=$1 missing name unwanted=()
     shift
-    missing=$(last_words "$@" | grep '^CONFIG_' | grep -vxFf "$config") || true
+    missing=$(requested_options "$@" | grep '^CONFIG_' | grep -vxFf "$config") || true
     while read -r _ name _; do
         ! grep -q "^$name=" "$config" || unwanted+=("$name")
-    done < <(last_words "$@" | grep '^# ')
+    done < <(requested_options "$@" | grep '^# ')
     [[ -z $missing && ${#unwanted[@]} == 0 ]] ||
-        die "the kernel's configuration is not what this asks for: $*" \
-            "asked for, but not so: ${missing//$'\n'/ }" "to be off, but on: ${unwanted[*]:-none}" \
-            "an option may depend on another one, or have a new name in this version"
+        die "the kernel's configuration differs from the request in $*" \
+            "requested, but not set: ${missing//$'\n'/ }" "not requested, but set: ${unwanted[*]:-none}" \
+            "an option may depend on another, or have been renamed in this version"
 }
 
-# kernel_make DIR ARGUMENT...: nothing of this machine or day gets into the result.
+# kernel_make DIR ARGUMENT...: reproducible, whatever the machine and date.
 kernel_make() {
     local dir=$1 cc=gcc
     shift
@@ -212,7 +212,7 @@ configure_kernel() {
     kernel_make "$linux" olddefconfig
 }
 
-# build_kernel DIR NAME FRAGMENT...: leaves the source in DIR/linux.
+# build_kernel DIR NAME FRAGMENT...: builds DIR/bzImage and keeps the source in DIR/linux.
 build_kernel() {
     local dir=$1 name=$2 linux=$1/linux
     shift 2
@@ -239,7 +239,7 @@ fill_debug_kernel() {
     rm -rf "$1/linux"
 }
 
-# make_kernel NAME COMMAND FRAGMENT...: cache_make with the key of all that it is built from.
+# make_kernel NAME COMMAND FRAGMENT...: cache_make with a key of all inputs of the build.
 make_kernel() {
     local name=$1 command=$2 packages key
     shift 2
@@ -260,12 +260,12 @@ need_debug_kernel() {
     export VUI_DEBUG_KERNEL=$CACHED/bzImage
 }
 
-# --- Initial ram disks ---
+# --- Initial RAM disks ---
 
-# add_to_root ROOT SOURCE DESTINATION: a file, or what is in a directory.
+# add_to_root ROOT SOURCE DESTINATION: copies a file, or the content of a directory.
 add_to_root() {
     local source=$2 destination=$1/$3
-    [[ -e $source ]] || die "there is no $source to put into the initial ram disk"
+    [[ -e $source ]] || die "cannot add $source to the initial RAM disk: no such file or directory"
     if [[ -d $source ]]; then
         mkdir -p "$destination"
         cp -rL "$source/." "$destination"
@@ -275,7 +275,7 @@ add_to_root() {
     fi
 }
 
-# pack_root ROOT: the same bytes for the same files, whoever packs them and when.
+# pack_root ROOT: reproducible, whatever the user and date.
 pack_root() (
     cd "$1" || exit
     chmod -R u=rwX,go=rX .
@@ -285,19 +285,19 @@ pack_root() (
         gzip -1 -n
 )
 
-# make_initrd OUT INIT [SOURCE:DESTINATION...]: busybox, INIT as /init, and
+# make_initrd OUT INIT [SOURCE:DESTINATION...]: an archive with busybox, INIT as /init, and
 # the given files and directories.
 make_initrd() (
     local out=$1 init=$2 pair
     shift 2
     need_busybox
-    root=$(mktemp -d) # not local: the trap runs after the function's end
+    root=$(mktemp -d) # not local: the trap runs after the function has returned
     trap 'rm -rf "$root"' EXIT
     cp -a "${VUI_BUSYBOX%/bin/busybox}/." "$root"
     add_to_root "$root" "$SCRIPTS/guest/rc" etc/rc
     add_to_root "$root" "$init" init
     for pair in "$@"; do
-        [[ $pair == *:* ]] || die "not SOURCE:DESTINATION: $pair"
+        [[ $pair == *:* ]] || die "invalid argument '$pair': must be SOURCE:DESTINATION"
         add_to_root "$root" "${pair%%:*}" "${pair#*:}"
     done
     chmod +x "$root/init"
