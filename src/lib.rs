@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Imports run one way: [`vhost`] -> [`viommu`] -> [`iopf`] -> [`host`] -> [`address`]; emulated
-//! endpoints ([`sim`]) stand on [`host`]; [`daemon`] puts all together.
+//! endpoints ([`accelerator`]) stand on [`host`]; [`daemon`] puts all together.
 
 pub mod address;
 pub mod cli;
@@ -25,7 +25,6 @@ pub mod metrics;
 pub mod notifier;
 pub mod sandbox;
 pub mod service;
-pub mod sim;
 pub mod socket;
 pub mod status;
 pub mod trace;

@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use accelerator::regs::{self, Descriptor};
 use rustix::event::{EventfdFlags, eventfd};
 use vfio_bindings::bindings::vfio::*;
 use vfio_user::Client;
-use vhost_user_iommu::sim::regs::{self, Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::common::{Daemon, daemon, region};

@@ -25,7 +25,7 @@ use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use vhost_user_iommu::sim::regs::{self, Descriptor};
+use accelerator::regs::{self, Descriptor};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use accel::Accel;

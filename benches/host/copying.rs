@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhost_user_iommu::address::{DomainId, EndpointId, Gpa, Iova, IovaRange};
-use vhost_user_iommu::host::dma::Dma;
+use accelerator::Dma;
+use vhost_user_iommu::address::{DomainId, EndpointId, Gpa, IovaRange};
 use vhost_user_iommu::host::iommufd::mock::MockDevice;
 use vhost_user_iommu::host::iommufd::{FaultQueue, Iommufd};
 use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Mapping, Translation};
@@ -37,7 +37,7 @@ impl Copying {
     /// The device finds the memory that is mapped.
     pub fn assert_reaches(&self, place: Place, memory: &GuestMemoryMmap) {
         let mut found = [0; 8];
-        self.device.read(None, Iova(place.iova), &mut found).expect("mapped");
+        self.device.read(None, place.iova, &mut found).expect("mapped");
         let there: u64 = memory.read_obj(GuestAddress(place.offset)).expect("memory");
         assert_eq!(u64::from_ne_bytes(found), there, "what the device reads");
     }

@@ -34,9 +34,9 @@ mod vfio;
 
 use std::process::ExitCode;
 
+use accelerator::regs;
 use clap::{Parser, Subcommand};
 use vhost_user_iommu::cli::bdf::Bdf;
-use vhost_user_iommu::sim::regs;
 
 use crate::vfio::{Api, Space};
 

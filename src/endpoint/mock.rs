@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use accelerator::{DmaCause, FaultHandler, PrgIndex, QueueFull, Responder, Response};
+
 use super::sim::report;
-use crate::address::{EndpointId, Iova, Pasid};
-use crate::host::Access;
-use crate::host::dma::DmaCause;
+use crate::address::EndpointId;
 use crate::host::iommufd::FaultQueue;
 use crate::host::iommufd::mock::MockDevice;
-use crate::iopf::{Iopf, PageRequest, QueueFull, Response, Source, SourceCookie};
-use crate::sim::FaultReporter;
+use crate::iopf::{Iopf, PageRequest, SourceCookie};
 
 /// Where the faults of an accelerator on a mock device go.
 pub(super) struct MockFaults {
@@ -27,12 +26,12 @@ pub(super) struct MockFaults {
 /// The accelerator's groups that wait for their answers.
 #[derive(Default)]
 struct Groups {
-    accelerator: OnceLock<Arc<dyn Source>>,
-    waiting: Mutex<BTreeMap<SourceCookie, Waiting>>,
+    accelerator: OnceLock<Responder>,
+    waiting: Mutex<BTreeMap<PrgIndex, Waiting>>,
 }
 
 struct Waiting {
-    pasid: Option<Pasid>,
+    pasid: Option<accelerator::Pasid>,
     /// Pages without answer.
     pages: usize,
     /// All pages have been asked for.
@@ -49,20 +48,22 @@ impl MockFaults {
     ) -> Self {
         let groups = Arc::new(Groups::default());
         let listener = groups.clone();
-        device.tell(Box::new(move |name, success| listener.answered(SourceCookie(name), success)));
+        device.tell(Box::new(move |name, success| {
+            listener.answered(SourceCookie(name).into(), success)
+        }));
         Self { endpoint, device, queue, faults, groups }
     }
 }
 
 impl Groups {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SourceCookie, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PrgIndex, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A page is about to be asked for.
-    fn expect(&self, request: &PageRequest) {
+    fn expect(&self, request: &accelerator::PageRequest) {
         let mut waiting = self.lock();
-        let group = waiting.entry(request.cookie).or_insert(Waiting {
+        let group = waiting.entry(request.group).or_insert(Waiting {
             pasid: request.pasid,
             pages: 0,
             complete: false,
@@ -73,34 +74,34 @@ impl Groups {
     }
 
     /// A page has its answer.
-    fn answered(&self, cookie: SourceCookie, success: bool) {
+    fn answered(&self, index: PrgIndex, success: bool) {
         let mut waiting = self.lock();
-        let Some(group) = waiting.get_mut(&cookie) else { return };
+        let Some(group) = waiting.get_mut(&index) else { return };
         group.pages -= 1;
         group.success &= success;
         if group.pages > 0 || !group.complete {
             return;
         }
-        let Some(Waiting { pasid, success, .. }) = waiting.remove(&cookie) else { return };
+        let Some(Waiting { pasid, success, .. }) = waiting.remove(&index) else { return };
         drop(waiting);
         let response = if success { Response::Success } else { Response::Invalid };
         if let Some(accelerator) = self.accelerator.get() {
-            accelerator.respond(pasid, cookie, response);
+            accelerator.respond(pasid, index, response);
         }
     }
 }
 
-impl FaultReporter for MockFaults {
-    fn connect(&self, source: Arc<dyn Source>) {
-        let _ = self.groups.accelerator.set(source);
+impl FaultHandler for MockFaults {
+    fn connect(&self, responder: Responder) {
+        let _ = self.groups.accelerator.set(responder);
     }
 
     /// The kernel always has room; what it reports is held back where it enters the fault path.
-    fn request(&self, request: PageRequest) -> Result<(), QueueFull> {
+    fn request(&self, request: accelerator::PageRequest) -> Result<(), QueueFull> {
         self.groups.expect(&request);
-        let PageRequest { pasid, cookie, address, access, .. } = request;
+        let PageRequest { pasid, cookie, address, access, .. } = request.into();
         if !self.device.ask(cookie.0, pasid, address, access) {
-            self.groups.answered(cookie, false);
+            self.groups.answered(request.group, false);
         }
         Ok(())
     }
@@ -114,7 +115,13 @@ impl FaultReporter for MockFaults {
         self.faults.withdraw(self.endpoint);
     }
 
-    fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
+    fn report(
+        &self,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
+        access: accelerator::Access,
+        cause: DmaCause,
+    ) {
         report(&self.faults, self.endpoint, pasid, address, access, cause);
     }
 }

@@ -8,16 +8,16 @@ mod sim;
 
 use std::sync::Arc;
 
+use accelerator::{Accelerator, ClientMemory, Config, Dma, FaultHandler, ThreadRole};
 use vm_memory::GuestMemoryMmap;
 
 use crate::address::{EndpointId, IovaRange};
 use crate::host::backends::Backends;
-use crate::host::dma::Dma;
 use crate::host::iommufd::{Iommufd, KernelSource, VfioFile};
-use crate::host::software::{EndpointMemory, Software};
+use crate::host::software::Software;
 use crate::host::{EndpointCapabilities, HostIommu};
 use crate::iopf::Iopf;
-use crate::sim::{FaultReporter, Sim};
+use crate::sandbox::{Role, enter_role};
 use crate::socket::{ListeningSocket, SocketAccess};
 use crate::viommu::Settings;
 pub use config::{EndpointConfig, EndpointKind};
@@ -48,18 +48,19 @@ pub(crate) struct Idle {
 /// What an emulated endpoint is made of.
 struct Emulated {
     socket: ListeningSocket,
-    memory: EndpointMemory,
+    memory: ClientMemory,
     dma: Arc<dyn Dma>,
     reporter: NewReporter,
 }
 
 /// Makes what takes an emulated endpoint's faults to the fault path.
-type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultReporter>>;
+type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultHandler>>;
 
 /// All endpoints, at work. Dropping it stops them: no access is under way then, and no fault is
 /// reported any more.
 pub(crate) struct Running {
-    sims: Vec<Sim>,
+    /// Each with its socket, which is removed after the accelerator has stopped.
+    sims: Vec<(Accelerator, ListeningSocket)>,
     sources: Vec<KernelSource>,
 }
 
@@ -95,7 +96,7 @@ pub(crate) fn add(
 }
 
 fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, EndpointError> {
-    let memory = EndpointMemory::new(GuestMemoryMmap::new());
+    let memory = ClientMemory::new(GuestMemoryMmap::new());
     let emulated = match kind {
         BoundKind::Sim(socket) => {
             let dma = host.software.add_endpoint(id, memory.clone());
@@ -179,8 +180,91 @@ pub(crate) fn start(
             running.sources.push(KernelSource::start(id, queue, faults.clone())?);
         }
         if let Some(Emulated { socket, memory, dma, reporter }) = emulated {
-            running.sims.push(Sim::start(id, socket, memory, dma, reporter(faults))?);
+            let config = Config {
+                name: format!("endpoint {id}"),
+                thread_suffix: format!("{:x}", id.0),
+                memory,
+                dma,
+                faults: reporter(faults),
+                on_thread_start: |role| match role {
+                    ThreadRole::Worker => enter_role(Role::Accelerator),
+                    ThreadRole::Server => enter_role(Role::VfioUser),
+                },
+            };
+            let listener = socket.listener().try_clone()?;
+            running.sims.push((Accelerator::start(listener, config)?, socket));
         }
     }
     Ok(running)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use vfio_user::Client;
+
+    use super::*;
+    use crate::iopf::{EventNotifier, Limits};
+    use crate::socket::SocketError;
+
+    const ID: EndpointId = EndpointId(0x10);
+
+    struct Silent;
+
+    impl EventNotifier for Silent {
+        fn notify(&self) {}
+    }
+
+    fn bind(path: &Path) -> Result<ListeningSocket, SocketError> {
+        ListeningSocket::bind(path, SocketAccess::default())
+    }
+
+    fn started(path: &Path) -> Running {
+        let socket = bind(path).unwrap();
+        let mut host = Backends { software: Software::new(&[]), iommufd: None };
+        let idle = add_one(&mut host, Bound { id: ID, kind: BoundKind::Sim(socket) }).unwrap();
+        let limits = Limits { faults: 1, groups: 1, response_time: Duration::from_secs(1) };
+        let faults = Arc::new(Iopf::new([ID], limits, Box::new(Silent)));
+        start(vec![idle], &host, &faults).unwrap()
+    }
+
+    fn assert_served(path: &Path) -> Client {
+        let mut client = Client::new(path).unwrap();
+        let mut vendor = [0; 2];
+        client.region_read(7, 0, &mut vendor).unwrap();
+        assert_eq!(vendor, accelerator::regs::VENDOR_ID.to_le_bytes());
+        client
+    }
+
+    #[test]
+    fn stop_removes_the_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sim.sock");
+        let running = started(&path);
+        drop(assert_served(&path));
+        drop(running);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn stop_with_a_client_connected_removes_the_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sim.sock");
+        let running = started(&path);
+        let mut client = assert_served(&path);
+        drop(running);
+        assert!(!path.exists());
+        client.reset().unwrap();
+    }
+
+    #[test]
+    fn socket_in_use_is_rejected_and_still_served() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sim.sock");
+        let _running = started(&path);
+        assert!(matches!(bind(&path), Err(SocketError::InUse(_))));
+        assert_served(&path);
+    }
 }

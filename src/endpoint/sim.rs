@@ -1,14 +1,13 @@
-//! The way of an emulated endpoint's faults to the fault path.
+//! The faults of an emulated accelerator, as a source of the fault path.
 
 use std::sync::Arc;
 
-use crate::address::{EndpointId, Iova, Pasid};
-use crate::host::Access;
-use crate::host::dma::DmaCause;
-use crate::iopf::{Fault, FaultReason, Iopf, PageRequest, QueueFull, Source};
-use crate::sim::FaultReporter;
+use accelerator::{DmaCause, FaultHandler, PrgIndex, QueueFull, Responder};
 
-/// Where the faults of an emulated endpoint enter the fault path.
+use crate::address::{EndpointId, Iova, Pasid};
+use crate::iopf::{self, Fault, FaultReason, Iopf, PageRequest, Response, Source, SourceCookie};
+
+/// Forwards the faults of an accelerator to the fault path.
 pub(super) struct SimFaults {
     endpoint: EndpointId,
     faults: Arc<Iopf>,
@@ -20,31 +19,39 @@ impl SimFaults {
     }
 }
 
-impl FaultReporter for SimFaults {
-    fn connect(&self, source: Arc<dyn Source>) {
-        self.faults.set_source(self.endpoint, source);
+impl FaultHandler for SimFaults {
+    fn connect(&self, responder: Responder) {
+        self.faults.set_source(self.endpoint, Arc::new(SimSource(responder)));
     }
 
-    fn request(&self, request: PageRequest) -> Result<(), QueueFull> {
-        self.faults.report_page_request(self.endpoint, request)
+    fn request(&self, request: accelerator::PageRequest) -> Result<(), QueueFull> {
+        self.faults
+            .report_page_request(self.endpoint, request.into())
+            .map_err(|iopf::QueueFull| QueueFull)
     }
 
     fn withdraw(&self) {
         self.faults.withdraw(self.endpoint);
     }
 
-    fn report(&self, pasid: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
+    fn report(
+        &self,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
+        access: accelerator::Access,
+        cause: DmaCause,
+    ) {
         report(&self.faults, self.endpoint, pasid, address, access, cause);
     }
 }
 
-/// Reports an access that an IOMMU has stopped for good.
+/// Reports an unrecoverable fault of an accelerator.
 pub(super) fn report(
     faults: &Iopf,
     endpoint: EndpointId,
-    pasid: Option<Pasid>,
-    address: Iova,
-    access: Access,
+    pasid: Option<accelerator::Pasid>,
+    address: u64,
+    access: accelerator::Access,
     cause: DmaCause,
 ) {
     let reason = match cause {
@@ -52,5 +59,53 @@ pub(super) fn report(
         DmaCause::NotMapped => FaultReason::Mapping,
         DmaCause::NotMemory => return,
     };
-    faults.report_fault(Fault { endpoint, pasid, address, access, reason });
+    let (pasid, address) = (pasid.map(Pasid::from), Iova(address));
+    faults.report_fault(Fault { endpoint, pasid, address, access: access.into(), reason });
+}
+
+/// Delivers responses to an accelerator.
+pub(super) struct SimSource(pub(super) Responder);
+
+impl Source for SimSource {
+    fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
+        let response = match response {
+            Response::Success => accelerator::Response::Success,
+            Response::Invalid => accelerator::Response::Invalid,
+            Response::Failure => accelerator::Response::Failure,
+        };
+        self.0.respond(pasid.map(Into::into), cookie.into(), response);
+    }
+
+    fn capacity_available(&self) {
+        self.0.resume();
+    }
+}
+
+// The only conversions between the accelerator's and the fault path's group identifiers.
+
+impl From<PrgIndex> for SourceCookie {
+    fn from(index: PrgIndex) -> Self {
+        Self(index.0)
+    }
+}
+
+impl From<SourceCookie> for PrgIndex {
+    fn from(cookie: SourceCookie) -> Self {
+        Self(cookie.0)
+    }
+}
+
+impl From<accelerator::PageRequest> for PageRequest {
+    fn from(request: accelerator::PageRequest) -> Self {
+        let accelerator::PageRequest { pasid, group, address, access, last } = request;
+        Self {
+            pasid: pasid.map(Pasid::from),
+            cookie: group.into(),
+            address: Iova(address),
+            access: access.into(),
+            exec: false,
+            privileged: false,
+            last,
+        }
+    }
 }

@@ -1,58 +1,53 @@
-//! How an emulated endpoint reaches guest memory: through its IOMMU, like any device.
+//! Access to guest memory by emulated endpoints: helpers for implementations of
+//! [`accelerator::Dma`].
 
-use crate::address::{Iova, Pasid};
+use accelerator::{DmaCause, DmaError};
 
-/// Accesses longer than this are done in pieces, so that nobody who waits for an access to end
-/// (UNMAP, DETACH) waits for more than one piece, in bytes.
+use crate::address::{Access, Iova, Pasid};
+
+/// Longer accesses are split, so that UNMAP and DETACH wait for at most one piece, in bytes.
 pub const MAX_PIECE: usize = 4096;
 
-/// Why an access did not take place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DmaCause {
-    /// The endpoint (or the PASID) is attached to no domain and does not bypass the IOMMU.
-    NoDomain,
-    /// The domain has no mapping for the address, or none with the permission.
-    NotMapped,
-    /// Translated, but what lies there is no guest memory.
-    NotMemory,
+impl From<accelerator::Pasid> for Pasid {
+    fn from(pasid: accelerator::Pasid) -> Self {
+        Self(pasid.0)
+    }
 }
 
-/// An access that stopped before its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DmaError {
-    /// The first address that was not accessed.
-    pub address: Iova,
-    /// Bytes accessed before it.
-    pub done: usize,
-    /// What stopped it.
-    pub cause: DmaCause,
+impl From<Pasid> for accelerator::Pasid {
+    fn from(pasid: Pasid) -> Self {
+        Self(pasid.0)
+    }
 }
 
-/// The bus side of an endpoint. Every access is translated page by page with its permissions.
-///
-/// Once UNMAP or DETACH has returned, no access through the old translation is under way.
-pub trait Dma: Send + Sync {
-    /// Reads `buf.len()` bytes from `address`; no byte past an error has been read.
-    fn read(&self, pasid: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError>;
-
-    /// Writes `buf` to `address`; no byte past an error has been written.
-    fn write(&self, pasid: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError>;
+impl From<accelerator::Access> for Access {
+    fn from(access: accelerator::Access) -> Self {
+        match access {
+            accelerator::Access::Read => Self::READ,
+            accelerator::Access::Write => Self::WRITE,
+        }
+    }
 }
 
-/// Runs `piece(address, offset, room)` for one piece after the other of an access to `len` bytes.
-/// It returns how many bytes it did, at least 1.
+/// Splits the access to `len` bytes at `address` and calls `piece(address, offset, len)` for each
+/// piece in ascending order, until it fails. `piece` returns the number of bytes accessed, at
+/// least 1.
 pub(super) fn in_pieces(
-    address: Iova,
+    address: u64,
     len: usize,
     mut piece: impl FnMut(Iova, usize, usize) -> Result<usize, DmaCause>,
 ) -> Result<(), DmaError> {
     let mut done = 0;
     while done < len {
-        let here = address.0.checked_add(done as u64);
-        let stopped = |cause| DmaError { address: Iova(here.unwrap_or(u64::MAX)), done, cause };
-        let here = here.ok_or(stopped(DmaCause::NotMapped))?;
-        let room = (len - done).min(MAX_PIECE - here as usize % MAX_PIECE);
-        done += piece(Iova(here), done, room).map_err(stopped)?;
+        let Some(next) = address.checked_add(done as u64) else {
+            return Err(DmaError { address: u64::MAX, done, cause: DmaCause::NotMapped });
+        };
+        let piece_len = (len - done).min(MAX_PIECE - next as usize % MAX_PIECE);
+        done += piece(Iova(next), done, piece_len).map_err(|cause| DmaError {
+            address: next,
+            done,
+            cause,
+        })?;
     }
     Ok(())
 }

@@ -3,27 +3,24 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use accelerator::{ClientMemory, Dma, DmaCause, DmaError};
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion,
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
 
-use super::dma::{Dma, DmaCause, DmaError, in_pieces};
+use super::dma::in_pieces;
 use super::{
     Access, EndpointCapabilities, HostError, HostIommu, Mapping, PageRequests, ReservedRegion,
     Target, Translation,
 };
 use crate::address::{DomainId, EndpointId, Gpa, Iova, IovaRange, Pasid};
 
-/// Guest memory as an emulated endpoint's VMM has handed it over.
-pub type EndpointMemory = GuestMemoryAtomic<GuestMemoryMmap>;
-
 /// Emulated endpoints have the whole PASID space (PCI Express base specification, 7.8.9).
 const PASID_BITS: u8 = 20;
 
 /// The IOMMU side of one emulated endpoint.
 pub struct Port {
-    memory: EndpointMemory,
+    memory: ClientMemory,
     translations: RwLock<Translations>,
     reserved: Arc<[ReservedRegion]>,
 }
@@ -65,7 +62,7 @@ impl Software {
     }
 
     /// Adds an endpoint that reaches `memory` through the port returned. It is blocked at first.
-    pub fn add_endpoint(&mut self, endpoint: EndpointId, memory: EndpointMemory) -> Arc<Port> {
+    pub fn add_endpoint(&mut self, endpoint: EndpointId, memory: ClientMemory) -> Arc<Port> {
         let port = Arc::new(Port {
             memory,
             translations: RwLock::new(Translations {
@@ -152,12 +149,13 @@ impl Port {
     /// Runs `piece(offset, room, target)` over `len` bytes from `address`.
     fn pieces(
         &self,
-        pasid: Option<Pasid>,
-        address: Iova,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
         len: usize,
         wanted: Access,
         mut piece: impl FnMut(usize, usize, Gpa) -> usize,
     ) -> Result<(), DmaError> {
+        let pasid = pasid.map(Pasid::from);
         in_pieces(address, len, |here, done, room| {
             self.with_piece(pasid, here, wanted, |target| {
                 let room =
@@ -169,7 +167,12 @@ impl Port {
 }
 
 impl Dma for Port {
-    fn read(&self, pasid: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+    fn read(
+        &self,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
+        buf: &mut [u8],
+    ) -> Result<(), DmaError> {
         let len = buf.len();
         self.pieces(pasid, address, len, Access::READ, |offset, room, gpa| {
             let memory = self.memory.memory();
@@ -179,7 +182,12 @@ impl Dma for Port {
         })
     }
 
-    fn write(&self, pasid: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
+    fn write(
+        &self,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
+        buf: &[u8],
+    ) -> Result<(), DmaError> {
         self.pieces(pasid, address, buf.len(), Access::WRITE, |offset, room, gpa| {
             let memory = self.memory.memory();
             let room = backed(&memory, gpa, room);
@@ -205,6 +213,8 @@ fn backed(memory: &GuestMemoryMmap, gpa: Gpa, len: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestMemoryAtomic;
+
     use super::*;
     use crate::host::AddressSpace;
 
@@ -233,19 +243,19 @@ mod tests {
 
     #[test]
     fn a_blocked_endpoint_reaches_nothing() {
-        let error = port(Translation::Blocked).read(None, Iova(0), &mut [0]).unwrap_err();
-        assert_eq!(error, DmaError { address: Iova(0), done: 0, cause: DmaCause::NoDomain });
+        let error = port(Translation::Blocked).read(None, 0, &mut [0]).unwrap_err();
+        assert_eq!(error, DmaError { address: 0, done: 0, cause: DmaCause::NoDomain });
     }
 
     #[test]
     fn bypass_reaches_memory_across_regions_and_stops_at_its_end() {
         let port = port(Translation::Bypass);
-        port.write(None, Iova(4 * PAGE - 2), b"four").unwrap();
+        port.write(None, 4 * PAGE - 2, b"four").unwrap();
         let mut buf = [0; 4];
-        port.read(None, Iova(4 * PAGE - 2), &mut buf).unwrap();
+        port.read(None, 4 * PAGE - 2, &mut buf).unwrap();
         assert_eq!(&buf, b"four");
-        let error = port.write(None, Iova(5 * PAGE - 2), b"four").unwrap_err();
-        let end = Iova(5 * PAGE);
+        let error = port.write(None, 5 * PAGE - 2, b"four").unwrap_err();
+        let end = 5 * PAGE;
         assert_eq!(error, DmaError { address: end, done: 2, cause: DmaCause::NotMemory });
     }
 
@@ -259,18 +269,18 @@ mod tests {
         port.memory.memory().write_slice(b"ab", GuestAddress(PAGE - 2)).unwrap();
         port.memory.memory().write_slice(b"cd", GuestAddress(3 * PAGE)).unwrap();
         let mut buf = [0; 4];
-        port.read(None, Iova(0x10ffe), &mut buf).unwrap();
+        port.read(None, 0x10ffe, &mut buf).unwrap();
         assert_eq!(&buf, b"abcd");
-        let error = port.write(None, Iova(0x10ffe), b"wxyz").unwrap_err();
-        let edge = Iova(0x11000);
+        let error = port.write(None, 0x10ffe, b"wxyz").unwrap_err();
+        let edge = 0x11000;
         assert_eq!(error, DmaError { address: edge, done: 2, cause: DmaCause::NotMapped });
     }
 
     #[test]
     fn the_last_address_is_reachable_and_nothing_wraps() {
         let port = port(mapped(&[(u64::MAX - 0xfff, u64::MAX, 0, Access::READ_WRITE)]));
-        port.write(None, Iova(u64::MAX), b"x").unwrap();
-        let error = port.write(None, Iova(u64::MAX), b"xy").unwrap_err();
+        port.write(None, u64::MAX, b"x").unwrap();
+        let error = port.write(None, u64::MAX, b"xy").unwrap_err();
         assert_eq!((error.done, error.cause), (1, DmaCause::NotMapped));
     }
 
@@ -282,7 +292,7 @@ mod tests {
         let mut software = Software::new(&reserved);
         let port = software.add_endpoint(ENDPOINT, GuestMemoryAtomic::new(memory.unwrap()));
         software.set_translation(ENDPOINT, None, &Translation::Bypass).unwrap();
-        assert_eq!(port.read(None, Iova(PAGE), &mut [0]).unwrap_err().cause, DmaCause::NotMapped);
-        port.read(None, Iova(2 * PAGE), &mut [0]).unwrap();
+        assert_eq!(port.read(None, PAGE, &mut [0]).unwrap_err().cause, DmaCause::NotMapped);
+        port.read(None, 2 * PAGE, &mut [0]).unwrap();
     }
 }

@@ -42,5 +42,4 @@ pub mod vm;
 pub mod wait;
 
 // Until the accelerator is its own crate.
-#[path = "../../src/sim/regs.rs"]
-pub mod regs;
+pub use accelerator::regs;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use vhost_user_iommu::address::{EndpointId, IovaRange, Pasid};
+use accelerator::{DmaError, Pasid};
+use vhost_user_iommu::address::{EndpointId, IovaRange};
 use vhost_user_iommu::host::HostIommu;
-use vhost_user_iommu::host::dma::DmaError;
 use vhost_user_iommu::host::iommufd::Iommufd;
 use vhost_user_iommu::iopf::{EventNotifier, Iopf, Limits};
 use vhost_user_iommu::viommu::{Settings, Viommu};

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vhost_user_iommu::address::{EndpointId, Iova};
+use accelerator::Dma;
+use vhost_user_iommu::address::EndpointId;
 use vhost_user_iommu::host::HostIommu;
-use vhost_user_iommu::host::dma::Dma;
 use vhost_user_iommu::host::iommufd::mock::MockDevice;
 use vhost_user_iommu::host::iommufd::{Iommufd, fail};
 
@@ -187,7 +187,7 @@ impl Bed {
             for address in LOOKED_AT {
                 let (index, pasid) = requester;
                 let device = &self.devices[index];
-                let found = page_at(|pasid, buf| device.read(pasid, Iova(address), buf), pasid);
+                let found = page_at(|pasid, buf| device.read(pasid, address, buf), pasid);
                 let expected = self.model.page_at(requester, address);
                 assert_eq!(found, expected, "{requester:?} at {address:#x} after {step:x?}");
             }

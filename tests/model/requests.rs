@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accelerator::{ClientMemory, Dma, DmaCause};
 use proptest::prelude::*;
-use vhost_user_iommu::address::{EndpointId, Iova, IovaRange};
-use vhost_user_iommu::host::dma::{Dma, DmaCause};
-use vhost_user_iommu::host::software::{EndpointMemory, Port, Software};
+use vhost_user_iommu::address::{EndpointId, IovaRange};
+use vhost_user_iommu::host::software::{Port, Software};
 use vhost_user_iommu::host::{ReservedKind, ReservedRegion};
 use vhost_user_iommu::iopf::{EventNotifier, Iopf, Limits as FaultLimits};
 use vhost_user_iommu::viommu::{Limits, Settings, Viommu};
@@ -267,9 +267,9 @@ impl Device {
         let (_, port) = self.ports.iter().find(|(id, _)| *id == endpoint).unwrap();
         let mut byte = [0];
         let result = match flag {
-            1 => port.read(None, Iova(address), &mut byte),
+            1 => port.read(None, address, &mut byte),
             // Writing needs a value; the page's number is put back where it was.
-            _ => port.write(None, Iova(address), &[0xff]).map(|()| {
+            _ => port.write(None, address, &[0xff]).map(|()| {
                 byte[0] = self.repair(endpoint);
             }),
         };
@@ -293,13 +293,13 @@ impl Device {
     }
 }
 
-fn memory() -> EndpointMemory {
+fn memory() -> ClientMemory {
     let size = (MEMORY * PAGE) as usize;
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), size)]).unwrap();
     for page in 0..MEMORY {
         memory.write_obj(page as u8, GuestAddress(page * PAGE)).unwrap();
     }
-    EndpointMemory::new(memory)
+    ClientMemory::new(memory)
 }
 
 fn u32s(values: &[u32]) -> Vec<u8> {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use accelerator::{Dma, DmaCause, DmaError};
 use rustix::io::Errno;
 
 use super::Iommufd;
@@ -20,7 +21,7 @@ use super::kernel::{Extras, Kernel, KernelError, Object};
 use super::sys::{self, Argument};
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::Access;
-use crate::host::dma::{Dma, DmaCause, DmaError, in_pieces};
+use crate::host::dma::in_pieces;
 
 const DATA_SELFTEST: u32 = 0xdead;
 const PAGE_TABLE_HUGE: u32 = 1;
@@ -325,14 +326,26 @@ impl Answered for MockDevice {
 }
 
 impl Dma for MockDevice {
-    fn read(&self, pasid: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+    fn read(
+        &self,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
+        buf: &mut [u8],
+    ) -> Result<(), DmaError> {
+        let pasid = pasid.map(Pasid::from);
         in_pieces(address, buf.len(), |address, offset, len| {
             let memory = buf[offset..offset + len].as_mut_ptr();
             self.access(pasid, address, memory, len, false).map(|()| len)
         })
     }
 
-    fn write(&self, pasid: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
+    fn write(
+        &self,
+        pasid: Option<accelerator::Pasid>,
+        address: u64,
+        buf: &[u8],
+    ) -> Result<(), DmaError> {
+        let pasid = pasid.map(Pasid::from);
         in_pieces(address, buf.len(), |address, offset, len| {
             let memory = buf[offset..offset + len].as_ptr().cast_mut();
             self.access(pasid, address, memory, len, true).map(|()| len)

@@ -11,17 +11,15 @@ use super::exec::{Executor, TURN_BYTES};
 use super::fake::{FakeDma, FakeFaults, IdentityDma, PAGE, SINK};
 use super::memory::Regions;
 use super::regs::*;
-use super::{FaultReporter, Sim};
-use crate::address::{EndpointId, Iova};
-use crate::host::Access;
-use crate::host::dma::{Dma, DmaCause};
-use crate::host::software::EndpointMemory;
-use crate::socket::{ListeningSocket, SocketAccess, SocketError};
+use crate::dma::{Access, Dma, DmaCause};
+use crate::faults::{FaultHandler, Responder};
+use crate::memory::ClientMemory;
+use crate::{Accelerator, Config};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
@@ -93,7 +91,7 @@ impl Bench {
     fn with_parts(dma: Arc<FakeDma>, faults: FakeFaults) -> Self {
         let engine = Arc::new(Engine::default());
         let faults = Arc::new(faults);
-        faults.connect(engine.clone());
+        faults.connect(Responder::new(engine.clone()));
         let executor = Executor::new(dma.clone(), faults.clone());
         let worker = {
             let engine = engine.clone();
@@ -339,7 +337,7 @@ fn source_fault_at_a_page_boundary_tells_the_bytes_done() {
     assert_eq!(bench.result(copy), fault(done, SOURCE + 2 * PAGE, 0));
     assert_eq!(bench.dma.get(TARGET, done as usize), numbers(2 * PAGE as usize)[100..]);
     assert_eq!(bench.dma.get(TARGET + done, 1), [0]);
-    let reported = (SOURCE + 2 * PAGE, Access::READ, DmaCause::NotMapped);
+    let reported = (SOURCE + 2 * PAGE, Access::Read, DmaCause::NotMapped);
     assert_eq!(bench.faults.take(), [reported]);
 }
 
@@ -349,7 +347,7 @@ fn destination_fault_is_a_write() {
     bench.dma.map(TARGET + PAGE..=TARGET + PAGE, false);
     let record = bench.result(descriptor(OP_COPY, 2 * PAGE, 0));
     assert_eq!(record, fault(PAGE, TARGET + PAGE, FAULT_WRITE));
-    let reported = (TARGET + PAGE, Access::WRITE, DmaCause::NotMapped);
+    let reported = (TARGET + PAGE, Access::Write, DmaCause::NotMapped);
     assert_eq!(bench.faults.take(), [reported]);
 }
 
@@ -421,7 +419,7 @@ fn ring_fault_stops_the_channel_until_reset() {
     bench.set_reg(0, CH_DOORBELL, 1);
     bench.wait(0);
     bench.assert_error(ERROR_RING_FAULT, END + 1);
-    assert_eq!(bench.faults.take(), [(END + 1, Access::READ, DmaCause::NotMapped)]);
+    assert_eq!(bench.faults.take(), [(END + 1, Access::Read, DmaCause::NotMapped)]);
 
     bench.set_reg(0, CH_DOORBELL, 2);
     bench.set_reg(0, CH_CONTROL, CH_CONTROL_ENABLE);
@@ -447,7 +445,7 @@ fn record_fault_stops_the_channel() {
     bench.dma.map(RECORDS..=RECORDS, false);
     bench.run(&[descriptor(OP_FILL, 8, 0)]);
     bench.assert_error(ERROR_COMPLETION_FAULT, RECORDS + 8);
-    assert_eq!(bench.faults.take(), [(RECORDS + 8, Access::WRITE, DmaCause::NotMapped)]);
+    assert_eq!(bench.faults.take(), [(RECORDS + 8, Access::Write, DmaCause::NotMapped)]);
 }
 
 #[test]
@@ -484,8 +482,8 @@ fn record_is_written_before_its_first_8_bytes() {
     let writes = Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = writes.clone();
     let dma = FakeDma::mapping(RING..=END).with_hook(move |access, address| {
-        if access == Access::WRITE {
-            log.lock().unwrap().push(address.0);
+        if access == Access::Write {
+            log.lock().unwrap().push(address);
         }
     });
     let bench = Bench::over(dma);
@@ -537,9 +535,9 @@ fn long_descriptor_delays_others_by_one_turn_each() {
     let (count, most) = (long.clone(), between.clone());
     // Writes to the sink are the long channel's; other accesses show that others had a turn.
     let dma = FakeDma::mapping(RING..=END).with_hook(move |_, address| {
-        if address.0 >= SINK {
+        if address >= SINK {
             count.fetch_add(1, SeqCst);
-        } else if address.0 >= RECORDS {
+        } else if address >= RECORDS {
             most.fetch_max(count.swap(0, SeqCst), SeqCst);
         }
     });
@@ -560,7 +558,7 @@ fn registers_answer_while_an_access_takes_its_time() {
     let (go, barrier) = mpsc::channel::<()>();
     let barrier = std::sync::Mutex::new(barrier);
     let dma = FakeDma::mapping(RING..=END).with_hook(move |_, address| {
-        if address == Iova(TARGET) {
+        if address == TARGET {
             started.send(()).unwrap();
             barrier.lock().unwrap().recv().unwrap();
         }
@@ -580,7 +578,7 @@ fn registers_answer_while_an_access_takes_its_time() {
 #[test]
 fn panic_under_a_turn_stops_the_channel_only() {
     let dma = FakeDma::mapping(RING..=END)
-        .with_hook(|_, address| assert_ne!(address.0, SOURCE, "this test's bug"));
+        .with_hook(|_, address| assert_ne!(address, SOURCE, "this test's bug"));
     let bench = Bench::over(dma);
     bench.run(&[descriptor(OP_CRC32C, 8, 0)]);
     bench.assert_error(ERROR_INTERNAL, 0);
@@ -698,7 +696,7 @@ fn pause_waits_for_the_access_under_way() {
 
 fn device() -> (Device, Arc<Engine>) {
     let engine = Arc::new(Engine::default());
-    let memory = EndpointMemory::new(GuestMemoryMmap::new());
+    let memory = ClientMemory::new(GuestMemoryMmap::new());
     (Device::new(engine.clone(), Arc::new(FakeFaults::default()), Regions::new(memory)), engine)
 }
 
@@ -783,7 +781,7 @@ fn all_kinds_of_reset_bring_back_the_defaults() {
 #[test]
 fn unmap_all_takes_everything_and_dirty_pages_are_not_known() {
     let engine = Arc::new(Engine::default());
-    let memory = EndpointMemory::new(GuestMemoryMmap::new());
+    let memory = ClientMemory::new(GuestMemoryMmap::new());
     let mut device =
         Device::new(engine, Arc::new(FakeFaults::default()), Regions::new(memory.clone()));
     for address in [0, 0x1000] {
@@ -834,25 +832,32 @@ fn impossible_interrupt_requests_are_refused() {
 
 /// A running accelerator whose accesses are not translated.
 struct Served {
-    sim: Option<Sim>,
-    memory: EndpointMemory,
+    accelerator: Option<Accelerator>,
+    memory: ClientMemory,
     path: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl Served {
     fn new() -> Self {
-        let memory = EndpointMemory::new(GuestMemoryMmap::new());
+        let memory = ClientMemory::new(GuestMemoryMmap::new());
         Self::with_dma(memory.clone(), Arc::new(IdentityDma(memory)))
     }
 
-    fn with_dma(memory: EndpointMemory, dma: Arc<dyn Dma>) -> Self {
+    fn with_dma(memory: ClientMemory, dma: Arc<dyn Dma>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("sim.sock");
-        let socket = ListeningSocket::bind(&path, SocketAccess::default()).unwrap();
-        let faults = Arc::new(FakeFaults::default());
-        let sim = Sim::start(EndpointId(0x10), socket, memory.clone(), dma, faults).unwrap();
-        Self { sim: Some(sim), memory, path, _directory: directory }
+        let path = directory.path().join("accelerator.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let config = Config {
+            name: "accelerator".into(),
+            thread_suffix: "test".into(),
+            memory: memory.clone(),
+            dma,
+            faults: Arc::new(FakeFaults::default()),
+            on_thread_start: |_| {},
+        };
+        let accelerator = Accelerator::start(listener, config).unwrap();
+        Self { accelerator: Some(accelerator), memory, path, _directory: directory }
     }
 
     fn client(&self) -> Client {
@@ -1067,7 +1072,7 @@ fn malformed_messages_cost_the_connection_at_most() {
 
 #[test]
 fn client_that_hangs_up_amid_work_is_followed_by_the_next() {
-    let memory = EndpointMemory::new(GuestMemoryMmap::new());
+    let memory = ClientMemory::new(GuestMemoryMmap::new());
     let dma = Arc::new(FakeDma::mapping(RING..=END));
     dma.put(RING, &endless(OP_COPY).to_bytes());
     let served = Served::with_dma(memory, dma.clone());
@@ -1083,32 +1088,22 @@ fn client_that_hangs_up_amid_work_is_followed_by_the_next() {
     assert_eq!(served.regions(), 0);
 }
 
-// The socket.
-
 #[test]
-fn stop_ends_both_threads_and_removes_the_socket() {
+fn drop_ends_both_threads() {
     let mut served = Served::new();
-    served.sim.take().unwrap().stop();
-    assert!(!served.path.exists());
+    drop(served.accelerator.take());
+    let error = UnixStream::connect(&served.path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "the server thread had the listener");
 }
 
 #[test]
-fn stop_does_not_wait_for_a_client() {
+fn drop_does_not_wait_for_a_client() {
     let mut served = Served::new();
     let mut client = served.client();
     let ram = guest_ram(&mut client, 0, 0x10_0000);
     submit(&mut client, &ram, &endless(OP_COPY));
-    served.sim.take().unwrap().stop();
-    assert!(!served.path.exists());
-    // The connection stays, and does no harm.
+    drop(served.accelerator.take());
+    // The connection stays open, and its requests are handled.
     client.dma_unmap(0, 0x10_0000).unwrap();
     client.reset().unwrap();
-}
-
-#[test]
-fn socket_in_use_is_refused_and_left_alone() {
-    let served = Served::new();
-    let again = ListeningSocket::bind(&served.path, SocketAccess::default());
-    assert!(matches!(again, Err(SocketError::InUse(_))));
-    copy_as_client(&served);
 }

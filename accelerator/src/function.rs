@@ -6,8 +6,8 @@ use super::exec::{Outcome, Requester, Task};
 use super::msix::Vectors;
 use super::pri::{self, Group, Pri};
 use super::regs::*;
-use crate::address::Pasid;
-use crate::iopf::{QueueFull, Response, SourceCookie};
+use crate::dma::Pasid;
+use crate::faults::{PrgIndex, QueueFull, Response};
 use std::array::from_fn;
 
 /// A task of one channel; [`Function::finish`] takes it back.
@@ -155,7 +155,7 @@ impl Function {
             Some(Ok(())) => self.pri.made(),
             Some(Err(QueueFull)) => {
                 self.pri.not_made(group);
-                self.channels[group.channel].take_back(group.cookie);
+                self.channels[group.channel].take_back(group.index);
             }
             None => {
                 self.pri.made();
@@ -165,9 +165,9 @@ impl Function {
     }
 
     /// The answer to a group of page requests.
-    pub fn answer(&mut self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
-        if let Some(channel) = self.pri.answer(pasid, cookie, response) {
-            self.channels[channel].answer(cookie, response == Response::Success);
+    pub fn answer(&mut self, pasid: Option<Pasid>, index: PrgIndex, response: Response) {
+        if let Some(channel) = self.pri.answer(pasid, index, response) {
+            self.channels[channel].answer(index, response == Response::Success);
         }
     }
 
@@ -188,7 +188,7 @@ impl Function {
             return None;
         };
         let group = self.pri.begin(n, channel.pasid(), wish)?;
-        channel.ask(group.cookie, group.wish.pages);
+        channel.ask(group.index, group.wish.pages);
         Some(group)
     }
 
@@ -236,9 +236,8 @@ const LENGTH_LIMIT_HIGH: u32 = LENGTH_LIMIT + 4;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::Iova;
-    use crate::host::Access;
-    use crate::sim::pri::Wish;
+    use crate::dma::Access;
+    use crate::pri::Wish;
 
     fn function() -> Function {
         let mut function = Function::default();
@@ -357,9 +356,9 @@ mod tests {
         function.write_pri(8, 1);
         function.write_pri(0, 1);
         enable(&mut function, 4, 1);
-        let wish = Wish { access: Access::READ, first: Iova(0), pages: 1 };
+        let wish = Wish { access: Access::Read, first: 0, pages: 1 };
         let group = function.pri.begin(4, None, wish).unwrap();
-        function.answer(None, group.cookie, Response::Failure);
+        function.answer(None, group.index, Response::Failure);
         assert!(function.write_pri(0, 2));
         assert_eq!(function.read(channel_register(4, CH_ERROR)), ERROR_PAGE_RESPONSE);
     }

@@ -1,10 +1,9 @@
 //! The page request interface of the function: its registers in the configuration space, the
 //! groups that wait for their answers, and who may ask next. Makes no request itself.
 
-use super::regs::{PRI_CAPACITY, REQUEST_PAGE_SIZE};
-use crate::address::{Iova, Pasid};
-use crate::host::Access;
-use crate::iopf::{PageRequest, Response, SourceCookie};
+use crate::dma::{Access, Pasid};
+use crate::faults::{PageRequest, PrgIndex, Response};
+use crate::regs::{PRI_CAPACITY, REQUEST_PAGE_SIZE};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of the registers: the capability (PCI Express base specification, 10.5.2) without its
@@ -32,7 +31,7 @@ pub struct Wish {
     /// What the access wants to do.
     pub access: Access,
     /// First byte of the first page.
-    pub first: Iova,
+    pub first: u64,
     /// Number of pages, 1 or more; the last one ends at or below 2^64 - 1.
     pub pages: u32,
 }
@@ -43,7 +42,7 @@ pub struct Group {
     /// Who waits for the answer.
     pub channel: usize,
     /// What the answer calls it.
-    pub cookie: SourceCookie,
+    pub index: PrgIndex,
     /// The address space.
     pub pasid: Option<Pasid>,
     /// What is asked for.
@@ -53,14 +52,12 @@ pub struct Group {
 impl Group {
     /// Its page requests, in order.
     pub fn requests(&self) -> impl Iterator<Item = PageRequest> {
-        let Self { cookie, pasid, wish: Wish { access, first, pages }, .. } = *self;
+        let Self { index, pasid, wish: Wish { access, first, pages }, .. } = *self;
         (0..pages).map(move |page| PageRequest {
             pasid,
-            cookie,
-            address: Iova(first.0 + page as u64 * REQUEST_PAGE_SIZE),
+            group: index,
+            address: first + page as u64 * REQUEST_PAGE_SIZE,
             access,
-            exec: false,
-            privileged: false,
             last: page + 1 == pages,
         })
     }
@@ -85,7 +82,7 @@ pub struct Pri {
     allocation: u32,
     /// What the last group was called.
     last: u32,
-    outstanding: BTreeMap<SourceCookie, Outstanding>,
+    outstanding: BTreeMap<PrgIndex, Outstanding>,
     /// The fault path had no room, or has not yet told: see [`Pri::made`].
     full: bool,
     /// Channels that wait for room, the first of them longest. A channel that is trying again
@@ -118,7 +115,7 @@ impl Pri {
         false
     }
 
-    /// Brings it to its state after reset. It goes on counting cookies.
+    /// Brings it to its state after reset. It goes on counting indexs.
     pub fn reset(&mut self) {
         *self = Self { last: self.last, ..Self::default() };
     }
@@ -146,11 +143,11 @@ impl Pri {
             return None;
         }
         self.leave(channel);
-        let cookie = self.next_cookie();
+        let index = self.next_index();
         let pages = wish.pages.min(self.room());
-        self.outstanding.insert(cookie, Outstanding { channel, pasid, pages });
+        self.outstanding.insert(index, Outstanding { channel, pasid, pages });
         self.full = true;
-        Some(Group { channel, cookie, pasid, wish: Wish { pages, ..wish } })
+        Some(Group { channel, index, pasid, wish: Wish { pages, ..wish } })
     }
 
     /// The fault path has taken the group that was begun last. Until this call there counts as
@@ -162,7 +159,7 @@ impl Pri {
     /// The fault path had no room for the group that was begun last: its channel is the first to
     /// ask again.
     pub fn not_made(&mut self, group: &Group) {
-        self.outstanding.remove(&group.cookie);
+        self.outstanding.remove(&group.index);
         self.queue.push_front(group.channel);
     }
 
@@ -175,17 +172,17 @@ impl Pri {
     pub fn answer(
         &mut self,
         pasid: Option<Pasid>,
-        cookie: SourceCookie,
+        index: PrgIndex,
         response: Response,
     ) -> Option<usize> {
-        if self.outstanding.get(&cookie).is_none_or(|group| group.pasid != pasid) {
+        if self.outstanding.get(&index).is_none_or(|group| group.pasid != pasid) {
             // A stopped interface has forgotten groups whose answers are under way.
             if !self.is_stopped() {
                 self.status |= STATUS_UNEXPECTED_INDEX;
             }
             return None;
         }
-        let group = self.outstanding.remove(&cookie)?;
+        let group = self.outstanding.remove(&index)?;
         if response == Response::Failure {
             self.failed = true;
             self.status |= STATUS_RESPONSE_FAILURE;
@@ -246,11 +243,11 @@ impl Pri {
     }
 
     /// Counts, so that a late answer does not meet another group.
-    fn next_cookie(&mut self) -> SourceCookie {
+    fn next_index(&mut self) -> PrgIndex {
         loop {
             self.last = self.last.wrapping_add(1);
-            if !self.outstanding.contains_key(&SourceCookie(self.last)) {
-                return SourceCookie(self.last);
+            if !self.outstanding.contains_key(&PrgIndex(self.last)) {
+                return PrgIndex(self.last);
             }
         }
     }
@@ -292,7 +289,7 @@ mod tests {
     }
 
     fn wish(pages: u32) -> Wish {
-        Wish { access: Access::READ, first: Iova(0x4000), pages }
+        Wish { access: Access::Read, first: 0x4000, pages }
     }
 
     fn begin(pri: &mut Pri, channel: usize, pages: u32) -> Option<Group> {
@@ -308,7 +305,7 @@ mod tests {
 
     fn answer(pri: &mut Pri, group: Option<Group>, response: Response) -> Option<usize> {
         let group = group.expect("a group");
-        pri.answer(group.pasid, group.cookie, response)
+        pri.answer(group.pasid, group.index, response)
     }
 
     // Registers.
@@ -413,12 +410,12 @@ mod tests {
         let mut pri = enabled(8);
         let group = pri.begin(0, Some(Pasid(5)), wish(1)).unwrap();
         let unexpected = [
-            (Some(Pasid(5)), SourceCookie(group.cookie.0 + 1)),
-            (Some(Pasid(6)), group.cookie),
-            (None, group.cookie),
+            (Some(Pasid(5)), PrgIndex(group.index.0 + 1)),
+            (Some(Pasid(6)), group.index),
+            (None, group.index),
         ];
-        for (pasid, cookie) in unexpected {
-            assert_eq!(pri.answer(pasid, cookie, Response::Failure), None);
+        for (pasid, index) in unexpected {
+            assert_eq!(pri.answer(pasid, index, Response::Failure), None);
             assert_eq!(status(&pri), ACTIVE | STATUS_UNEXPECTED_INDEX);
             pri.write(STATUS, STATUS_UNEXPECTED_INDEX as u8);
             assert_eq!(status(&pri), ACTIVE);
@@ -561,28 +558,28 @@ mod tests {
     }
 
     #[test]
-    fn cookies_count_and_skip_those_outstanding() {
+    fn indexs_count_and_skip_those_outstanding() {
         let mut pri = enabled(8);
         let first = ask(&mut pri, 0, 1).unwrap();
         let second = ask(&mut pri, 1, 1);
         answer(&mut pri, second, Response::Success);
-        assert_eq!(ask(&mut pri, 1, 1).unwrap().cookie.0, first.cookie.0 + 2);
-        pri.last = first.cookie.0.wrapping_sub(1);
+        assert_eq!(ask(&mut pri, 1, 1).unwrap().index.0, first.index.0 + 2);
+        pri.last = first.index.0.wrapping_sub(1);
         let after = ask(&mut pri, 2, 1).unwrap();
-        assert_eq!(after.cookie.0, first.cookie.0 + 1, "answered long ago");
+        assert_eq!(after.index.0, first.index.0 + 1, "answered long ago");
         pri.last = u32::MAX;
-        assert_eq!(ask(&mut pri, 3, 1).unwrap().cookie, SourceCookie(0));
+        assert_eq!(ask(&mut pri, 3, 1).unwrap().index, PrgIndex(0));
     }
 
     #[test]
-    fn a_reset_function_does_not_begin_with_old_cookies() {
+    fn a_reset_function_does_not_begin_with_old_indexs() {
         let mut pri = enabled(8);
         let before = ask(&mut pri, 0, 1).unwrap();
         pri.reset();
         assert_eq!(pri.read(), Pri::default().read());
         pri.write(ALLOCATION, 1);
         pri.write(CONTROL, ENABLE);
-        assert_ne!(ask(&mut pri, 0, 1).unwrap().cookie, before.cookie);
+        assert_ne!(ask(&mut pri, 0, 1).unwrap().index, before.index);
     }
 
     // Groups.
@@ -590,18 +587,16 @@ mod tests {
     #[test]
     fn the_requests_of_a_group_differ_in_address_and_last() {
         let mut pri = enabled(8);
-        let wanted = Wish { access: Access::WRITE, first: Iova(u64::MAX - 0x1fff), pages: 2 };
+        let wanted = Wish { access: Access::Write, first: u64::MAX - 0x1fff, pages: 2 };
         let group = pri.begin(0, Some(Pasid(7)), wanted).unwrap();
         let first = PageRequest {
             pasid: Some(Pasid(7)),
-            cookie: group.cookie,
-            address: Iova(u64::MAX - 0x1fff),
-            access: Access::WRITE,
-            exec: false,
-            privileged: false,
+            group: group.index,
+            address: u64::MAX - 0x1fff,
+            access: Access::Write,
             last: false,
         };
-        let second = PageRequest { address: Iova(u64::MAX - 0xfff), last: true, ..first };
+        let second = PageRequest { address: u64::MAX - 0xfff, last: true, ..first };
         assert!(group.requests().eq([first, second]));
     }
 }

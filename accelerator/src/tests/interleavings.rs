@@ -2,10 +2,10 @@
 //! and the fault path do is cut into the steps that the registers' lock makes of it.
 
 use super::*;
-use crate::iopf::{PageRequest, QueueFull, Response, SourceCookie};
-use crate::sim::exec::Outcome;
-use crate::sim::function::{Function, Turn};
-use crate::sim::pri::Group;
+use crate::exec::Outcome;
+use crate::faults::{PageRequest, PrgIndex, QueueFull, Response};
+use crate::function::{Function, Turn};
+use crate::pri::Group;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -86,11 +86,11 @@ struct Model {
     executor: Executor,
     dma: Arc<FakeDma>,
     worker: Worker,
-    known: BTreeMap<SourceCookie, Known>,
+    known: BTreeMap<PrgIndex, Known>,
     /// The fault path has said that it has no room.
     full: bool,
-    /// The cookie that each channel waits for, in the model's view.
-    waits: [Option<SourceCookie>; CHANNELS],
+    /// The index that each channel waits for, in the model's view.
+    waits: [Option<PrgIndex>; CHANNELS],
 }
 
 impl Model {
@@ -136,8 +136,8 @@ impl Model {
         match event {
             Event::Work => drop(self.work()),
             Event::Answer(which, response) => {
-                if let Some(&cookie) = self.known.keys().nth(which) {
-                    self.answer(cookie, response);
+                if let Some(&index) = self.known.keys().nth(which) {
+                    self.answer(index, response);
                 }
             }
             Event::Resume => self.resume(),
@@ -199,7 +199,7 @@ impl Model {
             Worker::Ran(channel, outcome) => match self.function.finish(channel, Some(*outcome)) {
                 None => Worker::Idle,
                 Some(group) => {
-                    self.waits[channel] = Some(group.cookie);
+                    self.waits[channel] = Some(group.index);
                     Worker::Asks(group, 0)
                 }
             },
@@ -227,23 +227,23 @@ impl Model {
         };
         if made == 0 {
             let known = Known { channel: group.channel, requests: Vec::new() };
-            assert!(self.known.insert(group.cookie, known).is_none(), "a cookie is unique");
+            assert!(self.known.insert(group.index, known).is_none(), "a index is unique");
         }
-        if let Some(known) = self.known.get_mut(&group.cookie) {
+        if let Some(known) = self.known.get_mut(&group.index) {
             known.requests.push(request);
         }
         Worker::Asks(group, made + 1)
     }
 
-    fn answer(&mut self, cookie: SourceCookie, response: Response) {
-        let Some(known) = self.known.remove(&cookie) else { return };
-        if self.waits[known.channel] == Some(cookie) {
+    fn answer(&mut self, index: PrgIndex, response: Response) {
+        let Some(known) = self.known.remove(&index) else { return };
+        if self.waits[known.channel] == Some(index) {
             self.waits[known.channel] = None;
         }
         if response == Response::Failure {
             self.waits = [None; CHANNELS];
         }
-        self.function.answer(known.requests[0].pasid, cookie, response);
+        self.function.answer(known.requests[0].pasid, index, response);
         if std::mem::take(&mut self.full) {
             self.function.resume();
         }
@@ -270,8 +270,8 @@ impl Model {
         (0..PAGES).chain(16..16 + USED as u64 + 1).for_each(|page| self.map(page, true));
         let mut steps = 0;
         while self.work() || !self.known.is_empty() {
-            if let Some((&cookie, _)) = self.known.first_key_value() {
-                self.answer(cookie, Response::Success);
+            if let Some((&index, _)) = self.known.first_key_value() {
+                self.answer(index, Response::Success);
             }
             self.check();
             steps += 1;

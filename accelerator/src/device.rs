@@ -1,11 +1,11 @@
 //! The PCI function as its vfio-user client sees it.
 
-use super::FaultReporter;
 use super::config::{CONFIG_SIZE, ConfigSpace};
 use super::engine::Engine;
 use super::memory::Regions;
 use super::msix::Table;
 use super::regs::{BAR0_SIZE, BAR1_SIZE, VECTORS};
+use crate::faults::FaultHandler;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
@@ -66,7 +66,7 @@ fn irq_count(index: u32) -> u32 {
 /// The function, on the thread that serves its client.
 pub struct Device {
     engine: Arc<Engine>,
-    faults: Arc<dyn FaultReporter>,
+    faults: Arc<dyn FaultHandler>,
     memory: Regions,
     config: ConfigSpace,
     table: Table,
@@ -74,7 +74,7 @@ pub struct Device {
 
 impl Device {
     /// The function after reset, without client. `faults` hears when it forgets its page requests.
-    pub fn new(engine: Arc<Engine>, faults: Arc<dyn FaultReporter>, memory: Regions) -> Self {
+    pub fn new(engine: Arc<Engine>, faults: Arc<dyn FaultHandler>, memory: Regions) -> Self {
         Self { engine, faults, memory, config: ConfigSpace::default(), table: Table::default() }
     }
 

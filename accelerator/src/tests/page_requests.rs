@@ -1,8 +1,8 @@
 //! Channels that ask for the pages they miss.
 
 use super::*;
-use crate::address::Pasid;
-use crate::iopf::{PageRequest, QueueFull, Response};
+use crate::dma::Pasid;
+use crate::faults::{PageRequest, QueueFull, Response};
 use std::sync::Mutex;
 
 const ALL: Allowed = Allowed { bus_master: true, pasids: true, ats: true };
@@ -101,18 +101,16 @@ impl Bench {
 
     /// Answers with SUCCESS, but not before the page is there.
     fn give(&self, request: &PageRequest) {
-        self.dma.map(request.address.0..=request.address.0, true);
+        self.dma.map(request.address..=request.address, true);
         self.faults.answer(request, Response::Success);
     }
 
     fn assert_pages(&self, group: &[PageRequest], access: Access, first: u64, count: u64) {
         let expected = (0..count).map(|page| PageRequest {
             pasid: None,
-            cookie: group[0].cookie,
-            address: Iova(first + page * PAGE),
+            group: group[0].group,
+            address: first + page * PAGE,
             access,
-            exec: false,
-            privileged: false,
             last: page == count - 1,
         });
         assert_eq!(group, expected.collect::<Vec<_>>());
@@ -128,7 +126,7 @@ fn a_fault_becomes_a_request_and_success_lets_it_go_on() {
     bench.dma.unmap(TARGET + PAGE..=TARGET + PAGE);
     bench.start_asking(0, 1, &[descriptor(OP_COPY, 3 * PAGE, 0)]);
     let group = bench.group();
-    bench.assert_pages(&group, Access::WRITE, TARGET + PAGE, 1);
+    bench.assert_pages(&group, Access::Write, TARGET + PAGE, 1);
     bench.assert_waits(0);
     assert_eq!(bench.record(0), Completion::default());
     bench.give(&group[0]);
@@ -156,7 +154,7 @@ fn a_group_asks_ahead_up_to_the_end_of_its_buffer() {
         bench.dma.unmap(SOURCE..=SOURCE + 8 * PAGE);
         let source = if length < 8 * PAGE { SOURCE + 0x10 } else { SOURCE };
         bench.start_asking(0, pages, &[Descriptor { source, ..descriptor(OP_COPY, length, 0) }]);
-        bench.assert_pages(&bench.group(), Access::READ, SOURCE, expected);
+        bench.assert_pages(&bench.group(), Access::Read, SOURCE, expected);
     }
 }
 
@@ -165,7 +163,7 @@ fn a_group_has_at_most_32_pages() {
     let bench = Bench::asking();
     let fill = Descriptor { destination: 1 << 30, ..descriptor(OP_FILL, 1 << 20, 0) };
     bench.start_asking(0, u32::MAX, &[fill]);
-    bench.assert_pages(&bench.group(), Access::WRITE, 1 << 30, MAX_GROUP_PAGES as u64);
+    bench.assert_pages(&bench.group(), Access::Write, 1 << 30, MAX_GROUP_PAGES as u64);
 }
 
 #[test]
@@ -182,13 +180,13 @@ fn requests_carry_the_pasid_of_their_channel() {
 }
 
 #[test]
-fn a_second_fault_asks_again_with_another_cookie() {
+fn a_second_fault_asks_again_with_another_index() {
     let bench = Bench::asking();
     let first = bench.start_missing_target();
     bench.faults.answer(&first, Response::Success);
     let second = bench.request();
-    assert_ne!(second.cookie, first.cookie);
-    assert_eq!(second, PageRequest { cookie: second.cookie, ..first });
+    assert_ne!(second.group, first.group);
+    assert_eq!(second, PageRequest { group: second.group, ..first });
     bench.faults.answer(&first, Response::Invalid);
     bench.assert_waits(0);
     bench.give(&second);
@@ -225,7 +223,7 @@ fn unless_all_have_agreed_a_fault_is_final_and_reported() {
         bench.start_with(0, CH_CONTROL_ENABLE | flags, &[descriptor(OP_FILL, 8, 0)]);
         bench.wait(0);
         assert_eq!(bench.record(0), fault(0, TARGET, FAULT_WRITE));
-        assert_eq!(bench.faults.take(), [(TARGET, Access::WRITE, DmaCause::NotMapped)]);
+        assert_eq!(bench.faults.take(), [(TARGET, Access::Write, DmaCause::NotMapped)]);
         assert!(bench.faults.take_requests().is_empty());
     }
 }
@@ -238,7 +236,7 @@ fn give_all(bench: &Bench) -> usize {
     eventually("channel idle", || {
         for request in bench.faults.take_requests() {
             given += 1;
-            bench.dma.map(request.address.0..=request.address.0, true);
+            bench.dma.map(request.address..=request.address, true);
             if request.last {
                 bench.faults.answer(&request, Response::Success);
             }
@@ -272,7 +270,7 @@ fn a_copy_goes_on_when_both_buffers_come_page_by_page() {
         Descriptor { source: SOURCE + 1, destination: TARGET + 7, ..descriptor(OP_COPY, 5000, 0) };
     bench.start_asking(0, 1, &[copy]);
     let first = bench.request();
-    assert_eq!((first.address.0, first.access), (SOURCE, Access::READ));
+    assert_eq!((first.address, first.access), (SOURCE, Access::Read));
     bench.dma.map(SOURCE..=SOURCE + PAGE, true);
     bench.dma.put(SOURCE + 1, &numbers(5000));
     bench.faults.answer(&first, Response::Success);
@@ -300,7 +298,7 @@ fn a_comparison_goes_on_to_a_difference_behind_the_fault() {
     bench.dma.unmap(TARGET + PAGE..=TARGET + PAGE);
     bench.start_asking(0, 1, &[descriptor(OP_COMPARE, 2 * PAGE, 0)]);
     let request = bench.request();
-    assert_eq!(request.access, Access::READ);
+    assert_eq!(request.access, Access::Read);
     bench.dma.map(TARGET + PAGE..=TARGET + PAGE, true);
     bench.dma.put(TARGET + PAGE + 9, &[1]);
     bench.faults.answer(&request, Response::Success);
@@ -317,7 +315,7 @@ fn a_ring_that_is_not_there_yet_is_asked_for() {
     bench.enable_at_with(0, ring, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
     bench.set_reg(0, CH_DOORBELL, 1);
     let group = bench.group();
-    bench.assert_pages(&group, Access::READ, ring, 1);
+    bench.assert_pages(&group, Access::Read, ring, 1);
     bench.dma.map(ring..=ring, true);
     bench.dma.put(ring, &descriptor(OP_FILL, 8, 0).to_bytes());
     bench.faults.answer(&group[0], Response::Success);
@@ -331,7 +329,7 @@ fn a_record_that_is_not_there_yet_is_asked_for() {
     bench.dma.map(RECORDS..=RECORDS, false);
     bench.start_asking(0, 32, &[descriptor(OP_FILL, 8, 0)]);
     let group = bench.group();
-    bench.assert_pages(&group, Access::WRITE, RECORDS, 1);
+    bench.assert_pages(&group, Access::Write, RECORDS, 1);
     assert_eq!(bench.dma.get(TARGET, 8), [0; 8]);
     bench.dma.put(TARGET, &[1]);
     bench.give(&group[0]);
@@ -363,7 +361,7 @@ fn the_fault_address_is_that_of_the_byte() {
     let fill = Descriptor { destination: TARGET + 0x321, ..descriptor(OP_FILL, 8, 0) };
     bench.start_asking(0, 1, &[fill]);
     let request = bench.request();
-    assert_eq!(request.address.0, TARGET);
+    assert_eq!(request.address, TARGET);
     bench.faults.answer(&request, Response::Invalid);
     bench.wait(0);
     assert_eq!(bench.record(0), fault(0, TARGET + 0x321, FAULT_WRITE | FAULT_PAGE_REQUEST));
@@ -420,11 +418,11 @@ fn a_refused_group_tells_nothing_of_its_first_page() {
     bench.dma.unmap(SOURCE..=SOURCE + 4 * PAGE);
     bench.start_asking(0, 8, &[descriptor(OP_CRC32C, 4 * PAGE, 0)]);
     let group = bench.group();
-    bench.assert_pages(&group, Access::READ, SOURCE, 4);
+    bench.assert_pages(&group, Access::Read, SOURCE, 4);
     bench.faults.answer(&group[0], Response::Invalid);
     for page in 0..2 {
         let request = bench.request();
-        assert_eq!(request.address.0, SOURCE + page * PAGE);
+        assert_eq!(request.address, SOURCE + page * PAGE);
         bench.give(&request);
     }
     bench.faults.answer(&bench.request(), Response::Invalid);
@@ -433,7 +431,7 @@ fn a_refused_group_tells_nothing_of_its_first_page() {
     assert_eq!(record, fault(2 * PAGE, SOURCE + 2 * PAGE, FAULT_PAGE_REQUEST));
 
     bench.start_again(0, &[descriptor(OP_CRC32C, 4 * PAGE, 0)]);
-    bench.assert_pages(&bench.group(), Access::READ, SOURCE + 2 * PAGE, 2);
+    bench.assert_pages(&bench.group(), Access::Read, SOURCE + 2 * PAGE, 2);
 }
 
 // FAILURE.
@@ -513,7 +511,7 @@ fn a_group_is_cut_to_the_allocation() {
     let bench = Bench::with_allocation(3);
     bench.dma.unmap(SOURCE..=SOURCE + 7 * PAGE);
     bench.start_asking(0, 8, &[descriptor(OP_COPY, 8 * PAGE, 0)]);
-    bench.assert_pages(&bench.group(), Access::READ, SOURCE, 3);
+    bench.assert_pages(&bench.group(), Access::Read, SOURCE, 3);
 }
 
 #[test]
@@ -527,7 +525,7 @@ fn without_room_a_channel_waits_and_the_others_work() {
     bench.assert_waits(1);
     bench.faults.answer(&first[0], Response::Success);
     let second = bench.group();
-    bench.assert_pages(&second, Access::READ, SOURCE + 4 * PAGE, 2);
+    bench.assert_pages(&second, Access::Read, SOURCE + 4 * PAGE, 2);
 }
 
 #[test]
@@ -544,7 +542,7 @@ fn channels_that_wait_for_room_get_it_in_turn() {
     let mut order = Vec::new();
     for _ in 0..8 {
         let request = bench.request();
-        order.push((request.address.0 - SOURCE) / (2 * PAGE));
+        order.push((request.address - SOURCE) / (2 * PAGE));
         bench.give(&request);
     }
     assert_eq!(order, [2, 0, 3, 1, 2, 0, 3, 1], "no channel asks twice before another once");
@@ -572,11 +570,11 @@ fn a_request_that_finds_no_room_is_made_again_after_resume() {
     let bench = Bench::asking_of(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
     bench.dma.unmap(TARGET..=TARGET);
     bench.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
-    bench.faults.source().capacity_available();
+    bench.faults.responder().resume();
     bench.assert_waits(0);
     room.store(true, SeqCst);
     bench.assert_waits(0);
-    bench.faults.source().capacity_available();
+    bench.faults.responder().resume();
     bench.give(&bench.request());
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
@@ -604,12 +602,12 @@ fn the_answer_can_come_within_the_request() {
     let dma = Arc::new(FakeDma::mapping(RING..=END));
     dma.unmap(TARGET..=TARGET + PAGE);
     let memory = dma.clone();
-    let faults = FakeFaults::with_hook(move |source, request| {
-        memory.map(request.address.0..=request.address.0, true);
+    let faults = FakeFaults::with_hook(move |responder, request| {
+        memory.map(request.address..=request.address, true);
         if request.last {
-            source.respond(request.pasid, request.cookie, Response::Success);
+            responder.respond(request.pasid, request.group, Response::Success);
         }
-        source.capacity_available();
+        responder.resume();
         Ok(())
     });
     let bench = Bench::with_parts(dma, faults);
@@ -657,8 +655,8 @@ fn withdraw_is_called_without_locks_at_every_kind_of_reset() {
     ];
     for reset in resets {
         let (faults, engine) = (Arc::new(FakeFaults::default()), Arc::new(Engine::default()));
-        faults.connect(engine.clone());
-        let memory = Regions::new(EndpointMemory::new(GuestMemoryMmap::new()));
+        faults.connect(Responder::new(engine.clone()));
+        let memory = Regions::new(ClientMemory::new(GuestMemoryMmap::new()));
         reset(&mut Device::new(engine, faults.clone(), memory));
         assert_eq!(faults.withdrawn(), 1);
     }
@@ -722,7 +720,7 @@ fn a_disabled_channel_ignores_the_answer_which_still_counts() {
         bench.assert_waits(0);
         bench.faults.answer(&old, Response::Invalid);
         let new = bench.request();
-        assert_ne!(new.cookie, old.cookie);
+        assert_ne!(new.group, old.group);
         bench.give(&new);
         bench.wait(0);
         assert_eq!(bench.record(0), success(0, PAGE));
@@ -785,7 +783,7 @@ fn disabled_the_interface_lets_answers_come_and_asks_no_more() {
     bench.wait(0);
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED | STOPPED);
     assert_eq!(bench.record(0), fault(PAGE, TARGET + PAGE, FAULT_WRITE));
-    assert_eq!(bench.faults.take(), [(TARGET + PAGE, Access::WRITE, DmaCause::NotMapped)]);
+    assert_eq!(bench.faults.take(), [(TARGET + PAGE, Access::Write, DmaCause::NotMapped)]);
 }
 
 #[test]
@@ -839,10 +837,10 @@ fn every_channel_ends_with_the_right_data_whoever_answers_when() {
         waiting.extend(bench.faults.take_requests());
         if waiting.last().is_some_and(|request: &PageRequest| request.last) {
             let last = waiting.pop().unwrap();
-            let group = waiting.extract_if(.., |request| request.cookie == last.cookie);
+            let group = waiting.extract_if(.., |request| request.group == last.group);
             for request in group.chain([last]) {
                 if answers % 3 > 0 {
-                    bench.dma.map(request.address.0..=request.address.0, true);
+                    bench.dma.map(request.address..=request.address, true);
                 }
             }
             answers += 1;

@@ -1,15 +1,12 @@
 //! Memory and a fault path for tests.
 
-use super::FaultReporter;
-use crate::address::{Iova, Pasid};
-use crate::host::Access;
-use crate::host::dma::{Dma, DmaCause, DmaError};
-use crate::host::software::EndpointMemory;
-use crate::iopf::{PageRequest, QueueFull, Response, Source};
+use crate::dma::{Access, Dma, DmaCause, DmaError, Pasid};
+use crate::faults::{FaultHandler, PageRequest, QueueFull, Responder, Response};
+use crate::memory::ClientMemory;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 pub const PAGE: u64 = 4096;
@@ -23,7 +20,7 @@ enum Page {
     NotMemory,
 }
 
-type Hook = Box<dyn Fn(Access, Iova) + Send + Sync>;
+type Hook = Box<dyn Fn(Access, u64) + Send + Sync>;
 
 /// An address space of single pages.
 #[derive(Default)]
@@ -41,7 +38,7 @@ impl FakeDma {
     }
 
     /// Calls `hook` before each access.
-    pub fn with_hook(mut self, hook: impl Fn(Access, Iova) + Send + Sync + 'static) -> Self {
+    pub fn with_hook(mut self, hook: impl Fn(Access, u64) + Send + Sync + 'static) -> Self {
         self.hook = Some(Box::new(hook));
         self
     }
@@ -93,25 +90,24 @@ impl FakeDma {
     fn access(
         &self,
         access: Access,
-        address: Iova,
+        address: u64,
         len: usize,
         mut f: impl FnMut(&mut [u8], std::ops::Range<usize>),
     ) -> Result<(), DmaError> {
         if let Some(hook) = &self.hook {
             hook(access, address);
         }
-        if address.0 >= SINK {
+        if address >= SINK {
             return Ok(());
         }
         let mut pages = self.pages();
-        for (number, within, range) in split(address.0, len) {
+        for (number, within, range) in split(address, len) {
             let done = range.start;
-            let failed =
-                |cause| Err(DmaError { address: Iova(address.0 + done as u64), done, cause });
+            let failed = |cause| Err(DmaError { address: address + done as u64, done, cause });
             match pages.get_mut(&number) {
                 None => return failed(DmaCause::NotMapped),
                 Some(Page::NotMemory) => return failed(DmaCause::NotMemory),
-                Some(Page::Memory { writable: false, .. }) if access == Access::WRITE => {
+                Some(Page::Memory { writable: false, .. }) if access == Access::Write => {
                     return failed(DmaCause::NotMapped);
                 }
                 Some(Page::Memory { bytes, .. }) => f(&mut bytes[within], range),
@@ -142,35 +138,35 @@ fn split(
 }
 
 impl Dma for FakeDma {
-    fn read(&self, _: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        self.access(Access::READ, address, buf.len(), |bytes, range| {
+    fn read(&self, _: Option<Pasid>, address: u64, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.access(Access::Read, address, buf.len(), |bytes, range| {
             buf[range].copy_from_slice(bytes)
         })
     }
 
-    fn write(&self, _: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        self.access(Access::WRITE, address, buf.len(), |bytes, range| {
+    fn write(&self, _: Option<Pasid>, address: u64, buf: &[u8]) -> Result<(), DmaError> {
+        self.access(Access::Write, address, buf.len(), |bytes, range| {
             bytes.copy_from_slice(&buf[range])
         })
     }
 }
 
 /// Accesses the client's memory without translation.
-pub struct IdentityDma(pub EndpointMemory);
+pub struct IdentityDma(pub ClientMemory);
 
 impl Dma for IdentityDma {
-    fn read(&self, _: Option<Pasid>, address: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        let result = self.0.memory().read_slice(buf, GuestAddress(address.0));
+    fn read(&self, _: Option<Pasid>, address: u64, buf: &mut [u8]) -> Result<(), DmaError> {
+        let result = self.0.memory().read_slice(buf, GuestAddress(address));
         result.map_err(|_| DmaError { address, done: 0, cause: DmaCause::NotMemory })
     }
 
-    fn write(&self, _: Option<Pasid>, address: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        let result = self.0.memory().write_slice(buf, GuestAddress(address.0));
+    fn write(&self, _: Option<Pasid>, address: u64, buf: &[u8]) -> Result<(), DmaError> {
+        let result = self.0.memory().write_slice(buf, GuestAddress(address));
         result.map_err(|_| DmaError { address, done: 0, cause: DmaCause::NotMemory })
     }
 }
 
-type OnRequest = Box<dyn Fn(&dyn Source, PageRequest) -> Result<(), QueueFull> + Send + Sync>;
+type OnRequest = Box<dyn Fn(&Responder, PageRequest) -> Result<(), QueueFull> + Send + Sync>;
 
 /// The fault path: keeps what is reported and asked for, and answers when told to.
 #[derive(Default)]
@@ -178,14 +174,14 @@ pub struct FakeFaults {
     reports: Mutex<Vec<(u64, Access, DmaCause)>>,
     requests: Mutex<Vec<PageRequest>>,
     withdrawn: AtomicUsize,
-    source: OnceLock<Arc<dyn Source>>,
+    responder: OnceLock<Responder>,
     on_request: Option<OnRequest>,
 }
 
 impl FakeFaults {
     /// Calls `on_request` for each request; those that it takes are kept.
     pub fn with_hook(
-        on_request: impl Fn(&dyn Source, PageRequest) -> Result<(), QueueFull> + Send + Sync + 'static,
+        on_request: impl Fn(&Responder, PageRequest) -> Result<(), QueueFull> + Send + Sync + 'static,
     ) -> Self {
         Self { on_request: Some(Box::new(on_request)), ..Self::default() }
     }
@@ -205,23 +201,23 @@ impl FakeFaults {
     }
 
     /// Where answers go.
-    pub fn source(&self) -> &dyn Source {
-        &**self.source.get().expect("connected")
+    pub fn responder(&self) -> &Responder {
+        self.responder.get().expect("connected")
     }
 
     pub fn answer(&self, request: &PageRequest, response: Response) {
-        self.source().respond(request.pasid, request.cookie, response);
+        self.responder().respond(request.pasid, request.group, response);
     }
 }
 
-impl FaultReporter for FakeFaults {
-    fn connect(&self, source: Arc<dyn Source>) {
-        assert!(self.source.set(source).is_ok(), "connected twice");
+impl FaultHandler for FakeFaults {
+    fn connect(&self, responder: Responder) {
+        assert!(self.responder.set(responder).is_ok(), "connected twice");
     }
 
     fn request(&self, request: PageRequest) -> Result<(), QueueFull> {
         if let Some(hook) = &self.on_request {
-            hook(self.source(), request)?;
+            hook(self.responder(), request)?;
         }
         self.requests.lock().unwrap().push(request);
         Ok(())
@@ -231,7 +227,7 @@ impl FaultReporter for FakeFaults {
         self.withdrawn.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn report(&self, _: Option<Pasid>, address: Iova, access: Access, cause: DmaCause) {
-        self.reports.lock().unwrap().push((address.0, access, cause));
+    fn report(&self, _: Option<Pasid>, address: u64, access: Access, cause: DmaCause) {
+        self.reports.lock().unwrap().push((address, access, cause));
     }
 }

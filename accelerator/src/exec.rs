@@ -1,13 +1,10 @@
 //! Executes descriptors, one bounded turn at a time, and accounts for every fault.
 
-use super::FaultReporter;
 use super::channel::ChannelError;
 use super::pri::{Group, Wish};
 use super::regs::*;
-use crate::address::{Iova, Pasid};
-use crate::host::Access;
-use crate::host::dma::{Dma, DmaCause, DmaError};
-use crate::iopf::QueueFull;
+use crate::dma::{Access, Dma, DmaCause, DmaError, Pasid};
+use crate::faults::{FaultHandler, QueueFull};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -28,7 +25,7 @@ pub struct Requester {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Work {
     /// Read the descriptor at the address and begin with it.
-    Fetch(Iova),
+    Fetch(u64),
     /// Go on with a descriptor.
     Run(Job),
     /// Tell the driver how a descriptor has ended.
@@ -72,9 +69,9 @@ impl Stall {
     /// touches; at most `most` (0 counts as 1) and [`MAX_GROUP_PAGES`] of them.
     pub fn wish(&self, most: u32) -> Wish {
         let Fault { address, last, access, .. } = self.fault;
-        let page = |address: Iova| address.0 / REQUEST_PAGE_SIZE;
+        let page = |address: u64| address / REQUEST_PAGE_SIZE;
         let more = (page(last) - page(address)).min(most.clamp(1, MAX_GROUP_PAGES) as u64 - 1);
-        let first = Iova(page(address) * REQUEST_PAGE_SIZE);
+        let first = page(address) * REQUEST_PAGE_SIZE;
         Wish { access, first, pages: more as u32 + 1 }
     }
 
@@ -128,7 +125,7 @@ impl Job {
     /// No sum overflows: `check` has looked at the last byte of both buffers.
     fn rest_of(&self, first: u64) -> Buffer {
         let last = first + (self.descriptor.length - 1);
-        Buffer { next: Iova(first + self.done), last: Iova(last) }
+        Buffer { next: first + self.done, last }
     }
 
     fn ends(&self, status: u8) -> Ending {
@@ -145,7 +142,7 @@ impl Job {
     fn ends_by(&self, fault: &Fault) -> Ending {
         let mut ending = self.ends(fault.status());
         ending.record.fault_flags = fault.flags();
-        ending.record.fault_address = fault.address.0;
+        ending.record.fault_address = fault.address;
         ending
     }
 }
@@ -160,14 +157,14 @@ pub struct Ending {
 /// What is left of a buffer; both ends belong to it.
 #[derive(Clone, Copy)]
 struct Buffer {
-    next: Iova,
-    last: Iova,
+    next: u64,
+    last: u64,
 }
 
 impl Buffer {
     /// `len` bytes (not 0) from `next`, which do not reach beyond 2^64 - 1.
-    fn at(next: Iova, len: usize) -> Self {
-        Self { next, last: Iova(next.0 + (len as u64 - 1)) }
+    fn at(next: u64, len: usize) -> Self {
+        Self { next, last: next + (len as u64 - 1) }
     }
 }
 
@@ -199,9 +196,9 @@ fn check(d: &Descriptor) -> Result<(), u8> {
 /// An access that stopped before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fault {
-    address: Iova,
+    address: u64,
     /// The last address of the buffer.
-    last: Iova,
+    last: u64,
     access: Access,
     cause: DmaCause,
     /// The page was asked for in vain.
@@ -219,7 +216,7 @@ impl Fault {
     }
 
     fn flags(&self) -> u8 {
-        let write = if self.access == Access::WRITE { FAULT_WRITE } else { 0 };
+        let write = if self.access == Access::Write { FAULT_WRITE } else { 0 };
         let refused = if self.refused { FAULT_PAGE_REQUEST } else { 0 };
         write | refused
     }
@@ -227,7 +224,7 @@ impl Fault {
     /// The channel stops, where `fault` and `bus` are the codes for the two kinds.
     fn stops_channel(&self, fault: u32, bus: u32) -> Outcome {
         let code = if self.is_recoverable() { fault } else { bus };
-        Outcome::Failed(ChannelError { code, status: 0, address: self.address.0 })
+        Outcome::Failed(ChannelError { code, status: 0, address: self.address })
     }
 }
 
@@ -246,19 +243,19 @@ type Accessed = (usize, Option<Fault>);
 /// The way to memory for one turn.
 struct Bus<'a> {
     dma: &'a dyn Dma,
-    faults: &'a dyn FaultReporter,
+    faults: &'a dyn FaultHandler,
     requester: Requester,
 }
 
 impl Bus<'_> {
     fn read(&self, from: Buffer, buf: &mut [u8]) -> Accessed {
         let result = self.dma.read(self.requester.pasid, from.next, buf);
-        accessed(Access::READ, from.last, buf.len(), result)
+        accessed(Access::Read, from.last, buf.len(), result)
     }
 
     fn write(&self, to: Buffer, buf: &[u8]) -> Accessed {
         let result = self.dma.write(self.requester.pasid, to.next, buf);
-        accessed(Access::WRITE, to.last, buf.len(), result)
+        accessed(Access::Write, to.last, buf.len(), result)
     }
 
     /// What becomes of `work` that `fault` has stopped. Several accesses of one piece can fail;
@@ -307,7 +304,7 @@ impl Bus<'_> {
         let (first, rest) = bytes.split_at(8);
         for (at, part) in [(address + 8, rest), (address, first)] {
             fence(Ordering::Release);
-            if let (_, Some(fault)) = self.write(Buffer::at(Iova(at), part.len()), part) {
+            if let (_, Some(fault)) = self.write(Buffer::at(at, part.len()), part) {
                 return Err(fault);
             }
         }
@@ -315,7 +312,7 @@ impl Bus<'_> {
     }
 }
 
-fn accessed(access: Access, last: Iova, len: usize, result: Result<(), DmaError>) -> Accessed {
+fn accessed(access: Access, last: u64, len: usize, result: Result<(), DmaError>) -> Accessed {
     match result {
         Ok(()) => (len, None),
         Err(DmaError { address, done, cause }) => {
@@ -337,7 +334,7 @@ fn without_record(record: &Completion, interrupt: bool) -> Outcome {
 /// Does the work of one accelerator's channels, one turn at a time.
 pub struct Executor {
     dma: Arc<dyn Dma>,
-    faults: Arc<dyn FaultReporter>,
+    faults: Arc<dyn FaultHandler>,
     buffers: Buffers,
 }
 
@@ -346,7 +343,7 @@ type Buffers = [Box<[u8]>; 2];
 
 impl Executor {
     /// An executor whose accesses go through `dma`.
-    pub fn new(dma: Arc<dyn Dma>, faults: Arc<dyn FaultReporter>) -> Self {
+    pub fn new(dma: Arc<dyn Dma>, faults: Arc<dyn FaultHandler>) -> Self {
         let buffers = [(); 2].map(|()| vec![0; TURN_BYTES].into_boxed_slice());
         Self { dma, faults, buffers }
     }
@@ -375,7 +372,7 @@ impl Executor {
 }
 
 /// Reads a descriptor and begins with it.
-fn fetch(bus: &Bus, address: Iova, buffers: &mut Buffers) -> Outcome {
+fn fetch(bus: &Bus, address: u64, buffers: &mut Buffers) -> Outcome {
     let mut bytes = [0; DESCRIPTOR_SIZE];
     if let (_, Some(fault)) = bus.read(Buffer::at(address, DESCRIPTOR_SIZE), &mut bytes) {
         return bus.stopped(Work::Fetch(address), fault);
@@ -457,11 +454,11 @@ mod tests {
     use super::*;
 
     fn wish(address: u64, last: u64, most: u32) -> (u64, u32) {
-        let (address, last) = (Iova(address), Iova(last));
-        let (access, cause) = (Access::READ, DmaCause::NotMapped);
+        let (address, last) = (address, last);
+        let (access, cause) = (Access::Read, DmaCause::NotMapped);
         let fault = Fault { address, last, access, cause, refused: false };
         let wish = Stall { work: Work::Fetch(address), fault }.wish(most);
-        (wish.first.0, wish.pages)
+        (wish.first, wish.pages)
     }
 
     #[test]

@@ -1,24 +1,28 @@
 //! Guest memory, as the client announces it.
 
-use crate::host::software::EndpointMemory;
+/// The memory that the client has made accessible with DMA_MAP, by guest-physical address.
+///
+/// The accelerator replaces the table; an implementation of [`Dma`](crate::Dma) reads it.
+pub type ClientMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use vfio_user::DmaMapFlags;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 /// Most regions of one client; each takes a mapping of this process.
 const MAX_REGIONS: usize = 1024;
 
-/// Keeps a [`EndpointMemory`] as the client wants it.
+/// Keeps a [`ClientMemory`] as the client wants it.
 #[derive(Debug)]
-pub struct Regions(EndpointMemory);
+pub struct Regions(ClientMemory);
 
 impl Regions {
     /// Takes over `memory`; nobody else may change it.
-    pub fn new(memory: EndpointMemory) -> Self {
+    pub fn new(memory: ClientMemory) -> Self {
         Self(memory)
     }
 
@@ -116,8 +120,8 @@ mod tests {
 
     const RW: DmaMapFlags = DmaMapFlags::READ_WRITE;
 
-    fn regions() -> (Regions, EndpointMemory) {
-        let memory = EndpointMemory::new(GuestMemoryMmap::new());
+    fn regions() -> (Regions, ClientMemory) {
+        let memory = ClientMemory::new(GuestMemoryMmap::new());
         (Regions::new(memory.clone()), memory)
     }
 
@@ -127,7 +131,7 @@ mod tests {
         Some(file)
     }
 
-    fn starts(memory: &EndpointMemory) -> Vec<u64> {
+    fn starts(memory: &ClientMemory) -> Vec<u64> {
         memory.memory().iter().map(|region| region.start_addr().0).collect()
     }
 

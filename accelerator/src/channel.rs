@@ -3,8 +3,8 @@
 use super::exec::{Outcome, Stall, Task, Work};
 use super::pri::Wish;
 use super::regs::*;
-use crate::address::{Iova, Pasid};
-use crate::iopf::SourceCookie;
+use crate::dma::Pasid;
+use crate::faults::PrgIndex;
 use std::mem::take;
 
 /// Why a channel stopped.
@@ -44,7 +44,7 @@ enum Step {
     /// Stopped by a fault, and waits until it can ask for pages.
     Stalled(Stall),
     /// Has asked for this many pages, and waits for the answer.
-    Asked(SourceCookie, u32, Stall),
+    Asked(PrgIndex, u32, Stall),
 }
 
 /// The channel as [`regs`](super::regs) describes it.
@@ -184,7 +184,7 @@ impl Channel {
     }
 
     /// A stalled channel waits for the answer to `cookie`, a group of `pages`.
-    pub fn ask(&mut self, cookie: SourceCookie, pages: u32) {
+    pub fn ask(&mut self, cookie: PrgIndex, pages: u32) {
         self.step = match take(&mut self.step) {
             Step::Stalled(stall) => Step::Asked(cookie, pages, stall),
             step => step,
@@ -192,7 +192,7 @@ impl Channel {
     }
 
     /// What was asked for with `cookie` was not asked after all.
-    pub fn take_back(&mut self, cookie: SourceCookie) {
+    pub fn take_back(&mut self, cookie: PrgIndex) {
         if let Some((_, stall)) = self.take_asked(cookie) {
             self.step = Step::Stalled(stall);
         }
@@ -200,7 +200,7 @@ impl Channel {
 
     /// The answer to `cookie`; ignored unless the channel waits for it. A group that is refused
     /// does not tell which of its pages cannot be had: only a single page is given up.
-    pub fn answer(&mut self, cookie: SourceCookie, success: bool) {
+    pub fn answer(&mut self, cookie: PrgIndex, success: bool) {
         let Some((pages, stall)) = self.take_asked(cookie) else { return };
         self.page_by_page |= !success;
         self.step = Step::Next(if success || pages > 1 { stall.retry() } else { stall.give_up() });
@@ -220,7 +220,7 @@ impl Channel {
         true
     }
 
-    fn take_asked(&mut self, cookie: SourceCookie) -> Option<(u32, Stall)> {
+    fn take_asked(&mut self, cookie: PrgIndex) -> Option<(u32, Stall)> {
         match take(&mut self.step) {
             Step::Asked(asked, pages, stall) if asked == cookie => Some((pages, stall)),
             step => {
@@ -289,8 +289,8 @@ impl Channel {
     }
 
     /// No overflow: the whole ring was checked when the channel was enabled.
-    fn head_address(&self) -> Iova {
-        Iova(self.ring_base + self.head as u64 * DESCRIPTOR_SIZE as u64)
+    fn head_address(&self) -> u64 {
+        self.ring_base + self.head as u64 * DESCRIPTOR_SIZE as u64
     }
 }
 
@@ -421,7 +421,7 @@ mod tests {
         channel.write(CH_DOORBELL, 3);
         for entry in 0..3 {
             assert_eq!(channel.read(CH_HEAD), entry);
-            assert_eq!(channel.head_address(), Iova(0x1000 + 64 * entry as u64));
+            assert_eq!(channel.head_address(), 0x1000 + 64 * entry as u64);
             complete(&mut channel);
         }
         assert!(channel.next_task(false).is_none());

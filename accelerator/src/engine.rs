@@ -9,8 +9,8 @@ use super::exec::Executor;
 use super::function::{Function, Turn};
 use super::msix::Vectors;
 use super::pri;
-use crate::address::Pasid;
-use crate::iopf::{Response, Source, SourceCookie};
+use crate::dma::Pasid;
+use crate::faults::{PrgIndex, Response};
 use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -165,14 +165,16 @@ impl Engine {
 
 /// Takes the lock and nothing else: the registers' lock is never held while something is awaited
 /// or the fault path is called.
-impl Source for Engine {
-    fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
+impl Engine {
+    /// Completes a page request group.
+    pub fn respond(&self, pasid: Option<Pasid>, cookie: PrgIndex, response: Response) {
         let mut state = self.lock();
         state.function.answer(pasid, cookie, response);
         self.wake(state);
     }
 
-    fn capacity_available(&self) {
+    /// The fault handler's queue has space again.
+    pub fn resume(&self) {
         let mut state = self.lock();
         state.function.resume();
         self.wake(state);
