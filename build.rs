@@ -1,8 +1,8 @@
-//! How the program is linked.
+//! Sets the linker options of the program.
 
 fn main() {
-    // So that an instruction's address is its offset in the file, too: some versions of `perf`
-    // take one for the other, and a probe in the midst of an instruction ends the daemon.
+    // Makes the address of an instruction equal to its offset in the file. Some versions of `perf`
+    // confuse the two, and a probe in the middle of an instruction crashes the daemon.
     println!("cargo::rustc-link-arg-bins=-Wl,-z,separate-code");
     println!("cargo::rerun-if-changed=build.rs");
 }

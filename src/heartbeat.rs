@@ -1,50 +1,51 @@
-//! Whether the loops that the guest depends on turn.
+//! Heartbeats: detects event loops that have stalled.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::notifier::Notifier;
 
-/// Knows the loops that run at the moment.
+/// The event loops that run at present.
 #[derive(Clone, Default)]
 pub struct Heartbeats(Arc<Mutex<Vec<Loop>>>);
 
 struct Loop {
     name: &'static str,
     notifier: Notifier,
-    turned: Arc<AtomicBool>,
+    alive: Arc<AtomicBool>,
 }
 
-/// A loop that runs, until it is dropped.
+/// The heartbeat of one event loop, which is checked until this is dropped.
 pub struct Heartbeat {
-    turned: Arc<AtomicBool>,
+    alive: Arc<AtomicBool>,
     heartbeats: Heartbeats,
 }
 
 impl Heartbeat {
-    /// The loop has turned.
+    /// Records that the loop has run once.
     pub fn beat(&self) {
-        self.turned.store(true, Ordering::Relaxed);
+        self.alive.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.heartbeats.loops().retain(|one| !Arc::ptr_eq(&one.turned, &self.turned));
+        self.heartbeats.loops().retain(|one| !Arc::ptr_eq(&one.alive, &self.alive));
     }
 }
 
 impl Heartbeats {
-    /// A loop that turns when `notifier` rings, from now on.
+    /// Registers a loop that `notifier` wakes, and that beats after each wake-up.
     pub fn add(&self, name: &'static str, notifier: &Notifier) -> Heartbeat {
-        let turned = Arc::new(AtomicBool::new(true));
-        self.loops().push(Loop { name, notifier: notifier.clone(), turned: turned.clone() });
-        Heartbeat { turned, heartbeats: self.clone() }
+        let alive = Arc::new(AtomicBool::new(true));
+        self.loops().push(Loop { name, notifier: notifier.clone(), alive: alive.clone() });
+        Heartbeat { alive, heartbeats: self.clone() }
     }
 
-    /// The loops that have not turned since the last check. All are asked to, by their bells.
+    /// Returns the names of the loops without a heartbeat since the last check, and wakes all loops
+    /// so that they beat before the next one.
     pub fn check(&self) -> Vec<&'static str> {
-        self.loops().iter().filter(|one| !one.has_turned()).map(|one| one.name).collect()
+        self.loops().iter().filter(|one| !one.take_beat()).map(|one| one.name).collect()
     }
 
     fn loops(&self) -> std::sync::MutexGuard<'_, Vec<Loop>> {
@@ -53,10 +54,10 @@ impl Heartbeats {
 }
 
 impl Loop {
-    fn has_turned(&self) -> bool {
-        let turned = self.turned.swap(false, Ordering::Relaxed);
+    fn take_beat(&self) -> bool {
+        let alive = self.alive.swap(false, Ordering::Relaxed);
         self.notifier.signal();
-        turned
+        alive
     }
 }
 
@@ -66,12 +67,12 @@ mod tests {
     use crate::notifier::Notifier;
 
     #[test]
-    fn a_loop_that_does_not_turn_is_named_until_it_does() {
+    fn a_loop_without_a_heartbeat_is_returned_until_it_beats() {
         let heartbeats = Heartbeats::default();
         assert!(heartbeats.check().is_empty());
         let notifier = Notifier::new().unwrap();
         let (one, other) = (heartbeats.add("one", &notifier), heartbeats.add("other", &notifier));
-        assert!(heartbeats.check().is_empty(), "new loops have had no time");
+        assert!(heartbeats.check().is_empty(), "a new loop counts as alive");
         one.beat();
         assert_eq!(heartbeats.check(), ["other"]);
         assert_eq!(heartbeats.check(), ["one", "other"]);
@@ -80,6 +81,6 @@ mod tests {
         assert!(heartbeats.check().is_empty());
         drop(other);
         one.beat();
-        assert!(heartbeats.check().is_empty(), "a loop that has ended need not turn");
+        assert!(heartbeats.check().is_empty(), "a loop that has ended is not checked");
     }
 }

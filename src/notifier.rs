@@ -1,4 +1,4 @@
-//! Wakes a thread that waits for descriptors.
+//! A notifier that wakes a thread which polls file descriptors: eventfd(2).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// An event that a loop listens to.
+/// An eventfd that one thread polls and any thread can signal.
 #[derive(Clone)]
 pub struct Notifier(Arc<OwnedFd>);
 
 impl Notifier {
-    /// A bell that nobody has rung.
+    /// Creates a notifier that is not signalled.
     ///
     /// # Errors
     /// When the process has no file descriptor left.
@@ -20,15 +20,15 @@ impl Notifier {
         Ok(Self(Arc::new(eventfd(0, flags)?)))
     }
 
-    /// Wakes who listens.
+    /// Wakes the thread that polls the notifier.
     pub fn signal(&self) {
-        // Fails only when the counter is full, and then it has been rung.
+        // Fails only if the counter is at its maximum, and then the notifier is signalled.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 
-    /// Forgets that it was rung.
+    /// Clears the notifier.
     pub fn clear(&self) {
-        // Nothing to read means that it was forgotten already.
+        // Fails only if the notifier is clear.
         let _ = rustix::io::read(&*self.0, &mut [0; 8]);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Response;
 use super::ticket::Answer;
-use crate::counter::{Times, TimesRead};
+use crate::counter::{Times, TimesSnapshot};
 
 /// Every fault reported is delivered, dropped, dealt with directly, or still waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,9 +90,9 @@ impl RequestCounters {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ResponseTimes {
     /// Those that the guest has answered.
-    pub by_guest: TimesRead,
+    pub by_guest: TimesSnapshot,
     /// Those that the daemon has answered.
-    pub by_daemon: TimesRead,
+    pub by_daemon: TimesSnapshot,
 }
 
 impl fmt::Display for RequestCounters {

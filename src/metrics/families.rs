@@ -9,7 +9,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use super::Sources;
-use crate::counter::TimesRead;
+use crate::counter::TimesSnapshot;
 
 /// All of them.
 pub(super) struct Families {
@@ -171,11 +171,12 @@ fn times<const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
     help: &str,
-    rows: impl IntoIterator<Item = (Labels<N>, TimesRead)>,
+    rows: impl IntoIterator<Item = (Labels<N>, TimesSnapshot)>,
 ) -> fmt::Result {
     let metric = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
     family(metric, rows, |metric, read| {
-        let bound = |bucket| TimesRead::longest(bucket).map_or(f64::INFINITY, |t| t.as_secs_f64());
+        let bound =
+            |bucket| TimesSnapshot::upper_bound(bucket).map_or(f64::INFINITY, |t| t.as_secs_f64());
         let buckets: Vec<_> = read
             .buckets
             .iter()

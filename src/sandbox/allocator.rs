@@ -1,40 +1,41 @@
-//! The C library's allocator, which would open files behind everybody's back.
+//! The C library's allocator, which reads files the first time that it needs certain values.
 
-/// Lets the allocator find out now what it would look up in a file later.
+/// Has the allocator determine these values now, before the sandbox denies access to files.
 #[cfg(target_env = "gnu")]
-pub(super) fn look_at_nothing_later() {
-    count_processors();
-    see_whether_to_shrink();
+pub(super) fn warm_up() {
+    set_arena_limit();
+    shrink_an_arena();
 }
 
-/// When many threads allocate, glibc asks the file system how many processors there are, to know
-/// how many arenas to make. Tells it so many as it would find.
+/// glibc reads the number of processors from a file when many threads allocate, to limit the number
+/// of arenas. Sets the limit that it would compute.
 #[cfg(target_env = "gnu")]
-fn count_processors() {
+fn set_arena_limit() {
     const ARENAS_PER_CORE: usize = 8;
     if std::env::var_os("MALLOC_ARENA_MAX").is_some() {
         return;
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let arenas = i32::try_from(cores * ARENAS_PER_CORE).unwrap_or(i32::MAX);
-    // SAFETY: mallopt(3) takes two numbers and changes a limit, under the allocator's lock.
+    // SAFETY: mallopt(3) takes two integers and changes a limit under the allocator's lock.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) };
 }
 
-/// When the arena of a thread shrinks for the first time, glibc reads how the kernel commits
-/// memory (`/proc/sys/vm/overcommit_memory`). Lets one shrink.
+/// glibc reads `/proc/sys/vm/overcommit_memory` the first time that the arena of a thread shrinks.
+/// Shrinks one.
 #[cfg(target_env = "gnu")]
-fn see_whether_to_shrink() {
-    /// Small enough to come from the arena, together enough to be given back.
+fn shrink_an_arena() {
+    /// Small enough for a block to come from the arena, large enough together to shrink it.
     const SIZE: usize = 64 << 10;
     const COUNT: usize = 64;
     let use_arena = || {
         let block = |_| std::hint::black_box(Vec::<u8>::with_capacity(SIZE));
         drop((0..COUNT).map(block).collect::<Vec<_>>());
     };
-    // Without a thread there will be none that has an arena.
+    // If this thread cannot be started, no other thread with an arena can.
     let _ = std::thread::Builder::new().spawn(use_arena).map(std::thread::JoinHandle::join);
 }
 
+/// Other C libraries read no files.
 #[cfg(not(target_env = "gnu"))]
-pub(super) fn look_at_nothing_later() {}
+pub(super) fn warm_up() {}

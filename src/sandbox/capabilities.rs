@@ -1,4 +1,4 @@
-//! Capabilities: all given up but those that are needed.
+//! Drops all capabilities that the daemon does not require.
 
 use rustix::io::{Errno, Result};
 use rustix::thread::{
@@ -6,17 +6,15 @@ use rustix::thread::{
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
-/// Gives up all but `keep`, for the calling thread and those that it will start; what it does not
-/// have it does not get. Returns what is left.
+/// Drops all capabilities but `keep`, for the calling thread and all threads that it starts later.
+/// Capabilities in `keep` that the process does not have are not gained. Returns those that remain.
 pub(super) fn reduce(keep: CapabilitySet) -> Result<CapabilitySet> {
     match clear_ambient_capability_set() {
-        // Linux 4.2 and older have none.
+        // Linux 4.2 and older have no ambient set.
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(error),
     }
-    // Requirements CAP_SETPCAP; who does not have it cannot gain anything by the set either, for the
-    // process will get no new privileges.
-    for_each_bounding(|one| keep.contains(one) || remove_capability_from_bounding_set(one).is_ok());
+    reduce_bounding_set(keep);
     let permitted = capabilities(None)?.permitted & keep;
     let sets =
         CapabilitySets { effective: permitted, permitted, inheritable: CapabilitySet::empty() };
@@ -24,15 +22,16 @@ pub(super) fn reduce(keep: CapabilitySet) -> Result<CapabilitySet> {
     Ok(permitted)
 }
 
-/// Goes through the bounding set as long as `go_on` says so.
-fn for_each_bounding(mut go_on: impl FnMut(CapabilitySet) -> bool) {
+/// Removing a capability requires CAP_SETPCAP. Without it the bounding set stays unchanged, which
+/// gives nothing away: with no_new_privs the process cannot gain capabilities from it.
+fn reduce_bounding_set(keep: CapabilitySet) {
     for bit in 0..u64::BITS {
-        let one = CapabilitySet::from_bits_retain(1 << bit);
-        match capability_is_in_bounding_set(one) {
-            Ok(true) if !go_on(one) => return,
-            Ok(_) => {}
-            // Beyond the last one that the kernel knows.
-            Err(_) => return,
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        // Fails beyond the last capability that the kernel defines.
+        let Ok(is_set) = capability_is_in_bounding_set(capability) else { return };
+        let is_dropped = is_set && !keep.contains(capability);
+        if is_dropped && remove_capability_from_bounding_set(capability).is_err() {
+            return;
         }
     }
 }

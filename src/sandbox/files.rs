@@ -1,8 +1,8 @@
-//! Files, the network and other processes, by Landlock.
+//! Restricts access to files, the network and other processes by Landlock.
 //!
-//! Nothing can be opened, made or changed; in the directories of the daemon's sockets files can
-//! be removed. A kernel without Landlock has the lists of system calls only, which let nothing be
-//! opened either but cannot tell one file from another.
+//! No file can be opened, created or changed; files can be removed in the directories of the
+//! daemon's sockets. On a kernel without Landlock only the seccomp filters apply: they permit no
+//! call that opens a file, but cannot distinguish the files that are removed.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,11 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// What this asks for, as far as the kernel knows it.
+/// The newest ABI whose access rights are requested; older kernels apply those that they support.
 const NEWEST: ABI = ABI::V10;
 
-/// Restricts the calling thread and those that it will start. Says what is in force.
+/// Restricts the calling thread and all threads that it starts later. Returns a description of the
+/// restriction for the log.
 pub(super) fn restrict(removable: &[PathBuf]) -> String {
     match apply(removable) {
         Ok(status) => describe(&status),
@@ -31,7 +32,7 @@ fn apply(removable: &[PathBuf]) -> Result<RestrictionStatus, RulesetError> {
     for directory in removable {
         match PathFd::new(directory) {
             Ok(open) => rules = rules.add_rule(PathBeneath::new(open, AccessFs::RemoveFile))?,
-            Err(error) => log::warn!("a socket will stay when the daemon ends: {error}"),
+            Err(error) => log::warn!("the sockets in this directory cannot be removed: {error}"),
         }
     }
     rules.restrict_self()
@@ -40,7 +41,7 @@ fn apply(removable: &[PathBuf]) -> Result<RestrictionStatus, RulesetError> {
 fn describe(status: &RestrictionStatus) -> String {
     match (&status.ruleset, &status.landlock) {
         (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
-            "no Landlock (off in this kernel)".into()
+            "no Landlock (disabled at boot)".into()
         }
         (RulesetStatus::NotEnforced, _) => "no Landlock (not in this kernel)".into(),
         (_, LandlockStatus::Available { effective_abi, .. }) => {

@@ -1,14 +1,15 @@
-//! What the process gives up once everything is opened and bound.
+//! The sandbox, which the process enters once all files and sockets are open.
 //!
 //! ```text
-//! capabilities   the user's rights: all go but what options need
-//! files          paths, network, signals: nothing opens, sockets can be removed (Landlock)
-//! calls, roles   system calls: a list for the process, a shorter one for each kind of thread
-//! seccomp        these lists as the kernel takes them
-//! allocator      what would otherwise want a file later
+//! capabilities   drops all but those that options require
+//! files          denies access to files, network and other processes; allows the removal of
+//!                sockets (Landlock)
+//! calls, roles   system calls: an allow list for the process, a shorter one for each role
+//! seccomp        compiles these lists into seccomp filters
+//! allocator      has the allocator read its files before
 //! ```
 //!
-//! `docs/sandbox.md` tells why each call is on its list.
+//! `docs/sandbox.md` explains why each call is allowed.
 
 mod allocator;
 #[cfg(feature = "selftest")]
@@ -27,95 +28,101 @@ use std::sync::OnceLock;
 use rustix::thread::{CapabilitySet, set_no_new_privs};
 
 pub use roles::Role;
-use seccomp::Lists;
+use seccomp::Filters;
 
-/// Whether there is a sandbox, and what becomes of who wants out.
+/// The action on a system call outside the allow list (`--sandbox`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// There is none.
+    /// None: there is no sandbox.
     Off,
-    /// What is not on the list is refused: the end of the daemon would be that of its machine.
+    /// The call fails with EPERM. The daemon goes on, because its end is that of the virtual machine.
     On,
-    /// It ends the process, so that nobody overlooks it.
+    /// The process is killed, so that a test cannot overlook the call.
     Kill,
 }
 
-impl FromStr for Mode {
-    type Err = String;
+/// The text is not the name of a [`Mode`].
+#[derive(Debug, thiserror::Error)]
+#[error("must be on, off or kill")]
+pub struct ParseModeError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Mode {
+    type Err = ParseModeError;
+
+    fn from_str(text: &str) -> Result<Self, ParseModeError> {
         match text {
             "off" => Ok(Self::Off),
             "on" => Ok(Self::On),
             "kill" => Ok(Self::Kill),
-            _ => Err(format!("'{text}' is no sandbox; write on, off or kill")),
+            _ => Err(ParseModeError),
         }
     }
 }
 
-/// What has to stay possible.
+/// The operations that the daemon requires inside the sandbox.
 #[derive(Clone, Debug)]
 pub struct Requirements {
-    /// Directories in which sockets are to be removed at the end.
+    /// Directories in which sockets are removed on exit.
     pub removable: Vec<PathBuf>,
-    /// Ioctls on devices of the host.
+    /// Request numbers of the ioctls on host devices.
     pub ioctls: Vec<u32>,
-    /// Capabilities that stay, if the process has them.
+    /// Capabilities to keep, if the process has them.
     pub capabilities: CapabilitySet,
 }
 
-/// Why there is no sandbox.
+/// An error on entry into the sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel does not promise that the process gets no new privileges.
-    #[error("no_new_privs: {0}")]
-    Privileges(#[source] io::Error),
-    /// Capabilities could not be given up.
-    #[error("capabilities cannot be given up: {0}")]
+    /// The `no_new_privs` attribute cannot be set.
+    #[error("cannot set no_new_privs: {0}")]
+    NoNewPrivs(#[source] io::Error),
+    /// Capabilities cannot be dropped.
+    #[error("cannot drop capabilities: {0}")]
     Capabilities(#[source] io::Error),
-    /// The kernel takes no list of system calls.
+    /// The seccomp filters cannot be installed.
     #[error(
-        "system calls cannot be restricted: {0}; it needs a kernel with CONFIG_SECCOMP_FILTER, \
-         and a container that lets seccomp(2) through"
+        "cannot install a seccomp filter: {0}; this requires a kernel with CONFIG_SECCOMP_FILTER, \
+         and a container that permits seccomp(2)"
     )]
-    Calls(#[from] seccompiler::Error),
+    Seccomp(#[from] seccompiler::Error),
 }
 
-/// The lists of the roles, once the process is in the sandbox. What the kernel keeps of it is the
-/// process's too, and cannot be undone.
-static LISTS: OnceLock<Lists> = OnceLock::new();
+/// The filters, set once the process is in the sandbox. They are global like the sandbox itself,
+/// which applies to the whole process and cannot be left.
+static FILTERS: OnceLock<Filters> = OnceLock::new();
 
-/// Enters the sandbox. To be called before threads are started: of what others there are only
-/// system calls would be restricted.
+/// Enters the sandbox. Call it before any thread is started: capabilities and Landlock do not apply
+/// to threads that run already.
 ///
 /// # Errors
-/// When a part that every kernel has is refused. Landlock, which not all have, is left out then.
-pub fn enter(mode: Mode, needs: &Requirements) -> Result<(), Error> {
+/// When the kernel does not support a part of the sandbox, except for Landlock, which is then
+/// omitted.
+pub fn enter(mode: Mode, requirements: &Requirements) -> Result<(), Error> {
     if mode == Mode::Off {
-        log::warn!("no sandbox, as --sandbox=off asks for");
+        log::warn!("running without a sandbox (--sandbox=off)");
         return Ok(());
     }
-    let lists = Lists::new(mode, &needs.ioctls)?;
-    allocator::look_at_nothing_later();
-    set_no_new_privs(true).map_err(|error| Error::Privileges(error.into()))?;
-    // Paths are looked up while the process may still do it.
-    let files = files::restrict(&needs.removable);
-    let left = capabilities::reduce(needs.capabilities)
+    let filters = Filters::new(mode, &requirements.ioctls)?;
+    allocator::warm_up();
+    set_no_new_privs(true).map_err(|error| Error::NoNewPrivs(error.into()))?;
+    // Opens the directories, so it comes before the seccomp filter.
+    let files = files::restrict(&requirements.removable);
+    let kept = capabilities::reduce(requirements.capabilities)
         .map_err(|error| Error::Capabilities(error.into()))?;
-    lists.apply()?;
-    let others = if mode == Mode::Kill { "others end the daemon" } else { "others are refused" };
-    let left = names(left);
-    log::info!("sandbox: system calls by list, {others}; {files}; capabilities: {left}");
-    let _ = LISTS.set(lists);
+    filters.apply()?;
+    let action = if mode == Mode::Kill { "kill the daemon" } else { "fail with EPERM" };
+    let kept = names(kept);
+    log::info!("sandbox: other system calls {action}; {files}; capabilities: {kept}");
+    let _ = FILTERS.set(filters);
     Ok(())
 }
 
-/// Restricts the calling thread to what its role needs. A thread that cannot be restricted so
-/// far has the list of the process.
+/// Restricts the calling thread to the system calls of its role. On failure the thread keeps the
+/// filter of the process.
 pub fn enter_role(role: Role) {
-    let Some(lists) = LISTS.get() else { return };
-    if let Err(error) = lists.apply_role(role) {
-        log::error!("the thread for {role:?} has the sandbox of the process only: {error}");
+    let Some(filters) = FILTERS.get() else { return };
+    if let Err(error) = filters.apply_role(role) {
+        log::error!("cannot restrict the thread of role {role:?} further: {error}");
     }
 }
 

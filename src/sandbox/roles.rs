@@ -1,8 +1,8 @@
-//! What each thread is there for, and so may do.
+//! The roles of threads and the system calls that each role requires.
 
-use super::calls::{self as to, Call};
+use super::calls::{self, Call};
 
-/// What a thread does until it ends.
+/// The task of a thread, which it has until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Serves the request queue.
@@ -11,21 +11,21 @@ pub enum Role {
     Events,
     /// Executes the descriptors of an emulated accelerator.
     Accelerator,
-    /// Serves the registers of an emulated accelerator over its socket.
+    /// Serves the vfio-user socket of an emulated accelerator.
     VfioUser,
-    /// Reads page requests of a device of the host.
+    /// Reads page requests of a host device from its fault queue.
     FaultReader,
-    /// Obeys signals.
+    /// Handles signals.
     Signals,
-    /// Passes on messages of a front end.
+    /// Forwards vhost-user messages.
     Relay,
-    /// Answers the service manager's watchdog.
+    /// Sends keep-alive messages to the service manager.
     Watchdog,
-    /// Serves figures.
+    /// Serves metrics.
     Metrics,
 }
 
-/// A role and its calls, beside [`to::COMMON`].
+/// A role and the calls that it requires in addition to [`calls::COMMON`].
 pub(super) struct Row {
     pub(super) role: Role,
     pub(super) calls: &'static [&'static [Call]],
@@ -35,40 +35,41 @@ const fn row(role: Role, calls: &'static [&'static [Call]]) -> Row {
     Row { role, calls }
 }
 
-/// All of them.
+/// All roles.
 pub(super) const ROLES: &[Row] = &[
-    row(Role::Requests, &[to::SERVES_QUEUE, to::DELIVERS, to::HOST]),
-    row(Role::Events, &[to::SERVES_QUEUE, to::DELIVERS]),
-    row(Role::Accelerator, &[to::DELIVERS, to::EMULATED_BY_KERNEL]),
+    row(Role::Requests, &[calls::EPOLL, calls::FAULT_TIMER, calls::HOST]),
+    row(Role::Events, &[calls::EPOLL, calls::FAULT_TIMER]),
+    row(Role::Accelerator, &[calls::FAULT_TIMER, calls::MOCK_DEVICE]),
     row(
         Role::VfioUser,
         &[
-            to::POLLS,
-            to::ACCEPTS,
-            to::TALKS,
-            to::TAKES_MEMORY,
-            to::DELIVERS,
-            to::EMULATED_BY_KERNEL,
+            calls::POLL,
+            calls::ACCEPT,
+            calls::MESSAGES,
+            calls::MEMORY_REGIONS,
+            calls::FAULT_TIMER,
+            calls::MOCK_DEVICE,
         ],
     ),
-    row(Role::FaultReader, &[to::POLLS, to::DELIVERS]),
-    row(Role::Signals, &[to::SHUTS_DOWN]),
-    row(Role::Relay, &[to::TALKS]),
-    row(Role::Watchdog, &[to::SENDS]),
-    row(Role::Metrics, &[to::POLLS, to::ACCEPTS, to::LISTENS_TO, to::SENDS]),
+    row(Role::FaultReader, &[calls::POLL, calls::FAULT_TIMER]),
+    row(Role::Signals, &[calls::SHUTDOWN]),
+    row(Role::Relay, &[calls::MESSAGES]),
+    row(Role::Watchdog, &[calls::SEND]),
+    row(Role::Metrics, &[calls::POLL, calls::ACCEPT, calls::RECEIVE, calls::SEND]),
 ];
 
-/// What threads without a role do: the one that starts all others and waits for front ends, those
-/// that talk to one, and the rest before they take their roles. The list of the process is this and that of each role.
+/// The calls of threads without a role: the main thread, which starts all others and waits for
+/// front ends, the threads that handle vhost-user messages, and all others until they enter their
+/// roles. The filter of the process allows these calls and those of all roles.
 pub(super) const NO_ROLE: &[&[Call]] = &[
-    to::THREADS,
-    to::SCHEDULES,
-    to::POLLS,
-    to::ACCEPTS,
-    to::TALKS,
-    to::TAKES_MEMORY,
-    to::MAKES_EVENTS,
-    to::DELIVERS,
-    to::HOST,
-    to::REMOVES,
+    calls::THREADS,
+    calls::SCHEDULING,
+    calls::POLL,
+    calls::ACCEPT,
+    calls::MESSAGES,
+    calls::MEMORY_REGIONS,
+    calls::CREATE_EVENTS,
+    calls::FAULT_TIMER,
+    calls::HOST,
+    calls::REMOVE_SOCKETS,
 ];

@@ -1,4 +1,4 @@
-//! Lists of system calls, as programs that the kernel runs before each call (seccomp).
+//! Seccomp filters: programs that the kernel runs before each system call.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use seccompiler::{
 
 use super::Mode;
 use super::calls::{COMMON, Call, Test};
-use super::roles::{NO_ROLE, ROLES, Role, Row};
+use super::roles::{NO_ROLE, ROLES, Role};
 
-/// The programs of all lists.
-pub(super) struct Lists {
-    /// In the order in which the process takes them.
+/// The filters of the process and of all roles.
+pub(super) struct Filters {
+    /// In the order in which they are installed.
     process: [BpfProgram; 2],
     roles: Vec<(Role, BpfProgram)>,
 }
@@ -21,35 +21,37 @@ pub(super) struct Lists {
 type Result<T> = std::result::Result<T, seccompiler::Error>;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-impl Lists {
-    /// With these ioctls on devices of the host.
+impl Filters {
+    /// Compiles all filters. `ioctls` are those on host devices.
     pub(super) fn new(mode: Mode, ioctls: &[u32]) -> Result<Self> {
-        let outside = match mode {
+        let mismatch = match mode {
             Mode::Kill => SeccompAction::KillProcess,
             Mode::Off | Mode::On => SeccompAction::Errno(libc::EPERM as u32),
         };
-        let list = |calls: &[&[Call]]| compile(allow(calls, ioctls)?, outside.clone());
-        let role = |row: &Row| Ok((row.role, list(row.calls)?));
+        let allow = |calls: &[&[Call]]| {
+            program(rules(calls, ioctls)?, mismatch.clone(), SeccompAction::Allow)
+        };
         let all: Vec<&[Call]> =
             ROLES.iter().flat_map(|row| row.calls).chain(NO_ROLE).copied().collect();
-        let process = [list(&all)?, without_clone3()?];
-        Ok(Self { process, roles: ROLES.iter().map(role).collect::<Result<_>>()? })
+        let process = [allow(&all)?, deny_clone3()?];
+        let roles = ROLES.iter().map(|row| Ok((row.role, allow(row.calls)?)));
+        Ok(Self { process, roles: roles.collect::<Result<_>>()? })
     }
 
-    /// For all threads that there are and will be.
+    /// Restricts all threads, present and future.
     pub(super) fn apply(&self) -> Result<()> {
-        self.process.iter().try_for_each(|list| seccompiler::apply_filter_all_threads(list))
+        self.process.iter().try_for_each(|filter| seccompiler::apply_filter_all_threads(filter))
     }
 
-    /// For the calling thread.
+    /// Restricts the calling thread.
     pub(super) fn apply_role(&self, role: Role) -> Result<()> {
-        let mut lists = self.roles.iter().filter(|(of, _)| *of == role);
-        lists.try_for_each(|(_, list)| seccompiler::apply_filter(list))
+        let mut filters = self.roles.iter().filter(|(of, _)| *of == role);
+        filters.try_for_each(|(_, filter)| seccompiler::apply_filter(filter))
     }
 }
 
-/// What is common to all, and `calls`.
-fn allow(calls: &[&[Call]], ioctls: &[u32]) -> Result<Rules> {
+/// Returns the rules for the common calls and `calls`.
+fn rules(calls: &[&[Call]], ioctls: &[u32]) -> Result<Rules> {
     let mut rules = Rules::new();
     for call in COMMON.iter().chain(calls.iter().copied().flatten()) {
         match *call {
@@ -66,17 +68,18 @@ fn allow(calls: &[&[Call]], ioctls: &[u32]) -> Result<Rules> {
     Ok(rules)
 }
 
-/// `None`: without condition, which an empty list of rules means.
+/// Allows a call if `rule` matches, `None`: always, which an empty list of rules means.
 fn add(rules: &mut Rules, number: i64, rule: Option<SeccompRule>) {
     let Some(rule) = rule else {
         rules.insert(number, Vec::new());
         return;
     };
-    let known = rules.contains_key(&number);
-    let of_call = rules.entry(number).or_default();
-    let is_free = known && of_call.is_empty();
-    if !is_free && !of_call.contains(&rule) {
-        of_call.push(rule);
+    match rules.get_mut(&number) {
+        None => drop(rules.insert(number, vec![rule])),
+        // Unconditional already.
+        Some(alternatives) if alternatives.is_empty() => {}
+        Some(alternatives) if alternatives.contains(&rule) => {}
+        Some(alternatives) => alternatives.push(rule),
     }
 }
 
@@ -97,19 +100,16 @@ fn condition(test: &Test) -> Result<SeccompCondition> {
     Ok(SeccompCondition::new(argument, len, operator, value)?)
 }
 
-fn compile(rules: Rules, outside: SeccompAction) -> Result<BpfProgram> {
-    program(rules, outside, SeccompAction::Allow)
-}
-
-/// Of several lists the strictest answer counts, so one more can turn "allowed" into ENOSYS.
-fn without_clone3() -> Result<BpfProgram> {
+/// Makes `clone3` fail with ENOSYS. Of the results of several filters the strictest applies.
+fn deny_clone3() -> Result<BpfProgram> {
     let clone3 = Rules::from([(libc::SYS_clone3, Vec::new())]);
     program(clone3, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))
 }
 
-fn program(rules: Rules, outside: SeccompAction, inside: SeccompAction) -> Result<BpfProgram> {
+/// Compiles a filter with an action for the calls that match `rules`, and one for all others.
+fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Result<BpfProgram> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    Ok(SeccompFilter::new(rules, outside, inside, arch)?.try_into()?)
+    Ok(SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()?)
 }
 
 #[cfg(test)]
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_without_condition_stays_so_whatever_else_is_said_of_it() {
+    fn an_unconditional_call_stays_unconditional() {
         let rule = || Some(all_of(&[Test::Is(0, 1)]).unwrap());
         for order in [[None, rule()], [rule(), None]] {
             let mut rules = Rules::new();
@@ -130,20 +130,20 @@ mod tests {
     }
 
     #[test]
-    fn each_role_has_one_list_and_ioctls_only_where_they_are_named() {
+    fn each_role_has_one_row_and_only_the_given_ioctls() {
         for (index, row) in ROLES.iter().enumerate() {
             assert!(ROLES[..index].iter().all(|other| other.role != row.role), "{:?}", row.role);
         }
-        let rules = |ioctls: &[u32]| allow(&[super::super::calls::HOST], ioctls).unwrap();
+        let rules = |ioctls: &[u32]| rules(&[super::super::calls::HOST], ioctls).unwrap();
         assert!(!rules(&[]).contains_key(&libc::SYS_ioctl));
         assert_eq!(rules(&[1, 2])[&libc::SYS_ioctl].len(), 2);
     }
 
     #[test]
-    fn all_lists_compile_for_this_machine() {
+    fn all_filters_compile_for_this_architecture() {
         for mode in [Mode::On, Mode::Kill] {
-            let lists = Lists::new(mode, &[0x3b80, 0x3b81]).unwrap();
-            assert_eq!(lists.roles.len(), ROLES.len());
+            let filters = Filters::new(mode, &[0x3b80, 0x3b81]).unwrap();
+            assert_eq!(filters.roles.len(), ROLES.len());
         }
     }
 }

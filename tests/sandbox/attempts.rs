@@ -165,5 +165,5 @@ fn a_panic_is_told_even_where_it_cannot_be_told_in_full() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(101));
-    assert!(error(&output).contains("a panic, as the test wants it"), "{}", error(&output));
+    assert!(error(&output).contains("a panic that the test requested"), "{}", error(&output));
 }
