@@ -1,4 +1,4 @@
-//! What a service manager is told, and asks: sd_notify(3).
+//! Notification of the service manager: sd_notify(3).
 
 mod watchdog;
 
@@ -13,65 +13,69 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-pub use watchdog::watch;
+pub use watchdog::start_watchdog;
 
-/// How long a manager that does not listen is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout for a message that the manager does not read.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The manager that has started the process, if there is one.
+/// A connection to the service manager that started the process, if any.
 ///
-/// The `sd-notify` crate knows the messages, but opens a socket for each; this one is opened once,
-/// before the process gives up the right to open any.
+/// The `sd-notify` crate formats the messages. It would open a socket for each, which the sandbox
+/// denies, so this socket is opened once at startup.
 #[derive(Debug, Default)]
 pub struct Manager(Option<UnixDatagram>);
 
 impl Manager {
-    /// The one that the environment names. One that cannot be reached is as good as none.
+    /// Connects to the socket in `NOTIFY_SOCKET`. On failure the daemon runs without a manager.
     pub fn from_environment() -> Self {
         let Some(address) = env::var_os("NOTIFY_SOCKET") else { return Self(None) };
         match connect(&address) {
             Ok(socket) => Self(Some(socket)),
             Err(error) => {
-                log::warn!("NOTIFY_SOCKET={}: {error}; going on without", address.display());
+                log::warn!(
+                    "cannot connect to the service manager (NOTIFY_SOCKET={}): {error}",
+                    address.display()
+                );
                 Self(None)
             }
         }
     }
 
-    /// Ready to serve.
+    /// Reports that the daemon is ready.
     pub fn ready(&self) {
-        self.tell(&[NotifyState::Ready]);
+        self.send(&[NotifyState::Ready]);
     }
 
-    /// What the daemon is doing, for humans.
+    /// Reports the state of the daemon as text for the operator.
     pub fn status(&self, text: &str) {
-        self.tell(&[NotifyState::Status(text)]);
+        self.send(&[NotifyState::Status(text)]);
     }
 
-    /// On the way to a clean end.
+    /// Reports that the daemon is shutting down.
     pub fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+        self.send(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     }
 
-    /// All is well for another while.
-    fn alive(&self) {
-        self.tell(&[NotifyState::Watchdog]);
+    /// Resets the watchdog timer of the manager.
+    fn keep_alive(&self) {
+        self.send(&[NotifyState::Watchdog]);
     }
 
-    fn tell(&self, states: &[NotifyState]) {
+    fn send(&self, states: &[NotifyState]) {
         let Some(socket) = &self.0 else { return };
         let mut message = String::new();
         for state in states {
-            // Cannot fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(message, "{state}");
         }
         if let Err(error) = socket.send(message.as_bytes()) {
-            log::warn!("service manager not told {:?}: {error}", message.trim_end());
+            log::warn!("cannot send {:?} to the service manager: {error}", message.trim_end());
         }
     }
 }
 
-/// An `@` stands for the zero byte that a name without a file begins with.
+/// Connects to a pathname socket, or to an abstract one, whose name has `@` in place of the leading
+/// null byte.
 fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     let address = match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -79,7 +83,7 @@ fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
     Ok(socket)
 }
 
@@ -97,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_is_told_by_file_or_by_name() {
+    fn manager_is_notified_over_pathname_and_abstract_sockets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let name = format!("vhost-user-iommu-test-{}", std::process::id());
@@ -118,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_has_gone_does_no_harm() {
+    fn a_missing_manager_is_not_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         assert!(connect(path.as_os_str()).is_err());

@@ -1,4 +1,4 @@
-//! The service manager's watchdog: it is told that all is well only while the loops turn.
+//! Resets the service manager's watchdog timer while the event loops run.
 
 use std::io;
 use std::sync::Arc;
@@ -9,35 +9,36 @@ use super::Manager;
 use crate::heartbeat::Heartbeats;
 use crate::sandbox::{Role, enter_role};
 
-/// Checks in the time after which the manager gives the process up: one that comes late, or finds
-/// a loop at long work, does not matter yet.
+/// Number of checks within the timeout of the manager. A late check, or one during a long
+/// operation of a loop, does not yet exceed it.
 const CHECKS: u32 = 4;
 
-/// Tells `manager` that all is well while the loops of `heartbeats` turn, if it wants to be told.
+/// Starts a thread that resets the watchdog timer of `manager` while all loops in `heartbeats` run,
+/// if the manager requests it (`WATCHDOG_USEC`).
 ///
 /// # Errors
-/// When there can be no more threads.
-pub fn watch(manager: Arc<Manager>, heartbeats: Heartbeats) -> io::Result<()> {
-    let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
+/// When the thread cannot be started.
+pub fn start_watchdog(manager: Arc<Manager>, heartbeats: Heartbeats) -> io::Result<()> {
+    let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero()) else {
         return Ok(());
     };
     let run = move || {
         enter_role(Role::Watchdog);
         loop {
             check(&manager, &heartbeats);
-            thread::sleep(limit / CHECKS);
+            thread::sleep(timeout / CHECKS);
         }
     };
     thread::Builder::new().name("watchdog".into()).spawn(run)?;
-    log::info!("watchdog: {} s", Duration::as_secs_f64(&limit));
+    log::info!("watchdog timeout: {} s", Duration::as_secs_f64(&timeout));
     Ok(())
 }
 
 fn check(manager: &Manager, heartbeats: &Heartbeats) {
     let stalled = heartbeats.check();
     if stalled.is_empty() {
-        manager.alive();
+        manager.keep_alive();
     } else {
-        log::error!("no turn of the loop for {} in a while", stalled.join(" and "));
+        log::error!("no heartbeat from the event loop for {}", stalled.join(" and "));
     }
 }

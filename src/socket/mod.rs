@@ -1,6 +1,6 @@
-//! Unix sockets that the daemon listens on, and those that it is given.
+//! Unix sockets that the daemon binds, and those that it inherits.
 
-mod passed;
+mod inherited;
 mod relay;
 
 use std::fs::{self, Permissions};
@@ -15,39 +15,39 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
-pub use passed::PassedSocket;
+pub use inherited::{InheritedSocket, InheritedSocketError};
 pub use relay::Relay;
 
-/// Connections that wait to be accepted, as the standard library has it.
+/// Maximum number of connections that wait to be accepted, as in the standard library.
 const BACKLOG: i32 = 128;
 
-/// Why there is no socket.
+/// An error on a socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Another process accepts connections there.
-    #[error("cannot listen on {0}: in use by another process; stop it or choose another path")]
+    /// Another process listens on the path.
+    #[error("cannot bind socket {0}: in use by another process; stop it or choose another path")]
     InUse(PathBuf),
-    /// Something else has the name.
-    #[error("cannot listen on {0}: exists and is no socket; remove it or choose another path")]
+    /// The path exists and is not a socket.
+    #[error("cannot bind socket {0}: file exists and is not a socket; remove it or choose another path")]
     NotASocket(PathBuf),
-    /// A descriptor that was to be a socket is none that can be served.
+    /// The inherited descriptor is not a usable socket.
     #[error("--fd {0}: {1}; pass a unix stream socket that listens or is connected")]
-    Descriptor(i32, String),
-    /// The system refuses.
-    #[error("cannot listen on {0}: {1}")]
+    Inherited(i32, #[source] InheritedSocketError),
+    /// A system call failed.
+    #[error("cannot bind socket {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
 }
 
-/// Who may connect.
+/// The owner group and permissions of a socket file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
-    /// The group of the socket's file; `None`: the process's.
+    /// The group ID; `None`: that of the process.
     pub group: Option<u32>,
-    /// Its permissions; `None`: all that the process's umask leaves.
+    /// The permissions; `None`: those that the umask of the process allows.
     pub mode: Option<u32>,
 }
 
-/// A listening socket. Its file goes away with it.
+/// A listening socket. Its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct ListeningSocket {
     listener: UnixListener,
@@ -55,28 +55,27 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Listens on `path`. A socket file that nobody listens on, left by a daemon that was
-    /// killed, is replaced.
+    /// Binds `path` and listens. Replaces a stale socket file, such as that of a killed daemon.
     ///
     /// # Errors
-    /// When the path is taken or cannot be listened on.
+    /// When the path is in use or cannot be bound.
     pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
-        let failed = |error| SocketError::Io(path.into(), error);
-        // Of daemons that start at once on one path, one finds the other's socket.
-        let _turn = lock_directory_of(path).map_err(failed)?;
+        let io = |error| SocketError::Io(path.into(), error);
+        // Of several daemons that start concurrently on one path, one binds it.
+        let _lock = lock_directory_of(path).map_err(io)?;
         remove_stale(path)?;
-        let listener = access.bind(path).map_err(failed)?;
+        let listener = access.bind(path).map_err(io)?;
         let socket = Self { listener, path: path.into() };
-        access.apply(path).map_err(failed)?;
+        access.apply(path).map_err(io)?;
         Ok(socket)
     }
 
-    /// Where its file is.
+    /// Returns the path of the socket file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The socket itself.
+    /// Returns the socket.
     pub fn listener(&self) -> &UnixListener {
         &self.listener
     }
@@ -91,8 +90,8 @@ impl Drop for ListeningSocket {
 }
 
 impl SocketAccess {
-    /// Nobody can connect before [`apply`](Self::apply) has said who may, if somebody is named:
-    /// the file has the permissions that the socket has when it is bound.
+    /// Binds `path`. If a group or permissions are given, no client can connect before
+    /// [`apply`](Self::apply) sets them: the file is created with the permissions of the socket.
     fn bind(self, path: &Path) -> io::Result<UnixListener> {
         if self == Self::default() {
             return UnixListener::bind(path);
@@ -114,7 +113,7 @@ impl SocketAccess {
     }
 }
 
-/// Where the file of a socket is.
+/// Returns the directory of a socket file.
 pub fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
@@ -122,7 +121,7 @@ pub fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Held until dropped.
+/// Locks the directory of `path` until the descriptor is dropped.
 fn lock_directory_of(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = open(directory_of(path), flags, Mode::empty())?;
@@ -130,12 +129,12 @@ fn lock_directory_of(path: &Path) -> io::Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Removes a socket file that nobody listens on.
+/// Removes a socket file that no process listens on.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |error| SocketError::Io(path.into(), error);
+    let io = |error| SocketError::Io(path.into(), error);
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(io(error)),
         Ok(found) if !found.file_type().is_socket() => {
             return Err(SocketError::NotASocket(path.into()));
         }
@@ -143,9 +142,9 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
+            fs::remove_file(path).map_err(io)
         }
-        Err(error) => Err(failed(error)),
+        Err(error) => Err(io(error)),
         Ok(_) => Err(SocketError::InUse(path.into())),
     }
 }
@@ -156,7 +155,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn stale_socket_is_replaced() {
+    fn bind_replaces_a_stale_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         drop(UnixListener::bind(&path).unwrap());
@@ -169,28 +168,28 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_start_at_once_one_gets_the_path() {
+    fn one_of_many_concurrent_binds_succeeds() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         for _ in 0..50 {
             drop(UnixListener::bind(&path));
             let start = std::sync::Barrier::new(8);
-            let got = std::thread::scope(|scope| {
-                let one = || {
+            let results = std::thread::scope(|scope| {
+                let bind_at_start = || {
                     start.wait();
                     bind(&path)
                 };
-                let all: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
-                all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(bind_at_start)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
             });
-            let taken = |one: &Result<_, SocketError>| matches!(one, Err(SocketError::InUse(_)));
-            assert_eq!(got.iter().filter(|one| one.is_ok()).count(), 1, "{got:?}");
-            assert_eq!(got.iter().filter(|one| taken(one)).count(), 7, "{got:?}");
+            let in_use = results.iter().filter(|one| matches!(one, Err(SocketError::InUse(_))));
+            assert_eq!(in_use.count(), 7, "{results:?}");
+            assert_eq!(results.iter().filter(|one| one.is_ok()).count(), 1, "{results:?}");
         }
     }
 
     #[test]
-    fn who_may_connect_is_who_was_named() {
+    fn socket_file_has_the_given_permissions() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         let access = SocketAccess { group: Some(rustix::process::getgid().as_raw()), mode: None };
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_is_no_socket_is_kept() {
+    fn bind_keeps_a_file_that_is_not_a_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         fs::File::create(&path).unwrap();

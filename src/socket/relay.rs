@@ -1,8 +1,8 @@
-//! Makes a connection that exists already one that can be accepted.
+//! Forwards vhost-user messages between an inherited connection and one that can be accepted.
 //!
-//! The `vhost-user-backend` crate (0.24) serves what it accepts or connects to itself and takes
-//! no connected socket. Messages to and from such a socket therefore go through one that it can
-//! accept. Rings and their notifications do not pass here.
+//! The `vhost-user-backend` crate (0.24) serves connections that it accepts or opens itself, but
+//! not a connected socket. The messages of such a socket are therefore forwarded over a second
+//! connection, which it accepts. Virtqueues and their eventfds are not affected.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -19,14 +19,14 @@ use rustix::net::{
 
 use crate::sandbox::{Role, enter_role};
 
-/// The bytes of a message's header: request, flags and size of what follows, of 32 bits each
+/// Size of a message header in bytes: request, flags and size of the payload, of 32 bits each
 /// (QEMU, "Vhost-user Protocol", header).
 const HEADER: usize = 12;
-/// The most descriptors with a message: one for each region of memory, and more than the `vhost`
-/// crate takes.
+/// Maximum number of descriptors in a message: one for each memory region, and more than the
+/// `vhost` crate accepts.
 const DESCRIPTORS: usize = 64;
 
-/// Passes vhost-user messages on, both ways.
+/// Forwards vhost-user messages in both directions.
 #[derive(Debug)]
 pub struct Relay {
     outer: UnixStream,
@@ -34,14 +34,14 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay for `outer`, and the listener that its other side waits on to be accepted. Nobody
-    /// else can connect there.
+    /// Creates a relay for `outer`, and the listener from which its inner connection can be
+    /// accepted. No other process can connect to the listener.
     ///
     /// # Errors
-    /// When there is no directory for temporary files, or no descriptor left.
+    /// When there is no directory for temporary files, or no file descriptor left.
     pub fn new(outer: UnixStream) -> io::Result<(Self, UnixListener)> {
         outer.set_nonblocking(false)?;
-        // Only this user can enter it, and it is gone when this returns.
+        // Only the user of the process can access it, and it is removed when this returns.
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("front-end");
         let listener = UnixListener::bind(&path)?;
@@ -49,35 +49,35 @@ impl Relay {
         Ok((Self { outer, inner }, listener))
     }
 
-    /// Passes messages on until one of the sides ends; then the other ends, too.
+    /// Starts forwarding, until one side disconnects; then the other is disconnected, too.
     ///
     /// # Errors
-    /// When there can be no more threads.
+    /// When a thread cannot be started.
     pub fn start(self) -> io::Result<()> {
         let Self { outer, inner } = self;
         let (outer_too, inner_too) = (outer.try_clone()?, inner.try_clone()?);
-        pass_on("relay-in", outer, inner)?;
-        pass_on("relay-out", inner_too, outer_too)
+        spawn_forwarder("relay-in", outer, inner)?;
+        spawn_forwarder("relay-out", inner_too, outer_too)
     }
 }
 
-fn pass_on(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
+fn spawn_forwarder(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
     let run = move || {
         enter_role(Role::Relay);
-        if let Err(error) = pass_messages(&from, &to) {
+        if let Err(error) = forward_messages(&from, &to) {
             log::debug!("relay: {error}");
         }
         for side in [from, to] {
-            // Fails when that side has ended already.
+            // Fails if that side is disconnected already.
             let _ = side.shutdown(Shutdown::Both);
         }
     };
     thread::Builder::new().name(name.into()).spawn(run).map(drop)
 }
 
-/// One message after the other: read in one piece, two could become one, and the descriptors of
-/// the second would be taken for those of the first.
-fn pass_messages(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
+/// Forwards messages separately: a read across two messages would attach the descriptors of the
+/// second to the first.
+fn forward_messages(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
     let mut header = [0; HEADER];
     loop {
         let (length, descriptors) = receive(from, &mut header)?;
@@ -88,23 +88,24 @@ fn pass_messages(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
         let sent = send(to, &header, &descriptors)?;
         to.write_all(&header[sent..])?;
         let [.., a, b, c, d] = header;
-        pass_body(from, to, u32::from_ne_bytes([a, b, c, d]) as usize)?;
+        forward_payload(from, to, u32::from_ne_bytes([a, b, c, d]) as usize)?;
     }
 }
 
-/// `size` bytes, in pieces: what size is too large is for the back end to say.
-fn pass_body(mut from: &UnixStream, mut to: &UnixStream, mut size: usize) -> io::Result<()> {
+/// Forwards `size` bytes in pieces. The back end checks the size.
+fn forward_payload(mut from: &UnixStream, mut to: &UnixStream, mut size: usize) -> io::Result<()> {
     let mut buffer = [0; 4096];
     while size > 0 {
-        let piece = &mut buffer[..size.min(4096)];
-        from.read_exact(piece)?;
-        to.write_all(piece)?;
-        size -= piece.len();
+        let chunk = &mut buffer[..size.min(4096)];
+        from.read_exact(chunk)?;
+        to.write_all(chunk)?;
+        size -= chunk.len();
     }
     Ok(())
 }
 
-/// Some bytes, and the descriptors that came with them.
+/// Receives some bytes and the descriptors attached to them. Returns the number of bytes, 0 at the
+/// end of the stream.
 fn receive(from: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -118,13 +119,13 @@ fn receive(from: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedF
     Ok((received.bytes, descriptors.flatten().collect()))
 }
 
-/// Sends some of `bytes`, with `descriptors`; returns how many.
+/// Sends some of `bytes` with `descriptors` attached. Returns the number of bytes.
 fn send(to: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     if !borrowed.is_empty() {
-        // As many as there was space for when they were received.
+        // There is space for as many as were received.
         ancillary.push(SendAncillaryMessage::ScmRights(&borrowed));
     }
     let buffers = [IoSlice::new(bytes)];
@@ -143,7 +144,7 @@ mod tests {
         [request, 1, size].iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
 
-    /// The two ends of a relay that runs.
+    /// Starts a relay and returns its two ends.
     fn relay() -> (UnixStream, UnixStream) {
         let (front_end, outer) = UnixStream::pair().unwrap();
         let (relay, listener) = Relay::new(outer).unwrap();
@@ -152,9 +153,9 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_stay_with_their_message() {
+    fn descriptors_stay_attached_to_their_message() {
         let (mut front_end, mut back_end) = relay();
-        // All of it before anything is read: the socket holds the messages one behind the other.
+        // All messages are in the socket before the relay reads any.
         let body = [7; 5000];
         front_end.write_all(&header(1, 5000)).unwrap();
         front_end.write_all(&body).unwrap();
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_one_side_is_that_of_the_other() {
+    fn a_disconnect_is_forwarded() {
         let (front_end, mut back_end) = relay();
         drop(front_end);
         assert_eq!(back_end.read(&mut [0; 16]).unwrap(), 0);

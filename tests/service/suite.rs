@@ -135,7 +135,7 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     stall(&mut machine);
-    machine.wait_for_words(SERVICE, "no turn of the loop");
+    machine.wait_for_words(SERVICE, "no heartbeat from the event loop");
     assert_eq!(machine.wait_for(SERVICE, "Result", |result| result != "success"), "watchdog");
     machine.run("systemctl stop stall");
     second.fails(&mut machine);
