@@ -24,7 +24,7 @@ pub(super) struct Resources {
 impl Resources {
     /// To be made before the process opens anything else, and before it has threads.
     pub(super) fn new(args: &DaemonArgs) -> Result<Self, Error> {
-        let passed = FrontEnds::take(args)?;
+        let passed = FrontEnds::inherit(args)?;
         if args.realtime {
             check_realtime().map_err(Error::Realtime)?;
         }

@@ -15,7 +15,7 @@ use crate::heartbeat::Heartbeats;
 use crate::host::backends::Backends;
 use crate::iopf::Iopf;
 use crate::metrics::{Metrics, Sources};
-use crate::service::{Manager, watch};
+use crate::service::{Manager, start_watchdog};
 use crate::socket::ListeningSocket;
 use crate::vhost::{FaultNotifier, Phase, Server};
 use crate::viommu::{Settings, Viommu};
@@ -85,7 +85,7 @@ impl Startup {
         let serve_figures = |socket| Metrics::start(socket, self.sources.clone());
         let metrics = self.metrics.map(serve_figures).transpose()?;
         signals::start(self.signals, self.server.stop(), self.sources.clone())?;
-        watch(self.manager.clone(), self.heartbeats)?;
+        start_watchdog(self.manager.clone(), self.heartbeats)?;
         serve(self.server, self.front_ends, &self.manager)?;
         self.manager.stopping();
         drop(running);
@@ -111,7 +111,7 @@ fn serve(mut server: Server, front_ends: FrontEnds, manager: &Manager) -> io::Re
             relay.start()?;
             server.run_once(&told);
         }
-        FrontEnds::Own(_) | FrontEnds::Passed(..) => server.run(&told),
+        FrontEnds::Bound(_) | FrontEnds::Inherited(..) => server.run(&told),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The families of figures, and what they are read from. `docs/observing.md` lists them.
+//! The metric families and the counters that they are read from. `docs/observing.md` lists them.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,9 +9,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use super::Sources;
+use crate::address::EndpointId;
 use crate::counter::TimesSnapshot;
 
-/// All of them.
+/// All metric families.
 pub(super) struct Families {
     pub(super) sources: Sources,
     pub(super) started: SystemTime,
@@ -37,7 +38,7 @@ impl Families {
         to.encode_descriptor("build", "The program", None, MetricType::Info)?
             .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let help = "When the daemon was started, since 1970";
+        let help = "Start time of the daemon since the Unix epoch";
         to.encode_descriptor("start_time", help, Some(&Unit::Seconds), MetricType::Gauge)?
             .encode_gauge(&started.as_secs_f64())
     }
@@ -46,84 +47,86 @@ impl Families {
         let device = &self.sources.device;
         let requests = device.requests();
         let rows = requests.iter().flat_map(|read| {
-            read.outcomes().map(|(status, count)| {
-                (
-                    [("type", read.request_type.name().to_owned()), ("status", status.to_owned())],
-                    count,
-                )
+            let request_type = read.request_type.name();
+            read.outcomes().map(move |(status, count)| {
+                ([("type", request_type.to_owned()), ("status", status.to_owned())], count)
             })
         });
-        counters(to, "requests", "Requests of the driver", rows)?;
-        gauge(to, "mappings", "Mappings over all domains", device.mappings.get())?;
+        counters(to, "requests", "Requests of the driver by type and status", rows)?;
+        gauge(to, "mappings", "Mappings in all domains", device.mappings.get())?;
         gauge(to, "domains", "Domains", device.domains.get())?;
-        let help = "Endpoints, and PASIDs of endpoints, that are attached to a domain";
+        let help = "Endpoints and PASIDs of endpoints that are attached to a domain";
         gauge(to, "attachments", help, device.attachments.get())
     }
 
     fn transport(&self, to: &mut DescriptorEncoder) -> fmt::Result {
         let transport = &self.sources.transport;
         let connected = transport.connected.get();
-        gauge(to, "front_end_connected", "1 while a front end is connected", connected)?;
+        gauge(to, "front_end_connected", "Whether a front end is connected", connected)?;
         counter(to, "front_ends", "Front ends that have connected", transport.front_ends.get())?;
-        let queue = &transport.requests;
-        let help = "Wake-ups of the thread that serves the request queue";
-        counter(to, "request_queue_wake_ups", help, queue.wake_ups.get())?;
-        let help = "Times that the thread gave up polling and went to sleep";
-        counter(to, "request_queue_sleeps", help, queue.sleeps.get())?;
-        let help = "Looks at an empty request queue, 64 in a row, after which it was polled on";
-        counter(to, "request_queue_polls", help, queue.polls.get())?;
-        let found = [("wake_up", &queue.woken_batches), ("poll", &queue.polled_batches)];
-        let rows = found.map(|(how, count)| ([("found_by", how.to_owned())], count.get()));
-        let help = "Batches of requests that were found and answered together";
-        counters(to, "request_queue_batches", help, rows)?;
-        let signals = [("request", &queue.signals), ("event", &transport.event_signals)];
+        let signals =
+            [("request", &transport.requests.signals), ("event", &transport.event_signals)];
         let rows = signals.map(|(queue, count)| ([("queue", queue.to_owned())], count.get()));
         counters(to, "driver_signals", "Signals sent to the driver", rows)?;
-        let help = "From a batch found to all of it answered and the driver signalled; one \
-                    batch of eight is timed";
+        self.request_queue(to)
+    }
+
+    fn request_queue(&self, to: &mut DescriptorEncoder) -> fmt::Result {
+        let queue = &self.sources.transport.requests;
+        let help = "Wake-ups of the thread that serves the request queue";
+        counter(to, "request_queue_wake_ups", help, queue.wake_ups.get())?;
+        let help = "Times that this thread stopped polling to sleep";
+        counter(to, "request_queue_sleeps", help, queue.sleeps.get())?;
+        let help = "Rounds of 64 polls of an empty request queue after which polling continued";
+        counter(to, "request_queue_polls", help, queue.polls.get())?;
+        let found = [("wake_up", &queue.woken_batches), ("poll", &queue.polled_batches)];
+        let rows = found.map(|(event, count)| ([("found_by", event.to_owned())], count.get()));
+        let help = "Batches of requests, by the event that found them";
+        counters(to, "request_queue_batches", help, rows)?;
+        let help = "Time from finding a batch of requests to signalling the driver, for one batch \
+                    in eight";
         times(to, "request_batch", help, [([], queue.times.read())])
     }
 
     fn faults(&self, to: &mut DescriptorEncoder) -> fmt::Result {
         let all: Vec<_> = self.sources.faults.counters().collect();
         gauge(to, "endpoints", "Endpoints behind the IOMMU", all.len() as u64)?;
-        let label = |id| ("endpoint", format!("{id}"));
-        let ended = |id, outcome: &str| [label(id), ("outcome", outcome.to_owned())];
+        let labels = |id, outcome: &str| [label(id), ("outcome", outcome.to_owned())];
 
         let rows = all.iter().flat_map(|&(id, faults, _)| {
-            faults.by_outcome().map(|(outcome, count)| (ended(id, outcome), count))
+            faults.by_outcome().map(|(outcome, count)| (labels(id, outcome), count))
         });
-        counters(
-            to,
-            "faults",
-            "Faults that cannot be recovered from, by what became of them",
-            rows,
-        )?;
+        counters(to, "faults", "Unrecoverable faults by outcome", rows)?;
         let rows = all.iter().map(|&(id, faults, _)| ([label(id)], faults.pending));
-        gauges(to, "faults_waiting", "Faults that wait to be delivered", rows)?;
+        gauges(to, "faults_waiting", "Unrecoverable faults in the fault queue", rows)?;
 
         let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.requests));
-        counters(to, "page_requests", "Page requests of the endpoint", rows)?;
+        counters(to, "page_requests", "Page requests", rows)?;
         let rows = all.iter().flat_map(|&(id, _, requests)| {
-            requests.by_outcome().map(|(outcome, count)| (ended(id, outcome), count))
+            requests.by_outcome().map(|(outcome, count)| (labels(id, outcome), count))
         });
-        let help = "Groups of page requests, by how they were answered";
+        let help = "Page request groups by outcome";
         counters(to, "page_groups", help, rows)?;
         let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.pending));
-        gauges(to, "page_groups_waiting", "Groups of page requests without an answer", rows)?;
+        gauges(to, "page_groups_waiting", "Page request groups without a response", rows)?;
 
         let rows = self.sources.faults.response_times().flat_map(|(id, read)| {
-            let of = |by: &str| [label(id), ("answered_by", by.to_owned())];
-            [(of("guest"), read.by_guest), (of("daemon"), read.by_daemon)]
+            [("guest", read.by_guest), ("daemon", read.by_daemon)]
+                .map(|(by, times)| ([label(id), ("answered_by", by.to_owned())], times))
         });
-        let help = "From the first page request of a group to the answer of the group";
+        let help = "Time from the first page request of a group to its response";
         times(to, "page_group_answer", help, rows)
     }
+}
+
+fn label(endpoint: EndpointId) -> (&'static str, String) {
+    ("endpoint", endpoint.to_string())
 }
 
 /// The labels of a row: names and values.
 type Labels<const N: usize> = [(&'static str, String); N];
 
+/// Encodes a counter without labels.
 fn counter(to: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
     let mut metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
     encode_counter(&mut metric, value)
@@ -143,6 +146,7 @@ fn family<const N: usize, V>(
         .try_for_each(|(labels, value)| encode(&mut metric.encode_family(&labels)?, value))
 }
 
+/// Encodes a family of counters.
 fn counters<const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
@@ -153,10 +157,12 @@ fn counters<const N: usize>(
     family(metric, rows, encode_counter)
 }
 
+/// Encodes a gauge without labels.
 fn gauge(to: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
     to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
 }
 
+/// Encodes a family of gauges.
 fn gauges<const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
@@ -167,6 +173,7 @@ fn gauges<const N: usize>(
     family(metric, rows, |metric, value| metric.encode_gauge(&value))
 }
 
+/// Encodes a family of histograms.
 fn times<const N: usize>(
     to: &mut DescriptorEncoder,
     name: &str,
@@ -174,20 +181,15 @@ fn times<const N: usize>(
     rows: impl IntoIterator<Item = (Labels<N>, TimesSnapshot)>,
 ) -> fmt::Result {
     let metric = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-    family(metric, rows, |metric, read| {
-        let bound =
-            |bucket| TimesSnapshot::upper_bound(bucket).map_or(f64::INFINITY, |t| t.as_secs_f64());
-        let buckets: Vec<_> = read
-            .buckets
-            .iter()
-            .enumerate()
-            .map(|(bucket, &count)| (bound(bucket), count))
-            .collect();
-        metric.encode_histogram::<NoLabelSet>(
-            read.total.as_secs_f64(),
-            read.count(),
-            &buckets,
-            None,
-        )
+    family(metric, rows, |metric, times| {
+        let counts = times.buckets.iter().enumerate();
+        let buckets: Vec<_> = counts.map(|(bucket, &count)| (upper_bound(bucket), count)).collect();
+        let total = times.total.as_secs_f64();
+        metric.encode_histogram::<NoLabelSet>(total, times.count(), &buckets, None)
     })
+}
+
+/// Returns the upper bound of a bucket in seconds.
+fn upper_bound(bucket: usize) -> f64 {
+    TimesSnapshot::upper_bound(bucket).map_or(f64::INFINITY, |bound| bound.as_secs_f64())
 }

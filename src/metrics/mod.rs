@@ -1,7 +1,7 @@
-//! Figures of a running daemon, for Prometheus and whoever else reads OpenMetrics.
+//! Metrics of a running daemon in the OpenMetrics format.
 //!
-//! The parts count by themselves and know nothing of this. A scrape reads what they have counted
-//! (`families`), and a thread of its own answers it over HTTP (`server`, `http`).
+//! Each module keeps its own counters. A separate thread serves scrapes over HTTP (`server`,
+//! `http`), and encodes the counters at each scrape (`families`).
 
 mod families;
 mod http;
@@ -23,10 +23,10 @@ use crate::viommu::DeviceCounters;
 use families::Families;
 use server::Server;
 
-/// What every name begins with.
+/// Prefix of all metric names.
 pub const PREFIX: &str = "vhost_user_iommu";
 
-/// Where the figures come from.
+/// The modules whose counters are served.
 #[derive(Clone)]
 pub struct Sources {
     /// The device model.
@@ -37,7 +37,7 @@ pub struct Sources {
     pub faults: Arc<Iopf>,
 }
 
-/// The thread that serves figures. It ends, and the socket goes away, with this.
+/// The thread that serves metrics. When this is dropped, the thread ends and the socket is removed.
 pub struct Metrics {
     stop: Notifier,
     server: Option<JoinHandle<()>>,
@@ -45,16 +45,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Serves the figures of `sources` on a socket.
+    /// Starts a thread that serves the counters of `sources` on a socket.
     ///
     /// # Errors
-    /// If the system refuses a thread or a descriptor.
+    /// When a thread or a file descriptor cannot be created.
     pub fn start(socket: ListeningSocket, sources: Sources) -> io::Result<Self> {
         let listener = socket.listener().try_clone()?;
         listener.set_nonblocking(true)?;
         let stop = Notifier::new()?;
-        let figures = figures(sources, SystemTime::now());
-        let server = Server::new(listener, stop.clone(), figures);
+        let server = Server::new(listener, stop.clone(), encoder(sources, SystemTime::now()));
         let server = thread::Builder::new().name("metrics".into()).spawn(move || server.run())?;
         Ok(Self { stop, server: Some(server), _socket: socket })
     }
@@ -64,17 +63,17 @@ impl Drop for Metrics {
     fn drop(&mut self) {
         self.stop.signal();
         if self.server.take().is_some_and(|server| server.join().is_err()) {
-            log::error!("the server of figures ended by a panic");
+            log::error!("the metrics thread panicked");
         }
     }
 }
 
-/// Makes the text of all figures, of a daemon that was started then.
-fn figures(sources: Sources, started: SystemTime) -> impl Fn() -> Option<String> {
+/// Returns a function that encodes all metrics, or returns `None` on failure.
+fn encoder(sources: Sources, started: SystemTime) -> impl Fn() -> Option<String> {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(Families { sources, started }));
     move || {
-        let mut figures = String::new();
-        text::encode(&mut figures, &registry).ok().map(|()| figures)
+        let mut metrics = String::new();
+        text::encode(&mut metrics, &registry).ok().map(|()| metrics)
     }
 }

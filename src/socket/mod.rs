@@ -28,7 +28,9 @@ pub enum SocketError {
     #[error("cannot bind socket {0}: in use by another process; stop it or choose another path")]
     InUse(PathBuf),
     /// The path exists and is not a socket.
-    #[error("cannot bind socket {0}: file exists and is not a socket; remove it or choose another path")]
+    #[error(
+        "cannot bind socket {0}: file exists and is not a socket; remove it or choose another path"
+    )]
     NotASocket(PathBuf),
     /// The inherited descriptor is not a usable socket.
     #[error("--fd {0}: {1}; pass a unix stream socket that listens or is connected")]

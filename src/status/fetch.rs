@@ -1,85 +1,85 @@
-//! One request over HTTP, on a unix socket.
+//! Fetches the metrics over HTTP from a unix socket.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Response};
 
-use super::StatusError;
+use super::{InvalidResponse, StatusError};
 
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
-/// How long the daemon can take for the next piece of its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout for each read and write on the socket.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest answer that is read: that of many more endpoints than there can be.
-const MAX_ANSWER: u64 = 64 << 20;
+/// Maximum size of a response in bytes, far above that for the maximum number of endpoints.
+const MAX_RESPONSE: u64 = 64 << 20;
 
-/// The figures of whoever serves them on a socket.
+/// Returns the text of the metrics that are served on a socket.
 pub(super) fn fetch(path: &Path) -> Result<String, StatusError> {
     let mut stream =
-        UnixStream::connect(path).map_err(|error| StatusError::Nobody(path.into(), error))?;
-    let answer = ask(&mut stream).map_err(|error| reason(&error));
-    let text = answer.and_then(|answer| body(&answer));
-    text.map_err(|error| StatusError::NoFigures(path.into(), error))
+        UnixStream::connect(path).map_err(|error| StatusError::Connect(path.into(), error))?;
+    let response = request(&mut stream).map_err(read_error);
+    let body = response.and_then(|response| body(&response));
+    body.map_err(|error| StatusError::Response(path.into(), error))
 }
 
-fn ask(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(REQUEST)?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    Ok(answer)
+    let mut response = Vec::new();
+    stream.take(MAX_RESPONSE).read_to_end(&mut response)?;
+    Ok(response)
 }
 
-fn reason(error: &std::io::Error) -> String {
+fn read_error(error: io::Error) -> InvalidResponse {
     match error.kind() {
-        ErrorKind::WouldBlock => format!("nothing within {} seconds", PATIENCE.as_secs()),
-        _ => error.to_string(),
+        ErrorKind::WouldBlock => InvalidResponse::Timeout,
+        _ => InvalidResponse::Io(error),
     }
 }
 
-/// What follows the head of an answer that says that all is well.
-fn body(answer: &[u8]) -> Result<String, String> {
+/// Returns the body of a response with status 200.
+fn body(response: &[u8]) -> Result<String, InvalidResponse> {
     let mut headers = [EMPTY_HEADER; 64];
-    let mut response = Response::new(&mut headers);
-    let len = match response.parse(answer) {
+    let mut head = Response::new(&mut headers);
+    let len = match head.parse(response) {
         Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Err("the answer is cut short".into()),
-        Err(_) => return Err("the answer is not HTTP".into()),
+        Ok(httparse::Status::Partial) => return Err(InvalidResponse::Truncated),
+        Err(_) => return Err(InvalidResponse::NotHttp),
     };
-    match response.code {
+    match head.code {
         Some(200) => {}
-        code => return Err(format!("the answer is HTTP status {}", code.unwrap_or_default())),
+        code => return Err(InvalidResponse::Status(code.unwrap_or_default())),
     }
-    String::from_utf8(answer[len..].to_vec()).map_err(|_| "the answer is not text".into())
+    String::from_utf8(response[len..].to_vec()).map_err(|_| InvalidResponse::NotText)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{body, reason};
+    use super::{body, read_error};
 
     #[test]
-    fn that_nothing_comes_is_said_as_such() {
-        let reason = |error: i32| reason(&std::io::Error::from_raw_os_error(error));
-        assert_eq!(reason(libc::EAGAIN), "nothing within 5 seconds");
-        assert!(reason(libc::ECONNRESET).contains("reset"));
+    fn read_error_reports_a_timeout() {
+        let text = |error| read_error(std::io::Error::from_raw_os_error(error)).to_string();
+        assert_eq!(text(libc::EAGAIN), "no data within 5 seconds");
+        assert!(text(libc::ECONNRESET).contains("reset"));
     }
 
     #[test]
-    fn only_a_whole_answer_that_is_well_has_a_body() {
-        let body = |answer: &str| body(answer.as_bytes());
-        assert_eq!(body("HTTP/1.1 200 OK\r\nA: b\r\n\r\nfigures\n"), Ok("figures\n".into()));
-        for (answer, part) in [
+    fn body_rejects_all_but_complete_responses_with_status_200() {
+        let body = |response: &str| body(response.as_bytes());
+        assert_eq!(body("HTTP/1.1 200 OK\r\nA: b\r\n\r\nmetrics\n").unwrap(), "metrics\n");
+        for (response, part) in [
             ("HTTP/1.1 404 Not Found\r\n\r\n", "404"),
-            ("HTTP/1.1 200 OK\r\nA: b\r\n", "cut short"),
-            ("", "cut short"),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n", "truncated"),
+            ("", "truncated"),
             ("\0\0", "not HTTP"),
         ] {
-            assert!(body(answer).unwrap_err().contains(part), "{answer}");
+            assert!(body(response).unwrap_err().to_string().contains(part), "{response}");
         }
     }
 }

@@ -1,10 +1,12 @@
-//! The samples of an exposition in the text format of OpenMetrics.
+//! Parses the samples of an exposition in the OpenMetrics text format.
 //!
-//! Read by hand: of the crates for it, those that know OpenMetrics are under licences that this
-//! project cannot take, and those that know Prometheus' older format bring more than these lines.
-//! Types, help and exemplars are skipped; the daemon's own figures need no more.
+//! No crate fits: those for OpenMetrics have licenses that are incompatible with this project's, and
+//! those for the older Prometheus format are larger than this module. Types, help texts and exemplars
+//! are skipped.
 
-/// A name, labels and a value.
+use super::InvalidResponse;
+
+/// A sample: name, labels and value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sample {
     pub(super) name: String,
@@ -13,19 +15,19 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// The value of a label, if it has that.
+    /// Returns the value of a label.
     pub(super) fn label(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// All samples of a whole exposition.
-pub(super) fn read(text: &str) -> Result<Vec<Sample>, String> {
+/// Parses all samples of a complete exposition.
+pub(super) fn parse(text: &str) -> Result<Vec<Sample>, InvalidResponse> {
     if !text.ends_with("# EOF\n") {
-        return Err("the figures are cut short".into());
+        return Err(InvalidResponse::Truncated);
     }
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines.map(|line| sample(line).ok_or_else(|| format!("'{line}' is no figure"))).collect()
+    lines.map(|line| sample(line).ok_or_else(|| InvalidResponse::Sample(line.to_owned()))).collect()
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -39,7 +41,7 @@ fn sample(line: &str) -> Option<Sample> {
     Some(Sample { name: name.into(), labels, value })
 }
 
-/// The labels up to the closing brace, and what follows it.
+/// Parses the labels up to the closing brace. Returns them and the remaining text.
 fn labels(mut rest: &str) -> Option<(Vec<(String, String)>, &str)> {
     let mut labels = Vec::new();
     loop {
@@ -53,7 +55,7 @@ fn labels(mut rest: &str) -> Option<(Vec<(String, String)>, &str)> {
     }
 }
 
-/// The text up to the closing quote, and what follows it.
+/// Parses a quoted value up to the closing quote. Returns it and the remaining text.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
@@ -74,10 +76,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_are_read_with_their_labels() {
+    fn parse_returns_samples_with_labels() {
         let text = "# HELP a Something.\n# TYPE a counter\na_total{x=\"1\",y=\"q\\\"\\\\\\n}\"} 7 1.5\n\
                     b 2.5e-7\nc{} +Inf\nd_bucket{le=\"+Inf\"} 3 # {id=\"1\"} 0.5\n# EOF\n";
-        let samples = read(text).unwrap();
+        let samples = parse(text).unwrap();
         assert_eq!(samples.len(), 4);
         assert_eq!((samples[0].name.as_str(), samples[0].value), ("a_total", 7.0));
         assert_eq!(samples[0].label("y"), Some("q\"\\\n}"));
@@ -88,18 +90,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_figure_is_named() {
+    fn parse_names_an_invalid_sample() {
         for line in ["a", "a{", "a{x}", "a{x=\"1} 2", "a one", "a{x=\"1\"}2", ""] {
-            let error = read(&format!("{line}\n# EOF\n")).unwrap_err();
+            let error = parse(&format!("{line}\n# EOF\n")).unwrap_err().to_string();
             assert!(error.contains(&format!("'{line}'")), "{error}");
         }
-        assert!(read("a 1\n").unwrap_err().contains("cut short"));
+        assert!(parse("a 1\n").unwrap_err().to_string().contains("truncated"));
     }
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_reading_panic(text: String) {
-            let _ = read(&format!("{text}\n# EOF\n"));
+        fn arbitrary_text_does_not_panic(text: String) {
+            let _ = parse(&format!("{text}\n# EOF\n"));
         }
     }
 }

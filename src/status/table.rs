@@ -1,66 +1,67 @@
-//! What is printed.
+//! Formats the table.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::view::{Endpoint, View};
 
-/// How the guest answers.
+/// Outcomes of groups that the guest responded to.
 const BY_GUEST: [&str; 3] = ["success", "invalid", "failure"];
 
-/// A few lines, and one more for each endpoint. With a view of some time `before`, rates are of
-/// that time, and so are the quantiles.
+/// Formats a summary and a row for each endpoint. With an earlier view and the time since then, there
+/// are rates, and the quantiles are those of that time.
 pub(super) fn table(view: &View, before: Option<(&View, Duration)>) -> String {
     let rows = view.endpoints.iter().map(|(name, endpoint)| {
         let last = before.and_then(|(before, time)| Some((before.endpoints.get(name)?, time)));
         row(name, endpoint, last)
     });
     let columns = if before.is_some() { &COLUMNS[..] } else { &COLUMNS[..COLUMNS.len() - RATES] };
-    let lines = lay_out(columns, &rows.collect::<Vec<_>>());
-    format!("{}\n{}\n\n{lines}", head(view), books(view, before))
+    let lines = format_rows(columns, &rows.collect::<Vec<_>>());
+    format!("{}\n{}\n\n{lines}", program(view), device(view, before))
 }
 
-fn head(view: &View) -> String {
+fn program(view: &View) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let up = Duration::try_from_secs_f64(now - view.started).unwrap_or_default();
     let front_end = if view.connected { "connected" } else { "none" };
     format!("vhost-user-iommu {}, up {}, front end: {front_end}", view.version, clock(up))
 }
 
-fn books(view: &View, before: Option<(&View, Duration)>) -> String {
+fn device(view: &View, before: Option<(&View, Duration)>) -> String {
     let View { requests, failed, mappings, domains, attachments, .. } = view;
     let rate = before.map_or(String::new(), |(before, time)| {
-        format!(", {}/s", per_second(before.requests, *requests, time))
+        format!(" ({}/s)", per_second(before.requests, *requests, time))
     });
     format!(
-        "requests {requests} (not ok {failed}{rate}), mappings {mappings}, domains {domains}, \
+        "requests {requests}{rate}, failed {failed}, mappings {mappings}, domains {domains}, \
          attachments {attachments}"
     )
 }
 
-/// Where a title stands above the names of columns.
-const TITLES: [(usize, &str); 3] = [(1, "faults"), (5, "page groups"), (10, "answered in")];
+/// Titles above the column names, each with the index of its first column.
+const TITLES: [(usize, &str); 3] =
+    [(1, "unrecoverable faults"), (5, "page request groups"), (10, "response time")];
 
 const COLUMNS: [&str; 14] = [
     "endpoint",
     "delivered",
     "dropped",
     "direct",
-    "waiting",
+    "pending",
     "success",
     "invalid",
     "failure",
     "other",
-    "waiting",
+    "pending",
     "p50",
     "p99",
     "faults/s",
     "groups/s",
 ];
 
-/// The last columns, which need something to compare with.
+/// Number of trailing columns that require an earlier view.
 const RATES: usize = 2;
 
-/// What stands in the columns.
+/// Returns the cells of an endpoint.
 fn row(name: &str, endpoint: &Endpoint, before: Option<(&Endpoint, Duration)>) -> Vec<String> {
     let faults = ["delivered", "dropped", "direct"].map(|outcome| endpoint.faults(outcome));
     let groups = BY_GUEST.map(|outcome| endpoint.groups(outcome));
@@ -69,9 +70,11 @@ fn row(name: &str, endpoint: &Endpoint, before: Option<(&Endpoint, Duration)>) -
     row.extend(faults.iter().map(u64::to_string));
     row.push(endpoint.faults_waiting.to_string());
     row.extend(groups.iter().chain([&other, &endpoint.groups_waiting]).map(u64::to_string));
-    let answers = before.map(|(before, _)| endpoint.answers.since(&before.answers));
-    let answers = answers.as_ref().unwrap_or(&endpoint.answers);
-    row.extend([0.5, 0.99].map(|part| answers.quantile(part).map_or("-".into(), short)));
+    let times = match before {
+        Some((before, _)) => endpoint.response_times.since(&before.response_times),
+        None => endpoint.response_times.clone(),
+    };
+    row.extend([0.5, 0.99].map(|part| times.quantile(part).map_or("-".into(), short)));
     if let Some((before, time)) = before {
         row.push(per_second(before.all_faults(), endpoint.all_faults(), time));
         row.push(per_second(before.all_groups(), endpoint.all_groups(), time));
@@ -79,8 +82,8 @@ fn row(name: &str, endpoint: &Endpoint, before: Option<(&Endpoint, Duration)>) -
     row
 }
 
-/// Columns as wide as they need to be, numbers to the right.
-fn lay_out(columns: &[&str], rows: &[Vec<String>]) -> String {
+/// Aligns the columns: the first to the left, numbers to the right.
+fn format_rows(columns: &[&str], rows: &[Vec<String>]) -> String {
     let width = |(index, name): (usize, &&str)| {
         let cells = rows.iter().filter_map(|row| row.get(index)).map(String::len);
         cells.fold(name.len(), usize::max)
@@ -117,7 +120,7 @@ fn clock(time: Duration) -> String {
     format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// Three digits and a unit.
+/// Formats a duration with three digits and a unit.
 fn short(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     let (value, unit) = match seconds {
@@ -139,14 +142,14 @@ mod tests {
             faults: [("delivered".to_owned(), 12345678901)].into(),
             groups: [("success".to_owned(), groups), ("timed_out".to_owned(), 1)].into(),
             groups_waiting: 7,
-            answers: Buckets(vec![(0.001, groups), (f64::INFINITY, groups)]),
+            response_times: Buckets(vec![(0.001, groups), (f64::INFINITY, groups)]),
             ..Endpoint::default()
         };
         let endpoints = [("0000:00:02.0".to_owned(), endpoint)].into();
         View { requests, endpoints, ..View::default() }
     }
 
-    /// The cells of the line of the only endpoint.
+    /// Returns the cells of the only endpoint.
     fn cells(table: &str) -> Vec<&str> {
         table.lines().last().unwrap().split_whitespace().collect()
     }
@@ -162,17 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn rates_and_quantiles_are_of_the_time_between() {
+    fn rates_and_quantiles_are_those_since_the_earlier_view() {
         let (before, time) = (view(100, 10), Duration::from_secs(2));
         let next = table(&view(160, 10), Some((&before, time)));
-        assert!(next.contains("requests 160 (not ok 0, 30/s)"), "{next}");
-        assert_eq!(cells(&next)[10..], ["-", "-", "0", "0"], "no answer since then");
+        assert!(next.contains("requests 160 (30/s), failed 0"), "{next}");
+        assert_eq!(cells(&next)[10..], ["-", "-", "0", "0"], "no response since then");
         let next = table(&view(160, 110), Some((&before, time)));
         assert_eq!(cells(&next)[10..], ["500", "us", "990", "us", "0", "50"]);
     }
 
     #[test]
-    fn times_have_three_digits_and_a_unit() {
+    fn durations_have_three_digits_and_a_unit() {
         let rows = [(1.234e-6, "1.23 us"), (0.0123, "12.3 ms"), (0.9, "900 ms"), (12.0, "12.0 s")];
         for (seconds, expected) in rows {
             assert_eq!(short(Duration::from_secs_f64(seconds)), expected);

@@ -134,8 +134,7 @@ fn where_calls_cannot_be_restricted_the_daemon_does_not_start() {
         "cannot enter the sandbox: cannot install a seccomp filter",
         "CONFIG_SECCOMP_FILTER",
         "--sandbox=off",
-    ]
-    {
+    ] {
         assert!(error.contains(part), "not '{part}' in {error}");
     }
     assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");

@@ -201,6 +201,7 @@ fn signals_stop_a_daemon_that_inherits_them_blocked_or_ignored() {
         let endpoint = format!("00:02.0,sim={}", dir.path().join("endpoint").display());
         let mut command = daemon::command(60);
         command.arg("--socket-path").arg(&socket).args(["--endpoint", &endpoint]);
+        command.args(["--log-level", "error"]);
         // SAFETY: these calls are async-signal-safe, and `set` is initialized by the first.
         unsafe {
             command.pre_exec(move || {
