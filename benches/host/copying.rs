@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use accelerator::Dma;
 use vhost_user_iommu::address::{DomainId, EndpointId, Gpa, IovaRange};
-use vhost_user_iommu::host::iommufd::mock::MockDevice;
+use vhost_user_iommu::host::iommufd::mock_device::MockDevice;
 use vhost_user_iommu::host::iommufd::{FaultQueue, Iommufd};
 use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Mapping, Translation};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

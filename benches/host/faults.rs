@@ -102,10 +102,10 @@ fn serve(queue: &FaultQueue) -> Vec<Served> {
     let fault = || {
         wait(queue.as_fd());
         let readable = Instant::now();
-        let groups = queue.read().expect("the fault queue");
+        let groups = queue.read_groups().expect("the fault queue");
         let read = Instant::now();
         let [group] = &groups[..] else { panic!("not one group: {groups:?}") };
-        queue.answer(group.handle, true);
+        queue.respond(group.cookie, true);
         Served { readable, read }
     };
     (0..FAULTS).map(|_| fault()).collect()
@@ -129,7 +129,7 @@ impl Device {
         let (told, answers) = channel();
         let wake = event();
         let device = wake.clone();
-        copying.device.tell(Box::new(move |name, success| {
+        copying.device.set_on_response(Box::new(move |name, success| {
             told.send((Instant::now(), name, success)).expect("the device");
             signal(&device);
         }));
@@ -138,7 +138,7 @@ impl Device {
 
     fn fault(&self, copying: &Copying, name: u32) -> Fault {
         let start = Instant::now();
-        assert!(copying.device.ask(name, None, ADDRESS, Access::READ), "attached");
+        assert!(copying.device.request_page(name, None, ADDRESS, Access::READ), "attached");
         take(&self.wake);
         let end = Instant::now();
         let (told, answered, success) = self.answers.try_recv().expect("told before it was woken");

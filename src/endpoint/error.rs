@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::address::{EndpointId, IovaRange};
+use crate::host::iommufd::SetupError;
 use crate::socket::SocketError;
 
 /// An endpoint that cannot be set up.
@@ -13,8 +14,8 @@ pub enum EndpointError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// Its device cannot be opened, or not be bound to iommufd.
-    #[error("{0}")]
-    Device(String),
+    #[error(transparent)]
+    Device(#[from] SetupError),
     /// The host IOMMU cannot map any page of the configured input range.
     #[error(
         "--input-range {range} has no page that the host IOMMU can map for endpoint {endpoint}; \

@@ -11,7 +11,7 @@ use accelerator::{DmaCause, FaultHandler, PrgIndex, QueueFull, Responder, Respon
 use super::sim::report;
 use crate::address::EndpointId;
 use crate::host::iommufd::FaultQueue;
-use crate::host::iommufd::mock::MockDevice;
+use crate::host::iommufd::mock_device::MockDevice;
 use crate::iopf::{Iopf, PageRequest, SourceCookie};
 
 /// Where the faults of an accelerator on a mock device go.
@@ -48,7 +48,7 @@ impl MockFaults {
     ) -> Self {
         let groups = Arc::new(Groups::default());
         let listener = groups.clone();
-        device.tell(Box::new(move |name, success| {
+        device.set_on_response(Box::new(move |name, success| {
             listener.answered(SourceCookie(name).into(), success)
         }));
         Self { endpoint, device, queue, faults, groups }
@@ -100,16 +100,16 @@ impl FaultHandler for MockFaults {
     fn request(&self, request: accelerator::PageRequest) -> Result<(), QueueFull> {
         self.groups.expect(&request);
         let PageRequest { pasid, cookie, address, access, .. } = request.into();
-        if !self.device.ask(cookie.0, pasid, address, access) {
+        if !self.device.request_page(cookie.0, pasid, address, access) {
             self.groups.answered(request.group, false);
         }
         Ok(())
     }
 
     fn withdraw(&self) {
-        self.device.forget();
+        self.device.reset();
         self.groups.lock().clear();
-        if let Err(error) = self.queue.refuse_all() {
+        if let Err(error) = self.queue.invalidate_all() {
             log::error!("endpoint {}: reset, but {error}", self.endpoint);
         }
         self.faults.withdraw(self.endpoint);

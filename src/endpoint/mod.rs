@@ -13,7 +13,9 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::address::{EndpointId, IovaRange};
 use crate::host::backends::Backends;
-use crate::host::iommufd::{Iommufd, KernelSource, VfioFile};
+#[cfg(feature = "selftest")]
+use crate::host::iommufd::SetupError;
+use crate::host::iommufd::{FaultReader, Iommufd, VfioFile};
 use crate::host::software::Software;
 use crate::host::{EndpointCapabilities, HostIommu};
 use crate::iopf::Iopf;
@@ -61,7 +63,7 @@ type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultHandler>>;
 pub(crate) struct Running {
     /// Each with its socket, which is removed after the accelerator has stopped.
     sims: Vec<(Accelerator, ListeningSocket)>,
-    sources: Vec<KernelSource>,
+    readers: Vec<FaultReader>,
 }
 
 /// All sockets and files before anything else, so that a wrong path ends the start early.
@@ -75,9 +77,7 @@ pub(crate) fn bind(
 fn bind_one(endpoint: &EndpointConfig, access: SocketAccess) -> Result<Bound, EndpointError> {
     let kind = match &endpoint.kind {
         EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path, access)?),
-        EndpointKind::Vfio(path) => {
-            BoundKind::Vfio(VfioFile::open(path).map_err(EndpointError::Device)?)
-        }
+        EndpointKind::Vfio(path) => BoundKind::Vfio(VfioFile::open(path)?),
         #[cfg(feature = "selftest")]
         EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path, access)?),
     };
@@ -105,16 +105,14 @@ fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, Endpo
             Some(Emulated { socket, memory, dma, reporter })
         }
         BoundKind::Vfio(file) => {
-            iommufd_of(host)?.add_vfio(id, file).map_err(EndpointError::Device)?;
+            iommufd_of(host)?.add_vfio(id, file)?;
             None
         }
         #[cfg(feature = "selftest")]
         BoundKind::Mock(socket) => {
             let iommufd = iommufd_of(host)?;
-            let dma = iommufd.add_mock(id).map_err(EndpointError::Device)?;
-            let queue = iommufd.fault_queue(id).ok_or_else(|| {
-                EndpointError::Device("the mock device makes no page requests".into())
-            })?;
+            let dma = iommufd.add_mock(id)?;
+            let queue = iommufd.fault_queue(id).ok_or(SetupError::NoMockPageRequests(id))?;
             let device = dma.clone();
             let reporter: NewReporter = Box::new(move |faults| {
                 Arc::new(MockFaults::new(id, device, queue, faults.clone()))
@@ -129,7 +127,7 @@ fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, Endpo
 fn iommufd_of(host: &mut Backends) -> Result<&mut Iommufd, EndpointError> {
     match &mut host.iommufd {
         Some(iommufd) => Ok(iommufd),
-        none => Ok(none.insert(Iommufd::open().map_err(EndpointError::Device)?)),
+        none => Ok(none.insert(Iommufd::open()?)),
     }
 }
 
@@ -173,11 +171,11 @@ pub(crate) fn start(
     host: &Backends,
     faults: &Arc<Iopf>,
 ) -> Result<Running, EndpointError> {
-    let mut running = Running { sims: Vec::new(), sources: Vec::new() };
+    let mut running = Running { sims: Vec::new(), readers: Vec::new() };
     for Idle { id, emulated } in idle {
         let queue = host.iommufd.as_ref().and_then(|iommufd| iommufd.fault_queue(id));
         if let Some(queue) = queue {
-            running.sources.push(KernelSource::start(id, queue, faults.clone())?);
+            running.readers.push(FaultReader::start(id, queue, faults.clone())?);
         }
         if let Some(Emulated { socket, memory, dma, reporter }) = emulated {
             let config = Config {

@@ -14,11 +14,13 @@ use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
 pub mod address_space;
 pub mod backends;
 pub mod dma;
+mod error;
 pub mod iommufd;
 pub mod software;
 
 pub use crate::address::Access;
 pub use address_space::{AddressSpace, Mapping, SpaceError, Target};
+pub use error::{HostError, KernelError};
 
 /// The translation of the DMA of an endpoint, or of one of its PASIDs.
 #[derive(Clone)]
@@ -47,23 +49,6 @@ pub struct ReservedRegion {
     pub range: IovaRange,
     /// What the addresses are reserved for.
     pub kind: ReservedKind,
-}
-
-/// An error of a back end. The translations and mappings are the same as before the call.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The host has no memory, or the limit on pinned memory is reached.
-    #[error("the host is out of memory or over a limit: {0}")]
-    NoMemory(String),
-    /// The host cannot map these addresses.
-    #[error("not possible at these addresses: {0}")]
-    Refused(String),
-    /// The endpoint cannot do that.
-    #[error("not supported by the endpoint: {0}")]
-    Unsupported(String),
-    /// Anything else.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// The page request interface of an endpoint.

@@ -105,7 +105,7 @@ impl HostIommu for Software {
         to: &Translation,
     ) -> Result<(), HostError> {
         let Some(port) = self.ports.get(&endpoint) else {
-            return Err(HostError::Failed(format!("endpoint {endpoint} has no port")));
+            return Err(HostError::UnknownEndpoint(endpoint));
         };
         // Waits for the piece that is being accessed, no longer.
         port.translations.write().unwrap_or_else(PoisonError::into_inner).set(pasid, to);

@@ -192,7 +192,7 @@ impl RequestError {
             | Self::Space(SpaceError::Overlap)
             | Self::SmallBuffer { .. }
             | Self::PasidMissing
-            | Self::Host(HostError::Refused(_)) => Status::Inval,
+            | Self::Host(HostError::UnmappableRange(_)) => Status::Inval,
             Self::NoEndpoint(_) | Self::NoDomain(_) | Self::PasidNotAttached(_) | Self::NoGroup => {
                 Status::NoEnt
             }
@@ -204,7 +204,7 @@ impl RequestError {
                 Status::Unsupp
             }
             Self::Limit { .. } | Self::Host(HostError::NoMemory(_)) => Status::NoMem,
-            Self::Host(HostError::Failed(_)) => Status::DevErr,
+            Self::Host(HostError::Failed(_) | HostError::UnknownEndpoint(_)) => Status::DevErr,
         }
     }
 }

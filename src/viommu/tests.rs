@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::*;
 use crate::address::{Access, Iova};
-use crate::host::{AddressSpace, Mapping, PageRequests, Translation};
+use crate::host::{AddressSpace, KernelError, Mapping, PageRequests, Translation};
 use crate::iopf::{Event, EventNotifier, Limits as FaultLimits, PageRequest, Source, SourceCookie};
 
 const PAGE: u64 = 4096;
@@ -50,7 +52,7 @@ impl FakeHost {
         let mut state = self.0.lock().unwrap();
         state.calls += 1;
         if state.fail_at == Some(state.calls) {
-            return Err(HostError::Failed("injected failure".into()));
+            return Err(HostError::Failed(KernelError::new("call", "the fake host", Errno::IO)));
         }
         change(&mut state);
         Ok(())

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use vhost_user_iommu::address::{DomainId, EndpointId, Iova, Pasid};
-use vhost_user_iommu::host::iommufd::mock::MockDevice;
+use vhost_user_iommu::host::iommufd::mock_device::MockDevice;
 use vhost_user_iommu::host::iommufd::{FaultQueue, Iommufd};
 use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Translation};
 
@@ -69,7 +69,7 @@ fn ask(device: &MockDevice, fates: &Fates, asker: u32) {
         let asked: Vec<u32> = (first..first + BURST)
             .filter(|&name| {
                 let pasid = PASIDS[random.below(PASIDS.len())];
-                device.ask(name, pasid, address_of(name), Access::WRITE)
+                device.request_page(name, pasid, address_of(name), Access::WRITE)
             })
             .collect();
         fates.wait_for(&asked);
@@ -85,7 +85,7 @@ fn answer(queue: &FaultQueue, fates: &Fates, is_over: &AtomicBool) {
     let mut random = Random(0xdead_beef);
     let mut kept = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
-        kept.extend(queue.read().unwrap());
+        kept.extend(queue.read_groups().unwrap());
         let linger = random.below(3) == 0;
         while kept.len() >= if linger { 3 } else { 1 } {
             let group = kept.swap_remove(random.below(kept.len()));
@@ -94,10 +94,10 @@ fn answer(queue: &FaultQueue, fates: &Fates, is_over: &AtomicBool) {
             if success {
                 fates.agreed.lock().unwrap().insert(name);
             }
-            queue.answer(group.handle, success);
+            queue.respond(group.cookie, success);
             if random.below(4) == 0 {
                 // Once more: it does not wait any more, or another has its cookie.
-                queue.answer(group.handle, !success);
+                queue.respond(group.cookie, !success);
             }
         }
         thread::yield_now();
@@ -131,7 +131,7 @@ fn no_group_is_answered_for_another_whatever_happens_at_once() {
     let queue = iommufd.fault_queue(ENDPOINT).unwrap();
     let fates = Arc::new(Fates::default());
     let listener = fates.clone();
-    device.tell(Box::new(move |name, success| listener.tell(name, success)));
+    device.set_on_response(Box::new(move |name, success| listener.tell(name, success)));
     let is_over = AtomicBool::new(false);
     let changes = thread::scope(|scope| {
         scope.spawn(|| answer(&queue, &fates, &is_over));
@@ -149,7 +149,7 @@ fn no_group_is_answered_for_another_whatever_happens_at_once() {
         assert_eq!(failed, 0, "askers that have failed");
         changer.join().unwrap()
     });
-    assert_eq!(queue.read().unwrap(), [], "groups that nobody asked for");
+    assert_eq!(queue.read_groups().unwrap(), [], "groups that nobody asked for");
     let told = fates.told.lock().unwrap().len();
     let invalid = fates.invalid.load(Ordering::Relaxed);
     println!("{told} groups, {invalid} INVALID, {changes} changes of attachments");

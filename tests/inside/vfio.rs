@@ -214,14 +214,13 @@ fn the_daemon_takes_devices_and_says_what_they_cannot() {
     let ready = || Some(daemon.log()).filter(|log| log.contains("ready: "));
     let log = wait::until("the daemon to be ready", ready);
     for slot in [2, 3] {
-        let text =
-            format!("endpoint 0000:00:0{slot}.0: no page requests through this host's IOMMU");
+        let text = format!("endpoint 0000:00:0{slot}.0: the host IOMMU delivers no page requests");
         assert!(log.contains(&text), "{log}");
     }
     assert!(log.contains("capabilities: IPC_LOCK"), "{log}");
     // Who comes second is told so.
     let second = run(&dir, &format!("vfio={}", nvme(0).display()));
-    refused(&second, &["cannot bind", "another program has it"]);
+    refused(&second, &["cannot bind", "another program uses it"]);
     drop(daemon);
     // And can have it when the first has gone.
     let endpoint = format!("--endpoint 00:02.0,vfio={}", nvme(0).display());
@@ -257,10 +256,10 @@ fn what_is_no_device_is_named() {
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     let rows = [
-        ("/dev/vfio/devices/vfio99".to_owned(), "there is no /dev/vfio/devices/vfio99"),
-        (file.display().to_string(), "is no VFIO device"),
-        ("/dev/null".into(), "/dev/null is no VFIO device"),
-        ("/dev/vfio/vfio".into(), "is no VFIO device"),
+        ("/dev/vfio/devices/vfio99".to_owned(), "cannot open /dev/vfio/devices/vfio99"),
+        (file.display().to_string(), "is not a VFIO character device"),
+        ("/dev/null".into(), "/dev/null is not a VFIO character device"),
+        ("/dev/vfio/vfio".into(), "is not a VFIO character device"),
         ("/dev".into(), "cannot open /dev"),
     ];
     for (path, message) in rows {
@@ -288,7 +287,7 @@ fn who_may_not_is_told_what_to_do() {
     }
     refused(&no_iommufd, &["cannot open /dev/iommu", "give the daemon's user access"]);
     let name = path.display().to_string();
-    refused(&no_device, &["cannot open", &name, "give it to the daemon's user"]);
+    refused(&no_device, &["cannot open", &name, "give the daemon's user access"]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! The source of page requests that the kernel reports: a fault queue of iommufd.
+//! The thread that reads the fault queue of an endpoint into the fault path.
 //!
-//! A thread for each endpoint reads groups and hands them to the fault path; answers are written
-//! by whoever gives them. While the fault path has no room for a group the thread waits with it,
-//! and reads no further: the kernel keeps what comes meanwhile.
+//! Responses are written by the thread that makes them. While the endpoint has as many pending
+//! groups as it may have, the thread keeps the group that it has read and reads no more, so that
+//! further ones are queued in the kernel.
 
 use std::io;
 use std::sync::Arc;
@@ -12,90 +12,91 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 
-use super::{FaultGroup, FaultQueue, Handle};
+use super::{FaultGroup, FaultQueue};
 use crate::address::{EndpointId, Pasid};
 use crate::iopf::{Iopf, PageRequest, QueueFull, Response, Source, SourceCookie};
 use crate::notifier::Notifier;
 use crate::sandbox::{self, Role};
 
-/// How long to leave the kernel alone when it gives no groups for want of memory.
+/// The interval between attempts to read a queue whose read fails, for instance without memory.
 const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The page requests of one endpoint, from the kernel to the fault path. Dropping it ends that.
-pub struct KernelSource {
+/// The reader of the fault queue of one endpoint. Dropping it stops the thread.
+pub struct FaultReader {
     endpoint: EndpointId,
     stop: Notifier,
-    reader: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// Where answers go, whichever thread gives them.
-struct Answers {
+/// The kernel as the source of an endpoint's page requests.
+struct KernelSource {
     queue: Arc<FaultQueue>,
-    room: Notifier,
+    capacity: Notifier,
 }
 
-impl Source for Answers {
-    /// The kernel has no word for FAILURE: the fault path stops the endpoint, and to the kernel
-    /// it is an access that cannot be allowed.
+impl Source for KernelSource {
+    /// The kernel has no response code FAILURE: the fault path rejects all further requests of the
+    /// endpoint, and the kernel completes this group with INVALID.
     fn respond(&self, _: Option<Pasid>, cookie: SourceCookie, response: Response) {
-        self.queue.answer(Handle(cookie.0), response == Response::Success);
+        self.queue.respond(cookie, response == Response::Success);
     }
 
     fn expects_response(&self, cookie: SourceCookie) -> bool {
-        self.queue.waits(Handle(cookie.0))
+        self.queue.is_pending(cookie)
     }
 
     fn capacity_available(&self) {
-        self.room.signal();
+        self.capacity.signal();
     }
 }
 
-impl KernelSource {
-    /// Connects a queue to the fault path, and begins to read it.
+impl FaultReader {
+    /// Connects a fault queue to the fault path, and starts to read it.
     ///
     /// # Errors
-    /// If the system refuses a thread or a descriptor.
+    /// If no thread or eventfd can be created.
     pub fn start(
         endpoint: EndpointId,
         queue: Arc<FaultQueue>,
         faults: Arc<Iopf>,
     ) -> io::Result<Self> {
-        let (room, stop) = (Notifier::new()?, Notifier::new()?);
-        faults.set_source(endpoint, Arc::new(Answers { queue: queue.clone(), room: room.clone() }));
-        let reader = Reader { endpoint, queue, faults, room, stop: stop.clone() };
+        let (capacity, stop) = (Notifier::new()?, Notifier::new()?);
+        let source = KernelSource { queue: queue.clone(), capacity: capacity.clone() };
+        faults.set_source(endpoint, Arc::new(source));
+        let reader = Reader { endpoint, queue, faults, capacity, stop: stop.clone() };
         let name = format!("faults-{:x}", endpoint.0);
-        let reader = thread::Builder::new().name(name).spawn(move || reader.run())?;
-        Ok(Self { endpoint, stop, reader: Some(reader) })
+        let thread = thread::Builder::new().name(name).spawn(move || reader.run())?;
+        Ok(Self { endpoint, stop, thread: Some(thread) })
     }
 }
 
-impl Drop for KernelSource {
+impl Drop for FaultReader {
     fn drop(&mut self) {
         self.stop.signal();
-        if self.reader.take().is_some_and(|reader| reader.join().is_err()) {
-            log::error!("endpoint {}: the reader of its faults ended by a panic", self.endpoint);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("internal error: endpoint {}: fault reader panicked", self.endpoint);
         }
     }
 }
 
-/// The thread.
+/// The state of the thread.
 struct Reader {
     endpoint: EndpointId,
     queue: Arc<FaultQueue>,
     faults: Arc<Iopf>,
-    /// There is room again.
-    room: Notifier,
+    /// Signalled when the fault path has capacity for a group again.
+    capacity: Notifier,
     stop: Notifier,
 }
 
-/// The thread is to end.
+/// The thread has received the stop request.
 struct Stopped;
 
 impl Reader {
     fn run(self) {
         sandbox::enter_role(Role::FaultReader);
         while let Ok(()) = self.wait_for(&self.queue, None) {
-            let groups = self.queue.read().unwrap_or_else(|error| {
+            let groups = self.queue.read_groups().unwrap_or_else(|error| {
                 log::error!("endpoint {}: {error}; trying again", self.endpoint);
                 let _ = self.wait_for(&self.stop, Some(&RETRY));
                 Vec::new()
@@ -108,27 +109,27 @@ impl Reader {
         }
     }
 
-    /// Only the first request of a group can find no room.
+    /// Passes a group to the fault path. Only its first request can meet a full queue.
     fn hand_over(&self, group: &FaultGroup) -> Result<(), Stopped> {
         for request in requests(group) {
             while let Err(QueueFull) = self.faults.report_page_request(self.endpoint, request) {
-                self.wait_for(&self.room, None)?;
-                self.room.clear();
+                self.wait_for(&self.capacity, None)?;
+                self.capacity.clear();
             }
         }
         Ok(())
     }
 
-    /// Waits until `fd` is readable, or for some time.
-    fn wait_for(&self, fd: &impl AsFd, time: Option<&Timespec>) -> Result<(), Stopped> {
+    /// Waits until `fd` is readable, or until the time limit.
+    fn wait_for(&self, fd: &impl AsFd, limit: Option<&Timespec>) -> Result<(), Stopped> {
         let mut fds = [PollFd::new(&self.stop, PollFlags::IN), PollFd::new(fd, PollFlags::IN)];
         loop {
-            match poll(&mut fds, time) {
+            match poll(&mut fds, limit) {
                 Ok(_) if fds[0].revents().is_empty() => return Ok(()),
                 Ok(_) => return Err(Stopped),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    log::error!("endpoint {}: poll: {error}; trying again", self.endpoint);
+                    log::error!("endpoint {}: poll failed: {error}; trying again", self.endpoint);
                     thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -136,12 +137,12 @@ impl Reader {
     }
 }
 
-/// The page requests of a group, the last of them marked.
+/// Returns the page requests of a group for the fault path.
 fn requests(group: &FaultGroup) -> impl Iterator<Item = PageRequest> {
     let count = group.pages.len();
     group.pages.iter().enumerate().map(move |(index, page)| PageRequest {
         pasid: group.pasid,
-        cookie: SourceCookie(group.handle.0),
+        cookie: group.cookie,
         address: page.address,
         access: page.access,
         exec: page.exec,

@@ -1,28 +1,34 @@
-//! The back end of physical endpoints: domains and mappings in the host's IOMMU, by iommufd.
+//! The back end for host devices: domains and mappings in the host IOMMU, through iommufd.
 //!
 //! ```text
-//! kernel     the calls, one function each       sys: their numbers, and what is unsafe
-//! ram        guest memory, known to the kernel once
-//! space      the mappings of a domain: slices of that
-//! endpoint   a device, what it can do, what it is attached to      vfio: a physical one
-//! faults     its page requests, and their answers
+//! ioctl          the system calls                 inject: failures of them, for tests
+//! context        an iommufd context and its objects
+//! guest_memory   the IOAS of guest memory
+//! ioas           the IOAS of a domain: slices of guest memory
+//! device         a device and its capabilities    vfio, mock_device: the kinds of devices
+//! attachments    an endpoint: a device and the HWPTs that it is attached to
+//! fault_queue    page requests and responses      fault_reader: the thread that reads them
 //! ```
 //!
-//! A domain is in the kernel while an endpoint of the kernel's is attached to it; other
-//! endpoints can be attached to it as well. An endpoint that bypasses gets an address space of
-//! its own, with guest memory where it is.
+//! A domain has an IOAS while an endpoint of this back end is attached to it. Endpoints of other
+//! back ends can be attached to the domain, too. An endpoint in bypass has an IOAS with guest
+//! memory at guest-physical addresses.
 
-mod endpoint;
-#[cfg(feature = "selftest")]
-pub mod fail;
+mod attachments;
+mod context;
+mod device;
+mod error;
+mod fault_queue;
 mod fault_reader;
-mod faults;
-mod kernel;
+mod guest_memory;
 #[cfg(feature = "selftest")]
-pub mod mock;
-mod ram;
-mod space;
-mod sys;
+pub mod inject;
+mod ioas;
+mod ioctl;
+#[cfg(feature = "selftest")]
+pub mod mock_device;
+#[cfg(feature = "selftest")]
+mod selftest;
 mod vfio;
 
 use std::collections::BTreeMap;
@@ -31,82 +37,85 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestMemoryMmap;
 
 use super::{
-    Access, AddressSpace, EndpointCapabilities, HostError, HostIommu, Mapping, Translation,
+    Access, AddressSpace, EndpointCapabilities, HostError, HostIommu, KernelError, Mapping,
+    Translation,
 };
 use crate::address::{DomainId, EndpointId, Gpa, IovaRange, Pasid};
-use endpoint::{Device, Endpoint};
-pub use fault_reader::KernelSource;
-pub use faults::{FaultGroup, FaultPage, FaultQueue, Handle};
-pub use kernel::{Kernel, KernelError};
-use ram::{Identity, Ram};
-use space::Space;
+use attachments::Endpoint;
+use context::Context;
+use device::Device;
+pub use error::SetupError;
+pub use fault_queue::{FaultGroup, FaultPage, FaultQueue};
+pub use fault_reader::FaultReader;
+use guest_memory::{GuestMemoryIoas, RegionId};
+use ioas::Ioas;
 use vfio::VfioDevice;
 pub use vfio::VfioFile;
 
-/// The numbers of all ioctls that are made here.
+/// Returns the numbers of all ioctls that this back end makes.
 pub fn ioctls() -> Vec<u32> {
     #[cfg(feature = "selftest")]
-    let numbers = [sys::NUMBERS, &[mock::IOCTL]].concat();
+    let numbers = [ioctl::NUMBERS, &[selftest::NUMBER]].concat();
     #[cfg(not(feature = "selftest"))]
-    let numbers = sys::NUMBERS.to_vec();
+    let numbers = ioctl::NUMBERS.to_vec();
     numbers
 }
 
-/// The endpoints that the kernel holds.
+/// The iommufd back end.
 pub struct Iommufd {
-    // Dropped in this order: page tables before address spaces.
+    // Dropped in this order: HWPTs before IOASs, IOASs of domains before that of guest memory.
     endpoints: BTreeMap<EndpointId, Endpoint>,
     state: Mutex<State>,
-    kernel: Arc<Kernel>,
+    context: Arc<Context>,
 }
 
 struct State {
-    /// Those that an endpoint of the kernel's is attached to.
-    spaces: BTreeMap<Key, Arc<Space>>,
-    ram: Ram,
+    /// The IOASs that an endpoint is attached to.
+    ioases: BTreeMap<IoasKey, Arc<Ioas>>,
+    memory: GuestMemoryIoas,
 }
 
-/// What an address space in the kernel is for.
+/// The purpose of an IOAS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+enum IoasKey {
     Domain(DomainId),
-    /// An endpoint that bypasses.
+    /// An endpoint in bypass.
     Bypass(EndpointId),
 }
 
 impl Iommufd {
-    /// No endpoints yet.
+    /// Opens `/dev/iommu`, without endpoints.
     ///
     /// # Errors
-    /// When there is no iommufd to be had, in a sentence.
-    pub fn open() -> Result<Self, String> {
-        let kernel = Kernel::open()?;
-        let ram = Ram::new(kernel.clone()).map_err(|error| error.to_string())?;
-        let state = Mutex::new(State { spaces: BTreeMap::new(), ram });
-        Ok(Self { endpoints: BTreeMap::new(), state, kernel })
+    /// If it cannot be opened or used.
+    pub fn open() -> Result<Self, SetupError> {
+        let context = Context::open()?;
+        let memory = GuestMemoryIoas::new(context.clone())?;
+        let state = Mutex::new(State { ioases: BTreeMap::new(), memory });
+        Ok(Self { endpoints: BTreeMap::new(), state, context })
     }
 
-    /// Adds a physical device. It is blocked at first.
+    /// Adds a host device. It is blocked at first.
     ///
     /// # Errors
-    /// Why it cannot be had, in a sentence.
-    pub fn add_vfio(&mut self, id: EndpointId, file: VfioFile) -> Result<(), String> {
-        let device = VfioDevice::bind(&self.kernel, file)?;
+    /// If the device cannot be bound or attached.
+    pub fn add_vfio(&mut self, id: EndpointId, file: VfioFile) -> Result<(), SetupError> {
+        let device = VfioDevice::bind(&self.context, file)?;
         self.add(id, Arc::new(device))
     }
 
-    fn add(&mut self, id: EndpointId, device: Arc<dyn Device>) -> Result<(), String> {
-        let endpoint = Endpoint::new(&self.kernel, id, device)?;
+    fn add(&mut self, id: EndpointId, device: Arc<dyn Device>) -> Result<(), SetupError> {
+        let endpoint = Endpoint::new(&self.context, id, device)?;
         self.endpoints.insert(id, endpoint);
         Ok(())
     }
 
-    /// Whether this back end serves `endpoint`.
+    /// Returns whether this back end serves `endpoint`.
     pub fn serves(&self, endpoint: EndpointId) -> bool {
         self.endpoints.contains_key(&endpoint)
     }
 
-    /// Where the page requests of an endpoint come from, if it makes any.
+    /// Returns the fault queue of an endpoint, if it can make page requests.
     pub fn fault_queue(&self, endpoint: EndpointId) -> Option<Arc<FaultQueue>> {
         self.endpoints.get(&endpoint)?.queue.clone()
     }
@@ -117,78 +126,68 @@ impl Iommufd {
 }
 
 impl State {
-    /// The address space for `key`; one that is not there yet is made after `books`.
-    fn space(
+    /// Returns the IOAS for `key`, which is created with the mappings of `address_space` if there
+    /// is none.
+    fn ioas(
         &mut self,
-        kernel: &Arc<Kernel>,
-        key: Key,
-        books: impl FnOnce() -> Arc<AddressSpace>,
-    ) -> Result<Arc<Space>, HostError> {
-        if let Some(space) = self.spaces.get(&key) {
-            return Ok(space.clone());
+        context: &Arc<Context>,
+        key: IoasKey,
+        address_space: Arc<AddressSpace>,
+    ) -> Result<Arc<Ioas>, HostError> {
+        if let Some(ioas) = self.ioases.get(&key) {
+            return Ok(ioas.clone());
         }
-        let space = Arc::new(Space::new(kernel, &self.ram, books())?);
-        self.spaces.insert(key, space.clone());
-        Ok(space)
+        let ioas = Arc::new(Ioas::new(context, &self.memory, address_space)?);
+        self.ioases.insert(key, ioas.clone());
+        Ok(ioas)
     }
 
-    /// Forgets the address spaces that nothing is attached to.
-    fn prune(&mut self) {
-        self.spaces.retain(|_, space| Arc::strong_count(space) > 1);
+    /// Destroys the IOASs that no endpoint is attached to.
+    fn destroy_unused_ioases(&mut self) {
+        self.ioases.retain(|_, ioas| Arc::strong_count(ioas) > 1);
+    }
+
+    /// Maps a region of guest memory in all IOASs with mappings that translate to it.
+    fn map_region(&self, region: &RegionId) -> Result<(), KernelError> {
+        self.ioases.values().try_for_each(|ioas| ioas.map_region(&self.memory, region))
+    }
+
+    /// Unmaps a region of guest memory in all IOASs.
+    fn remove_region(&mut self, region: &RegionId) -> Result<(), KernelError> {
+        self.ioases.values().try_for_each(|ioas| ioas.unmap_region(region))?;
+        self.memory.remove_region(region)
     }
 }
 
-/// Every address that can be mapped, mapped to itself.
-fn identity(ranges: &[IovaRange]) -> Arc<AddressSpace> {
-    let books = AddressSpace::default();
+/// Returns an address space that maps all of `ranges` to the same guest-physical addresses.
+fn identity_mapped(ranges: &[IovaRange]) -> Arc<AddressSpace> {
+    let address_space = AddressSpace::default();
     for &range in ranges {
         let gpa = Gpa(range.first());
-        books.insert(Mapping { range, gpa, access: Access::READ_WRITE });
+        address_space.insert(Mapping { range, gpa, access: Access::READ_WRITE });
     }
-    Arc::new(books)
+    Arc::new(address_space)
 }
 
 impl HostIommu for Iommufd {
+    fn capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
+        let endpoint = self.endpoints.get(&endpoint);
+        endpoint.map_or_else(Default::default, |endpoint| endpoint.capabilities.clone())
+    }
+
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
         let state = self.lock();
-        match state.spaces.get(&Key::Domain(domain)) {
-            Some(space) => space.map(&state.ram, mapping),
+        match state.ioases.get(&IoasKey::Domain(domain)) {
+            Some(ioas) => ioas.map(&state.memory, mapping),
             None => Ok(()),
         }
     }
 
     fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
         let state = self.lock();
-        match state.spaces.get(&Key::Domain(domain)) {
-            Some(space) => space.unmap(&state.ram, range),
+        match state.ioases.get(&IoasKey::Domain(domain)) {
+            Some(ioas) => ioas.unmap(&state.memory, range),
             None => Ok(()),
-        }
-    }
-
-    fn capabilities(&self, endpoint: EndpointId) -> EndpointCapabilities {
-        let endpoint = self.endpoints.get(&endpoint);
-        endpoint.map_or_else(Default::default, |endpoint| endpoint.capabilities.clone())
-    }
-
-    fn set_memory(&self, memory: &GuestMemoryMmap) {
-        let State { spaces, ram } = &mut *self.lock();
-        let spaces = || spaces.values();
-        let forget = |ram: &mut Ram, region: &Identity| {
-            spaces().try_for_each(|space| space.uncover(region)).and_then(|()| ram.remove(region))
-        };
-        // What cannot be done now is tried again when memory changes the next time.
-        for region in ram.missing_in(memory) {
-            if let Err(error) = forget(ram, &region) {
-                log::error!("memory that has gone can still be reached by devices: {error}");
-            }
-        }
-        for region in ram.add_from(memory) {
-            if let Err(error) = spaces().try_for_each(|space| space.cover(ram, &region)) {
-                log::error!("memory that has appeared cannot be reached by devices: {error}");
-                if let Err(error) = forget(ram, &region) {
-                    log::error!("nor can it be forgotten: {error}");
-                }
-            }
         }
     }
 
@@ -196,24 +195,41 @@ impl HostIommu for Iommufd {
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
-        to: &Translation,
+        translation: &Translation,
     ) -> Result<(), HostError> {
-        let Some(device) = self.endpoints.get(&endpoint) else {
-            return Err(HostError::Failed(format!("the kernel has no endpoint {endpoint}")));
-        };
+        let attachments =
+            self.endpoints.get(&endpoint).ok_or(HostError::UnknownEndpoint(endpoint))?;
         let mut state = self.lock();
-        let space = match to {
+        let ioas = match translation {
             Translation::Blocked => None,
             Translation::Bypass => {
-                let books = || identity(&device.capabilities.iova_ranges);
-                Some(state.space(&self.kernel, Key::Bypass(endpoint), books)?)
+                let address_space = identity_mapped(&attachments.capabilities.iova_ranges);
+                Some(state.ioas(&self.context, IoasKey::Bypass(endpoint), address_space)?)
             }
-            Translation::Domain(id, books) => {
-                Some(state.space(&self.kernel, Key::Domain(*id), || books.clone())?)
+            Translation::Domain(id, address_space) => {
+                Some(state.ioas(&self.context, IoasKey::Domain(*id), address_space.clone())?)
             }
         };
-        let routed = device.route(pasid, space);
-        state.prune();
-        routed
+        let result = attachments.set_ioas(pasid, ioas);
+        state.destroy_unused_ioases();
+        result
+    }
+
+    /// A region that cannot be added or removed now is tried again at the next change.
+    fn set_memory(&self, memory: &GuestMemoryMmap) {
+        let mut state = self.lock();
+        for region in state.memory.regions_not_in(memory) {
+            if let Err(error) = state.remove_region(&region) {
+                log::error!("host devices can access guest memory that was removed: {error}");
+            }
+        }
+        for region in state.memory.add_regions(memory) {
+            if let Err(error) = state.map_region(&region) {
+                log::error!("host devices cannot access {region} of guest memory: {error}");
+                if let Err(error) = state.remove_region(&region) {
+                    log::error!("cannot remove {region} of guest memory: {error}");
+                }
+            }
+        }
     }
 }
