@@ -1,96 +1,86 @@
-//! What it costs to be watched: MAP and UNMAP on a daemon that serves figures, to a scraper that
-//! asks each second, and on one that does not. A third one, like the second, shows what a
-//! difference between two that are the same looks like.
+//! Cost of serving metrics: MAP and UNMAP on a daemon whose metrics are scraped each second, and on
+//! one that serves none. A third one, like the second, shows the difference between two equals.
 //!
-//! `cargo bench --bench metrics`, or `./scripts/bench metrics`. They take turns of a fraction of a
-//! millisecond, so that whatever else the machine does is shared by both. Whose turn it is not is
-//! stopped, so that its polling takes no core from the other; both poll long enough to see the
-//! next turn begin.
-//! Prints for each batch size the median time for a request on the second, and the medians of what
-//! the others took in the same round, as ratios to it. Fails if that of the first, over all, is
+//! `cargo bench --bench metrics`, or `./scripts/bench metrics`. The daemons are measured round robin
+//! for a fraction of a millisecond each, so that other load of the machine affects all of them
+//! alike. The ones that are not measured are stopped, so that their polling takes no core; they
+//! poll for longer than the others are measured.
+//! Prints for each batch size the median time of a request on the second daemon, and the medians of
+//! the ratios of the others to it in the same round. Fails if the ratio of the first, over all, is
 //! 1.02 or more.
 
-mod common;
-#[path = "common/driver.rs"]
-mod driver;
-
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::Daemon;
-use driver::Driver;
+use testing::bench::{Driver, start_daemon};
+use testing::daemon::Daemon;
+use testing::metrics::{METRICS, text};
 
 const BATCHES: [usize; 3] = [1, 16, 256];
 const LIVE: usize = 1_000;
-/// Requests of one turn that are timed: half of them MAP, half UNMAP.
-const TURN: usize = 512;
-/// The same that are not, before them.
+/// Timed requests of one measurement: half of them MAP, half UNMAP.
+const TIMED: usize = 512;
+/// Requests before them that are not timed.
 const WARM_UP: usize = 512;
-/// How long both poll, in microseconds.
-const POLL: &str = "100000";
-/// How long each batch size is measured.
+/// Longer than a round, in microseconds.
+const POLL: &str = "--poll-us 100000";
+/// Time for each batch size.
 const TIME: Duration = Duration::from_secs(20);
-/// What is too much.
+/// The ratio at which the benchmark fails.
 const LIMIT: f64 = 1.02;
 
 fn main() {
-    let watched = Daemon::start(1, |dir| {
-        let socket = metrics(dir).display().to_string();
-        ["--poll-us", POLL, "--metrics-socket", &socket].map(String::from).into()
-    });
-    let alone = || Daemon::start(1, |_| ["--poll-us", POLL].map(String::from).into());
-    let (alone, same) = (alone(), alone());
-    let mut sides = [&alone, &watched, &same].map(|daemon| (daemon, Driver::connect(daemon)));
-    let socket = metrics(watched.dir.path());
+    let mut scraped = start_daemon(1, &format!("{POLL} {METRICS}"));
+    let mut alone = start_daemon(1, POLL);
+    let mut same = start_daemon(1, POLL);
+    let mut sides = [&mut alone, &mut scraped, &mut same]
+        .map(|daemon| Side { pid: daemon.pid(), driver: Driver::connect(daemon) });
+    println!("batch  alone, ns   scraped / alone   alone / alone");
     let (stop, stopped) = channel();
-    let scraper = thread::spawn(move || scrape(&socket, &stopped));
-    println!("batch  alone, ns   watched / alone   alone / alone");
-    let all: Vec<[f64; 2]> =
-        BATCHES.into_iter().flat_map(|batch| measure(&mut sides, batch)).collect();
-    drop(stop);
-    println!("scrapes: {}", scraper.join().expect("scrapes"));
-    let ratio = median(all.iter().map(|ratios| ratios[0]));
-    println!("  all {ratio:27.4} {:15.4}", median(all.iter().map(|ratios| ratios[1])));
-    assert!(ratio < LIMIT, "being watched costs more than it may: {ratio:.4}");
+    let (ratios, scrapes) = thread::scope(|scope| {
+        let scraper = scope.spawn(|| scrape(&scraped, stopped));
+        let measured = BATCHES.into_iter().flat_map(|batch| measure(&mut sides, batch));
+        let ratios: Vec<[f64; 2]> = measured.collect();
+        drop(stop);
+        (ratios, scraper.join().expect("scrapes"))
+    });
+    println!("scrapes: {scrapes}");
+    let ratio = median(ratios.iter().map(|ratios| ratios[0]));
+    println!("  all {ratio:27.4} {:15.4}", median(ratios.iter().map(|ratios| ratios[1])));
+    assert!(ratio < LIMIT, "serving metrics costs too much: {ratio:.4}");
 }
 
-fn metrics(dir: &Path) -> PathBuf {
-    dir.join("metrics.sock")
-}
-
-/// Asks each second until told to stop; returns how often.
-fn scrape(socket: &Path, stopped: &Receiver<()>) -> usize {
-    for count in 0.. {
-        match stopped.recv_timeout(Duration::from_secs(1)) {
-            Err(RecvTimeoutError::Timeout) => {}
-            _ => return count,
-        }
-        let mut stream = UnixStream::connect(socket).expect("the socket of the figures");
-        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        assert!(answer.ends_with("# EOF\n"), "{answer}");
+/// Scrapes each second until `stopped` is disconnected. Returns the number of scrapes.
+fn scrape(daemon: &Daemon, stopped: Receiver<()>) -> usize {
+    let mut count = 0;
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_secs(1)) {
+        let metrics = text(daemon);
+        assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+        count += 1;
     }
-    0
+    count
 }
 
-/// Measures all in turns, prints a line, and returns the ratios of each round.
-fn measure(sides: &mut [(&Daemon, Driver); 3], batch: usize) -> Vec<[f64; 2]> {
-    sides.iter_mut().for_each(|(_, driver)| driver.populate(LIVE));
-    sides.iter().for_each(|(daemon, _)| signal(daemon, libc::SIGSTOP));
+/// A daemon and its driver.
+struct Side {
+    pid: u32,
+    driver: Driver,
+}
+
+/// Measures all sides, prints a line, and returns the ratios of each round.
+fn measure(sides: &mut [Side; 3], batch: usize) -> Vec<[f64; 2]> {
+    sides.iter_mut().for_each(|side| side.driver.populate(LIVE));
+    sides.iter().for_each(|side| side.signal(libc::SIGSTOP));
     let start = Instant::now();
     let mut rounds = Vec::new();
     while start.elapsed() < TIME {
         rounds.push(round(sides, batch, rounds.len()));
     }
-    sides.iter().for_each(|(daemon, _)| signal(daemon, libc::SIGCONT));
-    sides.iter_mut().for_each(|(_, driver)| driver.clear());
+    sides.iter().for_each(|side| side.signal(libc::SIGCONT));
+    sides.iter_mut().for_each(|side| side.driver.clear());
     let ratios: Vec<[f64; 2]> =
-        rounds.iter().map(|[alone, watched, same]| [watched / alone, same / alone]).collect();
+        rounds.iter().map(|[alone, scraped, same]| [scraped / alone, same / alone]).collect();
     println!(
         "{batch:5} {:10.1} {:17.4} {:15.4}",
         median(rounds.iter().map(|times| times[0])),
@@ -100,34 +90,36 @@ fn measure(sides: &mut [(&Daemon, Driver); 3], batch: usize) -> Vec<[f64; 2]> {
     ratios
 }
 
-/// One turn each; none is always the first.
-fn round(sides: &mut [(&Daemon, Driver); 3], batch: usize, number: usize) -> [f64; 3] {
+/// Measures each side once; rounds start with different ones.
+fn round(sides: &mut [Side; 3], batch: usize, number: usize) -> [f64; 3] {
     let mut times = [0.0; 3];
-    for index in (0..3).map(|turn| (turn + number) % 3) {
-        let (daemon, driver) = &mut sides[index];
-        signal(daemon, libc::SIGCONT);
-        work(driver, batch, WARM_UP);
-        times[index] = work(driver, batch, TURN);
-        signal(daemon, libc::SIGSTOP);
+    for index in (0..3).map(|position| (position + number) % 3) {
+        let side = &mut sides[index];
+        side.signal(libc::SIGCONT);
+        side.run(batch, WARM_UP);
+        times[index] = side.run(batch, TIMED);
+        side.signal(libc::SIGSTOP);
     }
     times
 }
 
-/// Nanoseconds for a request.
-fn work(driver: &mut Driver, batch: usize, requests: usize) -> f64 {
-    let mut time = Duration::ZERO;
-    for _ in 0..requests / 2 / batch {
-        let chosen = driver.choose(batch, 0..LIVE);
-        time += driver.unmap(&chosen);
-        time += driver.map(&chosen);
+impl Side {
+    /// Returns nanoseconds per request.
+    fn run(&mut self, batch: usize, requests: usize) -> f64 {
+        let mut time = Duration::ZERO;
+        for _ in 0..requests / 2 / batch {
+            let chosen = self.driver.choose(batch, 0..LIVE);
+            time += self.driver.unmap(&chosen);
+            time += self.driver.map(&chosen);
+        }
+        time.as_nanos() as f64 / requests as f64
     }
-    time.as_nanos() as f64 / requests as f64
-}
 
-fn signal(daemon: &Daemon, signal: i32) {
-    // SAFETY: the child has not been waited for, so its id is still its own.
-    let sent = unsafe { libc::kill(daemon.child.id() as i32, signal) };
-    assert_eq!(sent, 0, "the daemon runs");
+    fn signal(&self, signal: i32) {
+        // SAFETY: the daemon has not been waited for, so its ID is not reused.
+        let sent = unsafe { libc::kill(self.pid as i32, signal) };
+        assert_eq!(sent, 0, "the daemon runs");
+    }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

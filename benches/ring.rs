@@ -1,33 +1,28 @@
-//! What a request costs: MAP and UNMAP over a socket, from a front end that does what Linux does
-//! (event index, kick only when asked for, then spin on the used ring).
+//! Cost of a request: MAP and UNMAP over a socket, from a driver that behaves like Linux (event
+//! index, kick only when requested, then spin on the used ring).
 //!
-//! `cargo bench --bench ring`, or `./scripts/bench ring`. Prints time per request and requests
-//! per second at several batch sizes and numbers of live mappings, each as a ratio to the fewest
+//! `cargo bench --bench ring`, or `./scripts/bench ring`. Prints time per request and requests per
+//! second at several batch sizes and numbers of live mappings, each as a ratio to the fewest
 //! mappings of the same run, and the daemon's memory per mapping.
 //!
-//! Where the mappings lie matters to the processor's caches: `near`, requests stay among a few
-//! hundred neighbours, as those of Linux do, which uses again what it has freed; `far`, they go
-//! to random places among all live mappings, the worst that a guest can do.
+//! The place of the mappings matters to the processor's caches: `near`, requests stay among a few
+//! hundred neighbors, as those of Linux do, which reuses freed addresses; `far`, they go to random
+//! places among all live mappings, the worst case.
 
-mod common;
-#[path = "common/driver.rs"]
-mod driver;
-
-use common::Daemon;
-use driver::Driver;
+use testing::bench::{Driver, start_daemon};
 
 const BATCHES: [usize; 3] = [1, 16, 256];
 const LIVE: [usize; 3] = [1_000, 100_000, 1_000_000];
-/// Neighbouring mappings that requests stay among.
+/// Number of adjacent mappings that `near` requests stay among.
 const NEAR: usize = 512;
 /// Requests timed for each pair of the above.
 const REQUESTS: usize = 32_768;
 
 fn main() {
-    let daemon = Daemon::start(1, |_| Vec::new());
-    let mut driver = Driver::connect(&daemon);
-    println!("memory: {:.0} bytes per mapping", bytes_per_mapping(&mut driver, &daemon));
-    println!("nanoseconds for a request; in brackets: times that with {} live mappings", LIVE[0]);
+    let mut daemon = start_daemon(1, "");
+    let mut driver = Driver::connect(&mut daemon);
+    println!("memory: {:.0} bytes per mapping", bytes_per_mapping(&mut driver, daemon.pid()));
+    println!("nanoseconds per request; in brackets: ratio to {} live mappings", LIVE[0]);
     println!("batch    live place         map       unmap  requests/s");
     for batch in BATCHES {
         let mut base = [None; 2];
@@ -42,7 +37,7 @@ fn main() {
     }
 }
 
-/// Which mappings requests are for.
+/// The mappings that requests are for.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Near,
@@ -60,7 +55,7 @@ fn print_row(batch: usize, live: usize, place: Place, times: [f64; 2], base: [f6
     );
 }
 
-/// Unmaps and maps again. Nanoseconds for a MAP and an UNMAP: medians over all batches.
+/// Unmaps and maps again. Returns nanoseconds per MAP and per UNMAP: medians over all batches.
 fn churn(driver: &mut Driver, batch: usize, live: usize, place: Place) -> [f64; 2] {
     let mut times = [vec![], vec![]];
     let among = match place {
@@ -78,16 +73,16 @@ fn churn(driver: &mut Driver, batch: usize, live: usize, place: Place) -> [f64; 
     })
 }
 
-/// Of a daemon that has held no mapping before.
-fn bytes_per_mapping(driver: &mut Driver, daemon: &Daemon) -> f64 {
-    let before = resident(daemon.child.id());
+/// Measures the memory of a daemon that has had no mapping yet.
+fn bytes_per_mapping(driver: &mut Driver, daemon: u32) -> f64 {
+    let before = resident(daemon);
     driver.populate(LIVE[2]);
-    let grown = resident(daemon.child.id()) - before;
+    let grown = resident(daemon) - before;
     driver.clear();
     grown as f64 / LIVE[2] as f64
 }
 
-/// Resident memory of a process, in bytes.
+/// Returns the resident memory of a process, in bytes.
 fn resident(pid: u32) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("statm");
     let pages: u64 = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("statm");

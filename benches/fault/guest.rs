@@ -1,67 +1,65 @@
-//! A driver that takes page requests and answers them at once.
+//! A driver that receives page requests and responds at once.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
 
-use vhost::vhost_user::Frontend;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use testing::bench::{FEATURES, Requests, endpoint_id, start_driver};
+use testing::daemon::Daemon;
+use testing::event::{Fault, LONG_EVENT_LEN};
+use testing::front_end::{FrontEnd, feature};
+use testing::memory::GuestMemory;
+use testing::virtqueue::{Virtqueue, flags};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::common::daemon::endpoint_id;
-use crate::common::{self, Daemon, Descriptor, FEATURES, Requests, Ring, load};
+pub use testing::memory::PAGE;
+pub use testing::paging::SUCCESS;
 
-/// PROBE, and those of the extension.
-const MORE_FEATURES: u64 = 1 << 4 | 1 << 20 | 1 << 21;
-
-/// The PASID that every accelerator works with.
+/// The PASID of every accelerator.
 pub const PASID: u32 = 1;
-pub const PAGE: u64 = 4096;
-/// Bytes of guest memory; each address space has all of it at its physical addresses.
-pub const MEMORY: usize = 32 << 20;
-/// Where memory is free for accelerators and data.
+/// Bytes of guest memory; each address space maps all of it at its guest-physical addresses.
+pub const MEMORY: u64 = 32 << 20;
+/// Start of the memory that is free for accelerators and data.
 pub const FREE: u64 = 0x20_0000;
 
-const EVENT_RING: u64 = 0x10_0000;
+const EVENTS: u64 = 0x10_0000;
 const EVENT_BUFFERS: u64 = 0x18_0000;
-const EVENT_QUEUE: u16 = 256;
-const EVENT: u32 = 48;
-/// From one event buffer to the next.
-const EVENT_SPAN: u64 = 64;
-const EVENT_LAST: u32 = 1 << 4;
+const EVENT_QUEUE_SIZE: u16 = 256;
+/// Distance between event buffers, in bytes.
+const EVENT_BUFFER: u64 = 64;
 
-/// Most requests that are submitted at once: a third of those that can be in flight.
+/// Maximum number of requests that are submitted at once: a third of those that can be in flight.
 const BATCH: usize = 80;
-
-pub const SUCCESS: u16 = 0;
 
 /// A page request, the only one of its group.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRequest {
-    /// Number of the endpoint.
+    /// Index of the endpoint.
     pub index: u32,
     group: u16,
     pub address: u64,
 }
 
+/// A driver with an address space for each endpoint.
 pub struct Guest {
-    pub memory: GuestMemoryMmap,
+    pub ram: Arc<GuestMemory>,
     pub events: Events,
     requests: Requests,
-    /// Requests written and not submitted.
+    /// Number of requests written and not submitted.
     written: usize,
-    _front_end: Frontend,
+    _front_end: FrontEnd,
 }
 
 impl Guest {
-    /// Starts the driver, with an address space for each endpoint.
-    pub fn start(daemon: &Daemon, endpoints: u32) -> Self {
-        let memory = common::memory(MEMORY);
-        let mut front_end = common::connect(daemon, &memory, FEATURES | MORE_FEATURES);
-        let requests = Requests::start(&mut front_end, &memory, 0);
-        let events = Events::start(&mut front_end, &memory);
-        let mut guest = Self { memory, events, requests, written: 0, _front_end: front_end };
+    /// Starts the driver and attaches the address spaces.
+    pub fn start(daemon: &mut Daemon, endpoints: u32) -> Self {
+        let ram = GuestMemory::new(&[(0, MEMORY)]);
+        let (requests, events) = (Requests::new(&ram, 0), Events::new(&ram));
+        let features = FEATURES | feature::PROBE | feature::PASID | feature::PAGE_REQUEST;
+        let queues = [&requests.queue, &events.queue];
+        let front_end = start_driver(daemon, &ram, features, queues);
+        let mut guest = Self { ram, events, requests, written: 0, _front_end: front_end };
         for index in 0..endpoints {
             guest.write(&[1, domain(index), endpoint_id(index), 2, PASID]);
-            guest.map(index, 0, MEMORY as u64);
+            guest.map(index, 0, MEMORY);
             guest.finish();
         }
         guest
@@ -88,12 +86,12 @@ impl Guest {
         self.write(&[4, domain(index), first[0], first[1], last[0], last[1], 0]);
     }
 
-    pub fn answer(&mut self, request: &PageRequest, code: u16) {
+    pub fn respond(&mut self, request: &PageRequest, code: u16) {
         let group = u32::from(code) << 16 | u32::from(request.group);
         self.write(&[8, endpoint_id(request.index), 1, PASID, group, 0, 0]);
     }
 
-    /// Makes available what was written since the last time. Waits only for room for more.
+    /// Submits the requests written since the last time. Waits only for free slots.
     pub fn submit(&mut self) {
         let count = std::mem::take(&mut self.written);
         if count > 0 {
@@ -102,7 +100,7 @@ impl Guest {
         }
     }
 
-    /// Submits what was written, waits until all is answered and checks that.
+    /// Submits the requests written, waits until all are complete, and checks their statuses.
     pub fn finish(&mut self) {
         self.submit();
         self.requests.spin(0);
@@ -110,7 +108,7 @@ impl Guest {
     }
 }
 
-/// The domain of an endpoint's address space.
+/// Returns the domain of an endpoint's address space.
 fn domain(index: u32) -> u32 {
     1 + index
 }
@@ -119,73 +117,38 @@ fn halves(value: u64) -> [u32; 2] {
     [value as u32, (value >> 32) as u32]
 }
 
-/// The event queue from the driver's side.
+/// The event queue from the driver's side, without the checks of
+/// [`EventQueue`](testing::event::EventQueue), whose cost would be measured.
 pub struct Events {
-    memory: GuestMemoryMmap,
-    ring: Ring,
-    avail: u16,
-    shown: u16,
-    used: u16,
+    pub queue: Virtqueue,
 }
 
 impl Events {
-    fn start(front_end: &mut Frontend, memory: &GuestMemoryMmap) -> Self {
-        let ring = Ring::new(EVENT_QUEUE, EVENT_RING);
-        for slot in 0..EVENT_QUEUE {
-            let address = EVENT_BUFFERS + u64::from(slot) * EVENT_SPAN;
-            ring.describe(memory, slot, &Descriptor { address, len: EVENT, flags: 2, next: 0 });
+    fn new(ram: &Arc<GuestMemory>) -> Self {
+        let mut queue = Virtqueue::new(ram, EVENT_QUEUE_SIZE, EVENTS, 0..0);
+        for slot in 0..EVENT_QUEUE_SIZE {
+            let address = EVENT_BUFFERS + u64::from(slot) * EVENT_BUFFER;
+            queue.descriptor(slot, address, LONG_EVENT_LEN, flags::WRITE, 0);
+            queue.offer(slot);
         }
-        let mut events = Self { memory: memory.clone(), ring, avail: 0, shown: 0, used: 0 };
-        (0..EVENT_QUEUE).for_each(|slot| events.give_back(slot));
-        events.show();
-        events.ring.start(front_end, 1, memory).expect("the back end takes the event queue");
-        events
+        queue.publish();
+        Self { queue }
     }
 
-    fn give_back(&mut self, slot: u16) {
-        let entry = u64::from(self.avail % EVENT_QUEUE);
-        let at = GuestAddress(self.ring.avail + 4 + 2 * entry);
-        self.memory.write_obj(slot, at).expect("available ring");
-        self.avail = self.avail.wrapping_add(1);
+    /// Publishes the buffers that were offered again.
+    pub fn publish(&mut self) {
+        self.queue.submit();
     }
 
-    /// Shows the device what was given back.
-    pub fn show(&mut self) {
-        let index = GuestAddress(self.ring.avail + 2);
-        self.memory.store(self.avail, index, Ordering::Release).expect("index");
-        fence(Ordering::SeqCst);
-        self.ring.kick_if_wanted(&self.memory, self.shown, self.avail);
-        self.shown = self.avail;
-    }
-
-    /// The next page request, if there is one. Its buffer is given back.
+    /// Returns the next page request, if there is one, and offers its buffer again.
     pub fn next(&mut self) -> Option<PageRequest> {
-        if load(&self.memory, self.ring.used + 2) == self.used {
-            return None;
-        }
-        let entry = u64::from(self.used % EVENT_QUEUE);
-        let at = GuestAddress(self.ring.used + 4 + 8 * entry);
-        let [slot, len]: [u32; 2] = self.memory.read_obj(at).expect("used ring");
-        assert_eq!(len, EVENT, "an event of the long format");
-        self.used = self.used.wrapping_add(1);
-        let buffer = GuestAddress(EVENT_BUFFERS + u64::from(slot) * EVENT_SPAN);
-        let words: [u32; 7] = self.memory.read_obj(buffer).expect("event");
-        self.give_back(slot as u16);
-        assert_ne!(words[1] & EVENT_LAST, 0, "groups of one request");
+        let (slot, len) = self.queue.take_used()?;
+        assert_eq!(len, LONG_EVENT_LEN, "length of an event");
+        let buffer = GuestAddress(EVENT_BUFFERS + u64::from(slot) * EVENT_BUFFER);
+        let words: [u32; 7] = self.queue.ram.0.read_obj(buffer).expect("event");
+        self.queue.offer(slot);
+        assert_ne!(words[1] & Fault::LAST, 0, "groups of one request");
         let address = u64::from(words[5]) << 32 | u64::from(words[4]);
         Some(PageRequest { index: words[2] - endpoint_id(0), group: words[6] as u16, address })
-    }
-
-    /// Asks for a signal at the next event. `false`: it is there already.
-    pub fn arm(&self) -> bool {
-        let at = GuestAddress(self.ring.avail + 4 + 2 * u64::from(EVENT_QUEUE));
-        self.memory.store(self.used, at, Ordering::Relaxed).expect("used event");
-        fence(Ordering::SeqCst);
-        load(&self.memory, self.ring.used + 2) == self.used
-    }
-
-    /// What the device signals.
-    pub fn signal(&self) -> &EventFd {
-        &self.ring.call
     }
 }

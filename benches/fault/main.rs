@@ -14,26 +14,21 @@
 //! - Sustained: groups answered in a second, channels asking again as soon as they are answered.
 
 mod accel;
-#[path = "../common/mod.rs"]
-mod common;
-mod cores;
 mod guest;
 mod pong;
-mod times;
 
 use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use accelerator::regs::{self, Descriptor};
+use testing::bench::{Cores, Placement, Times, start_daemon};
+use testing::daemon::Daemon;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use accel::Accel;
-use common::Daemon;
-use cores::{Cores, Placement};
 use guest::{FREE, Guest, PAGE, PageRequest, SUCCESS};
 use pong::Pong;
-use times::Times;
 
 /// Jobs of each kind.
 const JOBS: usize = 1000;
@@ -183,15 +178,15 @@ struct Job {
 
 impl Machine {
     fn start(endpoints: u32) -> Self {
-        let daemon = Daemon::start(endpoints, |_| Vec::new());
-        let guest = Guest::start(&daemon, endpoints);
+        let mut daemon = start_daemon(endpoints, "");
+        let guest = Guest::start(&mut daemon, endpoints);
         let home = |index| FREE + u64::from(index) * Accel::SPAN;
-        let accel = |index| Accel::connect(&daemon, index, &guest.memory, home(index));
+        let accel = |index| Accel::connect(&daemon, index, &guest.ram, home(index));
         let accels: Vec<_> = (0..endpoints).map(accel).collect();
         let sleep = Epoll::new().expect("epoll");
         let fds = [
             (accels[0].interrupt.as_raw_fd(), DONE),
-            (guest.events.signal().as_raw_fd(), SIGNALLED),
+            (guest.events.queue.call.as_raw_fd(), SIGNALLED),
         ];
         for (fd, name) in fds {
             let event = EpollEvent::new(EventSet::IN, name);
@@ -216,7 +211,7 @@ impl Machine {
     fn answer_storm(&mut self) {
         self.answering = true;
         for request in std::mem::take(&mut self.kept) {
-            self.guest.answer(&request, SUCCESS);
+            self.guest.respond(&request, SUCCESS);
         }
         self.guest.submit();
         let before = self.answered;
@@ -261,7 +256,7 @@ impl Machine {
 
     /// Sleeps until there are events, or the job measured is complete (`true`).
     fn wait(&mut self) -> bool {
-        if !self.guest.events.arm() {
+        if !self.guest.events.queue.arm() {
             return false;
         }
         let mut ready = [EpollEvent::default(); 2];
@@ -274,7 +269,7 @@ impl Machine {
             rustix::io::read(&self.accels[0].interrupt, &mut [0; 8]).expect("interrupt");
         }
         if signalled {
-            self.guest.events.signal().read().expect("signal");
+            self.guest.events.queue.call.read().expect("signal");
         }
         done
     }
@@ -285,9 +280,9 @@ impl Machine {
         while let Some(request) = self.guest.events.next() {
             if request.address == JOB_PAGE {
                 self.guest.map(request.index, JOB_PAGE, PAGE);
-                self.guest.answer(&request, SUCCESS);
+                self.guest.respond(&request, SUCCESS);
             } else if self.answering {
-                self.guest.answer(&request, SUCCESS);
+                self.guest.respond(&request, SUCCESS);
                 self.answered += 1;
             } else {
                 self.kept.push(request);
@@ -295,7 +290,7 @@ impl Machine {
         }
         let taken = start.elapsed();
         self.guest.submit();
-        self.guest.events.show();
+        self.guest.events.publish();
         taken
     }
 }

@@ -11,13 +11,12 @@ use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use testing::bench::{Cores, Placement, Times};
 use vhost_user_iommu::address::Iova;
 use vhost_user_iommu::host::Access;
 use vhost_user_iommu::host::iommufd::FaultQueue;
 
-use super::Times;
 use super::copying::Copying;
-use super::cores::{Cores, Placement};
 
 const FAULTS: u32 = 2000;
 /// Between two measurements, for both threads to have gone to sleep.

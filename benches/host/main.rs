@@ -5,20 +5,15 @@
 //! of its self test, and 1.1 GiB of memory. All that is compared is measured in turn, in one run.
 
 mod copying;
-#[path = "../fault/cores.rs"]
-mod cores;
 mod faults;
 mod plain;
-#[path = "../fault/times.rs"]
-#[expect(dead_code, reason = "differences of samples are for the other benchmark")]
-mod times;
 
 use std::fs::File;
 use std::time::Duration;
 
 use copying::Copying;
 use plain::Plain;
-use times::Times;
+use testing::bench::Times;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 const PAGE: u64 = 4 << 10;

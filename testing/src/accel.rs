@@ -2,32 +2,35 @@
 //! Accesses are by I/O virtual address.
 
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use vfio_bindings::bindings::vfio::*;
 use vfio_user::{Client, Error};
 use vm_memory::ByteValued;
 
 use crate::memory::{GuestMemory, PAGE};
 use crate::wait;
 
-pub use crate::regs;
+pub use accelerator::regs;
 
 use regs::{Completion, Descriptor};
 
-const BAR0: u32 = 0;
-const CONFIG_SPACE: u32 = 7;
+const BAR0: u32 = VFIO_PCI_BAR0_REGION_INDEX;
+const CONFIG_SPACE: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 const COMMAND: u64 = 0x04;
 const MEMORY_AND_BUS_MASTER: u16 = 0b110;
+const MSIX_CONTROL: u64 = 0x82;
 const PASID_CONTROL: u64 = regs::PASID_CAPABILITY as u64 + 6;
 const ATS_CONTROL: u64 = regs::ATS_CAPABILITY as u64 + 6;
 const PRI_CONTROL: u64 = regs::PRI_CAPABILITY as u64 + 4;
 const PRI_CAPACITY: u64 = regs::PRI_CAPABILITY as u64 + 8;
 const PRI_ALLOCATION: u64 = regs::PRI_CAPABILITY as u64 + 12;
 
-/// Why an access was not made.
+/// Why an access was not made, and its I/O virtual address.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the same fields in all variants")]
 pub enum AccessError {
     /// The IOMMU does not translate the address, or not for this access.
     Fault { address: u64, write: bool },
@@ -157,6 +160,14 @@ impl Accel {
         self.write_config(ATS_CONTROL, &[0, 0x80]);
     }
 
+    /// Enables MSI-X with vector 0, which all channels share, on an eventfd.
+    pub fn enable_interrupt(&mut self, eventfd: BorrowedFd) {
+        let eventfds = [eventfd.as_raw_fd()];
+        let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
+        self.client.set_irqs(VFIO_PCI_MSIX_IRQ_INDEX, flags, 0, 1, &eventfds).unwrap();
+        self.write_config(MSIX_CONTROL, &[0, 0x80]);
+    }
+
     /// Resets the function, and restores its configuration.
     pub fn reset(&mut self) {
         self.client.reset().unwrap();
@@ -199,9 +210,8 @@ impl Accel {
     /// Restarts a channel on `descriptors`, without waiting.
     pub fn start(&mut self, channel: u32, descriptors: &[Descriptor]) {
         self.stop(channel);
-        let entries = (self.ring(channel)..).step_by(regs::DESCRIPTOR_SIZE);
-        for (entry, descriptor) in entries.zip(descriptors) {
-            self.ram.write(entry, &descriptor.to_bytes());
+        for (index, descriptor) in (0..).zip(descriptors) {
+            self.write_descriptor(channel, index, descriptor);
         }
         self.ram.fill(self.record(channel), regs::COMPLETION_SIZE, 0);
         let page_requests =
@@ -212,7 +222,18 @@ impl Accel {
         self.set_register(channel, regs::CH_RING_BASE, self.ring(channel));
         self.set_register(channel, regs::CH_RING_SIZE, Self::RING_ENTRIES);
         self.set_register(channel, regs::CH_CONTROL, regs::CH_CONTROL_ENABLE | page_requests);
-        self.set_register(channel, regs::CH_DOORBELL, descriptors.len() as u32);
+        self.ring_doorbell(channel, descriptors.len() as u32);
+    }
+
+    /// Writes entry `index` of a channel's ring, without the doorbell.
+    pub fn write_descriptor(&self, channel: u32, index: u32, descriptor: &Descriptor) {
+        let entry = self.ring(channel) + u64::from(index) * regs::DESCRIPTOR_SIZE as u64;
+        self.ram.write(entry, &descriptor.to_bytes());
+    }
+
+    /// Lets a channel work up to entry `tail` of its ring, exclusive.
+    pub fn ring_doorbell(&mut self, channel: u32, tail: u32) {
+        self.set_register(channel, regs::CH_DOORBELL, tail);
     }
 
     /// Disables a channel.

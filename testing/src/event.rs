@@ -30,6 +30,8 @@ pub struct Fault {
     pub group: u16,
 }
 
+/// Reasons and flags: `VIRTIO_IOMMU_FAULT_*`.
+#[expect(missing_docs, reason = "the specification's names")]
 impl Fault {
     pub const R_DOMAIN: u8 = 1;
     pub const R_MAPPING: u8 = 2;
@@ -40,7 +42,9 @@ impl Fault {
     pub const ADDRESS: u32 = 1 << 8;
     pub const PASID: u32 = 1 << 9;
     pub const GROUP_ID: u32 = 1 << 10;
+}
 
+impl Fault {
     /// Parses an event of either length. Fields that it lacks, or whose flag is clear, are 0.
     pub fn parse(data: &[u8]) -> Self {
         assert_eq!(data[1..4], [0; 3], "reserved");

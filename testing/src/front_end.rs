@@ -19,6 +19,7 @@ pub const REQUEST_QUEUE: usize = 0;
 pub const EVENT_QUEUE: usize = 1;
 
 /// Feature bits, as masks.
+#[expect(missing_docs, reason = "the specification's names")]
 pub mod feature {
     pub const INPUT_RANGE: u64 = 1 << 0;
     pub const DOMAIN_RANGE: u64 = 1 << 1;
@@ -46,6 +47,7 @@ pub mod feature {
 
 /// `struct virtio_iommu_config`. Ranges are inclusive.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the specification's names")]
 pub struct Config {
     pub page_size_mask: u64,
     pub input_range: (u64, u64),
@@ -69,6 +71,7 @@ pub struct Start<'a> {
 
 /// A vhost-user message of the sequences [`REALIZE`] and [`START`]. Numbers are virtqueues.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the protocol's names")]
 pub enum Message {
     GetFeatures,
     GetProtocolFeatures,

@@ -9,7 +9,8 @@
 //! - [`machine::Machine`] is QEMU with a Linux guest that runs commands. [`testbed`] knows where
 //!   QEMU and kernels are.
 //!
-//! Both use the [`daemon`] under test, its [`counters`] and its [`metrics`].
+//! Both use the [`daemon`] under test, its [`counters`] and its [`metrics`]. [`bench`] has peers without
+//! checks for benchmarks.
 //!
 //! This crate does not depend on the daemon's library: tests see the daemon as its peers do.
 //!
@@ -26,6 +27,7 @@
 //! ```
 
 pub mod accel;
+pub mod bench;
 pub mod counters;
 pub mod daemon;
 pub mod event;
@@ -40,6 +42,3 @@ pub mod testbed;
 pub mod virtqueue;
 pub mod vm;
 pub mod wait;
-
-// Until the accelerator is its own crate.
-pub use accelerator::regs;

@@ -4,6 +4,7 @@
 use crate::virtqueue::Chain;
 
 /// Statuses of a request: `VIRTIO_IOMMU_S_*`.
+#[expect(missing_docs, reason = "the specification's names")]
 pub mod status {
     pub const OK: u8 = 0;
     pub const UNSUPP: u8 = 2;

@@ -5,12 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::memory::GuestMemory;
 use crate::wait;
 
 /// Descriptor flags: `VIRTQ_DESC_F_*`.
+#[expect(missing_docs, reason = "the specification's names")]
 pub mod flags {
     pub const NEXT: u16 = 1;
     pub const WRITE: u16 = 2;
@@ -277,24 +279,31 @@ impl Virtqueue {
             return None;
         }
         let slot = u64::from(self.next_used % self.size);
-        let element = self.ram.read(self.used + 4 + 8 * slot, 8);
+        let element = GuestAddress(self.used + 4 + 8 * slot);
+        let [head, len]: [u32; 2] = self.ram.0.read_obj(element).unwrap();
         self.next_used = self.next_used.wrapping_add(1);
-        let field = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
-        Some((field(0) as u16, field(4)))
+        Some((u32::from_le(head) as u16, u32::from_le(len)))
+    }
+
+    /// Requests a signal at the next used element. Returns `false` if it is already there.
+    pub fn arm(&self) -> bool {
+        let used_event = self.avail + 4 + 2 * u64::from(self.size);
+        self.ram.store(used_event, self.next_used);
+        fence(Ordering::SeqCst);
+        self.ram.load(self.used + 2) == self.next_used
     }
 
     /// Waits for the next used element, asleep until the device signals one.
     #[track_caller]
     pub fn wait_used(&mut self) -> (u16, u32) {
         loop {
-            // used_event: signal at the next element.
-            self.ram.store(self.avail + 4 + 2 * u64::from(self.size), self.next_used);
-            fence(Ordering::SeqCst);
+            if self.arm() {
+                wait::readable(&self.call, "a used buffer");
+                let _ = self.call.read();
+            }
             if let Some(element) = self.take_used() {
                 return element;
             }
-            wait::readable(&self.call, "a used buffer");
-            let _ = self.call.read();
         }
     }
 

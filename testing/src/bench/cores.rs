@@ -1,30 +1,30 @@
-//! On which cores the front end and its peers run. To wake somebody on another core can take many
-//! times as long as to switch to them on one's own, above all in a virtual machine, so a figure
-//! means nothing without that.
+//! Placement of front end and peers on cores. To wake a thread on another core can take many times as
+//! long as to switch to it on the same core, above all in a virtual machine, so a measurement means
+//! nothing without the placement.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Where peers run that are started by [`Placement::start`].
+/// The cores of peers that [`Cores::start`] starts.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Placement {
-    /// On the front end's own core.
+    /// The front end's core.
     Together,
-    /// On all cores but the front end's.
+    /// All cores but the front end's.
     Apart,
 }
 
-/// The cores that this program can use.
+/// The cores that this program can use. The front end runs on the first one.
 #[derive(Clone)]
 pub struct Cores(Vec<usize>);
 
 impl Cores {
-    /// As this program was started.
+    /// Returns the cores that this program was started on.
     pub fn all() -> Self {
         let set = sched_getaffinity(None).expect("affinity");
         Self((0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
     }
 
-    /// The placements that are possible.
+    /// Returns the placements that are possible.
     pub fn placements(&self) -> &'static [Placement] {
         if self.0.len() > 1 {
             &[Placement::Together, Placement::Apart]
@@ -44,13 +44,13 @@ impl Cores {
         started
     }
 
-    /// Lets this thread, and what it starts, run on any core again.
+    /// Lets this thread, and threads and processes that it starts, run on any core again.
     pub fn release(&self) {
         run_on(&self.0);
     }
 }
 
-/// For this thread, and what it starts from now on.
+/// Sets the cores of this thread, and of threads and processes that it starts from now on.
 fn run_on(cores: &[usize]) {
     let mut set = CpuSet::new();
     cores.iter().for_each(|&core| set.set(core));

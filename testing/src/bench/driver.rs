@@ -1,33 +1,49 @@
-//! A driver that maps and unmaps pages, and takes the time.
+//! A driver that maps and unmaps pages, and measures the time.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::Frontend;
+use crate::daemon::Daemon;
+use crate::front_end::FrontEnd;
+use crate::memory::{GuestMemory, PAGE};
+use crate::random::Random;
+use crate::virtqueue::Virtqueue;
 
-use crate::common::{self, Daemon, FEATURES, Requests};
+use super::{FEATURES, Requests, start_driver};
 
-const PAGE: u64 = 4096;
-/// Requests in flight at most.
+/// Maximum number of requests in flight.
 const SLOTS: usize = 256;
-const MEMORY: usize = 1 << 20;
+const MEMORY: u64 = 1 << 20;
+/// Address of the event queue, which stays empty.
+const EVENTS: u64 = 0x8_0000;
 
-/// A driver's side of the request queue.
+/// A driver with an attached endpoint, for `MAP` and `UNMAP`.
+///
+/// ```no_run
+/// use testing::bench::{Driver, start_daemon};
+///
+/// let mut daemon = start_daemon(1, "--poll-us 50");
+/// let mut driver = Driver::connect(&mut daemon);
+/// println!("{:?}", driver.map(&[0, 1, 2]));
+/// ```
 pub struct Driver {
     requests: Requests,
     live: usize,
-    random: u64,
-    _front_end: Frontend,
+    random: Random,
+    _front_end: FrontEnd,
 }
 
 impl Driver {
     /// Connects, and attaches an endpoint.
-    pub fn connect(daemon: &Daemon) -> Self {
-        let memory = common::memory(MEMORY);
-        let mut front_end = common::connect(daemon, &memory, FEATURES);
-        let requests = Requests::start(&mut front_end, &memory, 0);
+    pub fn connect(daemon: &mut Daemon) -> Self {
+        let ram = GuestMemory::new(&[(0, MEMORY)]);
+        let requests = Requests::new(&ram, 0);
+        let events = Virtqueue::new(&ram, 2, EVENTS, 0..0);
+        let queues = [&requests.queue, &events];
+        let front_end = start_driver(daemon, &ram, FEATURES, queues);
         requests.write(0, &[&[1, 0, 0, 0], &1u32.to_le_bytes(), &16u32.to_le_bytes(), &[0; 8]]);
-        let mut driver = Self { requests, live: 0, random: 1, _front_end: front_end };
+        let mut driver = Self { requests, live: 0, random: Random(1), _front_end: front_end };
         driver.submit(1);
         driver
     }
@@ -42,7 +58,7 @@ impl Driver {
         taken
     }
 
-    /// The `n`-th mapping: every other page, so that none touches the next.
+    /// Writes the MAP of the `n`-th mapping: every other page, so that no two are adjacent.
     fn write_map(&self, ahead: usize, n: usize) {
         let (first, last) = range(n);
         let range = [first.to_le_bytes(), last.to_le_bytes(), [0; 8]].concat();
@@ -56,19 +72,19 @@ impl Driver {
         self.requests.write(ahead, &[&[4, 0, 0, 0, 1, 0, 0, 0], &range, &[0; 4]]);
     }
 
-    /// Maps these, all at once.
+    /// Creates these mappings in one batch.
     pub fn map(&mut self, mappings: &[usize]) -> Duration {
         mappings.iter().enumerate().for_each(|(ahead, &n)| self.write_map(ahead, n));
         self.submit(mappings.len())
     }
 
-    /// Unmaps these.
+    /// Removes these mappings in one batch.
     pub fn unmap(&mut self, mappings: &[usize]) -> Duration {
         mappings.iter().enumerate().for_each(|(ahead, &n)| self.write_unmap(ahead, n));
         self.submit(mappings.len())
     }
 
-    /// Maps the first so many.
+    /// Creates the first `live` mappings.
     pub fn populate(&mut self, live: usize) {
         let new: Vec<usize> = (self.live..live).collect();
         for mappings in new.chunks(SLOTS) {
@@ -77,7 +93,7 @@ impl Driver {
         self.live = live;
     }
 
-    /// Unmaps all.
+    /// Removes all mappings.
     pub fn clear(&mut self) {
         self.requests
             .write(0, &[&[4, 0, 0, 0, 1, 0, 0, 0], &[0; 8], &u64::MAX.to_le_bytes(), &[0; 4]]);
@@ -85,15 +101,11 @@ impl Driver {
         self.live = 0;
     }
 
-    /// So many different ones of these, at random.
+    /// Chooses `count` different mappings at random.
     pub fn choose(&mut self, count: usize, among: Range<usize>) -> Vec<usize> {
-        let mut chosen = std::collections::BTreeSet::new();
+        let mut chosen = BTreeSet::new();
         while chosen.len() < count {
-            // Xorshift: any sequence will do that no cache foresees.
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
-            chosen.insert(among.start + self.random as usize % among.len());
+            chosen.insert(among.start + self.random.below(among.len()));
         }
         chosen.into_iter().collect()
     }
