@@ -108,7 +108,7 @@ check_readme_qemu_args() {
 }
 
 test_readme() (
-    dir=$(mktemp -d) # not local: the trap runs after the function's end
+    dir=$(mktemp -d) # not local: the trap runs after the function has returned
     trap 'rm -rf "$dir"' EXIT
     run_readme "$dir" || die "README's commands failed with status $?" "$(tail -n 40 "$dir/log")"
     check_readme_output "$dir"
