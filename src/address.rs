@@ -1,11 +1,11 @@
-//! Addresses, identifiers and all range arithmetic of the crate.
+//! Addresses, identifiers, and all arithmetic on address ranges.
 //!
-//! Ends of ranges are inclusive (`last`), as on the virtio-iommu wire, so that a range can
-//! reach 2^64 - 1 without overflow.
+//! Ends of ranges are inclusive (`last`), as in virtio-iommu requests, so that a range can end at
+//! 2^64 - 1 without overflow.
 
 use std::fmt;
 
-/// An address as an endpoint issues it, before translation (I/O virtual address), in bytes.
+/// An I/O virtual address: an address as an endpoint issues it, before translation, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Iova(pub u64);
 
@@ -13,25 +13,25 @@ pub struct Iova(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
 
-/// An endpoint of the virtual IOMMU: `segment << 16 | bus << 8 | device << 3 | function` for
-/// PCI functions, as the VIOT table announces them.
+/// An endpoint of the virtual IOMMU. The identifier of a PCI function is `segment << 16 | bus << 8 |
+/// device << 3 | function`, as in the VIOT table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u32);
 
-/// A domain (address space) as the guest numbers it.
+/// A domain (address space) of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainId(pub u32);
 
-/// A process address space identifier, 20 bits, never 0.
+/// A process address space identifier (PASID): 20 bits, not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pasid(pub u32);
 
-/// What an access does, or what a mapping allows.
+/// The type of an access, or the permissions of a mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Reads from memory.
+    /// Reads memory.
     pub read: bool,
-    /// Writes to memory.
+    /// Writes memory.
     pub write: bool,
 }
 
@@ -40,12 +40,19 @@ impl Access {
     pub const READ: Access = Access { read: true, write: false };
     /// A write.
     pub const WRITE: Access = Access { read: false, write: true };
-    /// Both.
+    /// A read and a write.
     pub const READ_WRITE: Access = Access { read: true, write: true };
 
-    /// Whether a mapping with these permissions lets `wanted` through.
-    pub const fn allows(self, wanted: Access) -> bool {
-        (self.read || !wanted.read) && (self.write || !wanted.write)
+    /// Returns whether a mapping with these permissions permits `access`.
+    ///
+    /// ```
+    /// use vhost_user_iommu::address::Access;
+    ///
+    /// assert!(Access::READ_WRITE.allows(Access::WRITE));
+    /// assert!(!Access::READ.allows(Access::READ_WRITE));
+    /// ```
+    pub const fn allows(self, access: Access) -> bool {
+        (self.read || !access.read) && (self.write || !access.write)
     }
 }
 
@@ -73,7 +80,7 @@ impl fmt::Display for Pasid {
     }
 }
 
-/// Prints the PCI address that the identifier stands for.
+/// Formats the identifier as a PCI address.
 impl fmt::Display for EndpointId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = self.0;
@@ -82,7 +89,15 @@ impl fmt::Display for EndpointId {
     }
 }
 
-/// A non-empty range of I/O virtual addresses; both ends belong to it.
+/// A non-empty range of I/O virtual addresses. Both ends are inclusive.
+///
+/// ```
+/// use vhost_user_iommu::address::IovaRange;
+///
+/// let range = IovaRange::new(0x1800, 0x4fff).unwrap();
+/// assert_eq!(range.shrink_to_granule(0x1000), IovaRange::new(0x2000, 0x4fff));
+/// assert_eq!(IovaRange::new(1, 0), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IovaRange {
     first: u64,
@@ -90,45 +105,45 @@ pub struct IovaRange {
 }
 
 impl IovaRange {
-    /// Every address there is.
+    /// All addresses.
     pub const ALL: IovaRange = IovaRange { first: 0, last: u64::MAX };
 
-    /// The range from `first` to `last`, or `None` when `last` lies below `first`.
+    /// Returns the range from `first` to `last`, or `None` if `last` is below `first`.
     pub const fn new(first: u64, last: u64) -> Option<Self> {
         if first <= last { Some(Self { first, last }) } else { None }
     }
 
-    /// The lowest address.
+    /// Returns the lowest address.
     pub const fn first(&self) -> u64 {
         self.first
     }
 
-    /// The highest address (inclusive).
+    /// Returns the highest address (inclusive).
     pub const fn last(&self) -> u64 {
         self.last
     }
 
-    /// Number of bytes minus one: the full range has no size in 64 bits.
+    /// Returns the number of bytes minus one: the size of [`ALL`](Self::ALL) exceeds 64 bits.
     pub const fn span(&self) -> u64 {
         self.last - self.first
     }
 
-    /// Whether `address` belongs to the range.
+    /// Returns whether `address` is in the range.
     pub const fn contains(&self, address: u64) -> bool {
         self.first <= address && address <= self.last
     }
 
-    /// Whether all of `other` belongs to the range.
+    /// Returns whether all of `other` is in the range.
     pub const fn covers(&self, other: &IovaRange) -> bool {
         self.first <= other.first && other.last <= self.last
     }
 
-    /// Whether the two ranges share an address.
+    /// Returns whether the two ranges have an address in common.
     pub const fn overlaps(&self, other: &IovaRange) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// What is left of the range when `other` is taken out: up to two ranges, lowest first.
+    /// Returns the parts of the range that are not in `other`: up to two, in ascending order.
     pub fn without(&self, other: &IovaRange) -> impl Iterator<Item = IovaRange> + use<> {
         let below = other.first.checked_sub(1).map(|last| last.min(self.last));
         let above = other.last.checked_add(1).map(|first| first.max(self.first));
@@ -137,13 +152,13 @@ impl IovaRange {
         below.into_iter().chain(above)
     }
 
-    /// The addresses that both ranges have.
-    pub fn common(&self, other: &IovaRange) -> Option<IovaRange> {
+    /// Returns the addresses that are in both ranges.
+    pub fn intersection(&self, other: &IovaRange) -> Option<IovaRange> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
     }
 
-    /// The whole granules (of a power of two of bytes) in the range.
-    pub fn shrunk_to(&self, granule: u64) -> Option<IovaRange> {
+    /// Returns the whole granules of the range. `granule` is a power of two, in bytes.
+    pub fn shrink_to_granule(&self, granule: u64) -> Option<IovaRange> {
         let first = self.first.checked_next_multiple_of(granule)?;
         match self.last.checked_add(1) {
             Some(end) => Self::new(first, (end & !(granule - 1)).checked_sub(1)?),
@@ -151,7 +166,7 @@ impl IovaRange {
         }
     }
 
-    /// Whether both ends lie on boundaries of `granule` bytes (a power of two).
+    /// Returns whether the range consists of whole granules. `granule` is a power of two, in bytes.
     pub const fn is_aligned(&self, granule: u64) -> bool {
         let mask = granule - 1;
         self.first & mask == 0 && self.last & mask == mask
@@ -173,11 +188,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_without_another_range() {
-        let left = |first, last| -> Vec<(u64, u64)> {
-            let other = range(first, last);
-            range(10, 20).without(&other).map(|part| (part.first, part.last)).collect()
-        };
+    fn without_returns_parts_below_and_above() {
+        fn left(first: u64, last: u64) -> Vec<(u64, u64)> {
+            let parts = range(10, 20).without(&range(first, last));
+            parts.map(|part| (part.first, part.last)).collect()
+        }
         assert_eq!(left(0, 9), [(10, 20)]);
         assert_eq!(left(21, 30), [(10, 20)]);
         assert_eq!(left(12, 14), [(10, 11), (15, 20)]);
@@ -189,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn whole_granules_of_a_range() {
-        assert_eq!(range(1, 0x2fff).shrunk_to(0x1000), Some(range(0x1000, 0x2fff)));
-        assert_eq!(range(0, 0x2ffe).shrunk_to(0x1000), Some(range(0, 0x1fff)));
-        assert_eq!(range(1, 0x1ffe).shrunk_to(0x1000), None);
-        assert_eq!(range(0, 5).shrunk_to(0x1000), None);
-        assert_eq!(IovaRange::ALL.shrunk_to(0x1000), Some(IovaRange::ALL));
-        assert_eq!(range(u64::MAX, u64::MAX).shrunk_to(0x1000), None);
+    fn shrink_to_granule_keeps_whole_granules() {
+        assert_eq!(range(1, 0x2fff).shrink_to_granule(0x1000), Some(range(0x1000, 0x2fff)));
+        assert_eq!(range(0, 0x2ffe).shrink_to_granule(0x1000), Some(range(0, 0x1fff)));
+        assert_eq!(range(1, 0x1ffe).shrink_to_granule(0x1000), None);
+        assert_eq!(range(0, 5).shrink_to_granule(0x1000), None);
+        assert_eq!(IovaRange::ALL.shrink_to_granule(0x1000), Some(IovaRange::ALL));
+        assert_eq!(range(u64::MAX, u64::MAX).shrink_to_granule(0x1000), None);
     }
 
     #[test]
-    fn what_two_ranges_have_in_common() {
-        assert_eq!(range(10, 20).common(&range(15, 30)), Some(range(15, 20)));
-        assert_eq!(range(10, 20).common(&range(21, 30)), None);
+    fn intersection_of_disjoint_ranges_is_empty() {
+        assert_eq!(range(10, 20).intersection(&range(15, 30)), Some(range(15, 20)));
+        assert_eq!(range(10, 20).intersection(&range(21, 30)), None);
     }
 }

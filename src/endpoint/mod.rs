@@ -143,8 +143,9 @@ pub(crate) fn fit(
             log::info!("endpoint {id}: pages of {page_granularity:#x} bytes");
             settings.page_size = page_granularity;
         }
-        let fitting = whole(&iova_ranges).and_then(|whole| whole.common(&settings.input_range));
-        let fitting = fitting.and_then(|range| range.shrunk_to(settings.page_size));
+        let fitting =
+            whole(&iova_ranges).and_then(|whole| whole.intersection(&settings.input_range));
+        let fitting = fitting.and_then(|range| range.shrink_to_granule(settings.page_size));
         let Some(range) = fitting else {
             return Err(EndpointError::InputRange {
                 endpoint: id,

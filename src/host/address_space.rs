@@ -1,45 +1,45 @@
-//! The mappings of one domain: what the daemon itself knows to be mapped.
+//! The mappings of one domain.
 //!
-//! Every back end relies on these: the software one translates through them, others check here
-//! for overlaps and splits before they touch anything that cannot be undone.
+//! The software back end translates through them. The device model checks requests against them
+//! for overlaps and splits, before a back end makes changes that cannot be rolled back.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::address::{Access, Gpa, Iova, IovaRange};
 
-/// One mapping, as the guest's MAP request made it.
+/// A mapping, as created by a MAP request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// The addresses that are mapped.
+    /// The I/O virtual addresses.
     pub range: IovaRange,
-    /// Where the first of them leads.
+    /// The guest-physical address that the first of them translates to.
     pub gpa: Gpa,
-    /// What accesses it allows.
+    /// The permissions.
     pub access: Access,
 }
 
-/// Where an address leads.
+/// The result of a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The guest-physical address.
     pub gpa: Gpa,
-    /// How many further bytes are contiguous behind that one byte (size minus one).
+    /// Size of the contiguous range at that address minus one, in bytes.
     pub span: u64,
 }
 
-/// Why a change was refused; nothing has been changed.
+/// A change of the mappings that is not permitted. Nothing has been changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SpaceError {
-    /// MAP over something that is mapped.
+pub enum MappingError {
+    /// MAP of a range that overlaps a mapping.
     #[error("the range overlaps a mapping")]
     Overlap,
-    /// UNMAP of a part of a mapping.
+    /// UNMAP of a range that covers only a part of a mapping.
     #[error("the range would split a mapping")]
     Split,
 }
 
-/// A mapping without its first address, which is its key in the tree.
+/// A mapping in the tree, whose key is the first address.
 #[derive(Clone, Copy)]
 struct Entry {
     last: u64,
@@ -50,46 +50,66 @@ struct Entry {
 type Tree = BTreeMap<u64, Entry>;
 
 /// The mappings of one domain.
+///
+/// ```
+/// use vhost_user_iommu::address::{Access, Gpa, Iova, IovaRange};
+/// use vhost_user_iommu::host::{AddressSpace, Mapping, MappingError};
+///
+/// let range = IovaRange::new(0x1000, 0x2fff).unwrap();
+/// let space = AddressSpace::default();
+/// space.check_unmapped(range)?;
+/// space.insert(Mapping { range, gpa: Gpa(0x8000), access: Access::READ });
+///
+/// let gpa = |address, access| space.with_target(Iova(address), access, |target| target.gpa);
+/// assert_eq!(gpa(0x1234, Access::READ), Some(Gpa(0x8234)));
+/// assert_eq!(gpa(0x1234, Access::WRITE), None);
+///
+/// let half = IovaRange::new(0x1000, 0x1fff).unwrap();
+/// assert_eq!(space.check_no_split(half), Err(MappingError::Split));
+/// # Ok::<(), MappingError>(())
+/// ```
 #[derive(Default)]
 pub struct AddressSpace {
     tree: RwLock<Tree>,
 }
 
 impl AddressSpace {
-    /// Checks that `range` is free.
-    pub fn check_free(&self, range: IovaRange) -> Result<(), SpaceError> {
+    /// Checks that nothing is mapped in `range`.
+    ///
+    /// # Errors
+    /// [`MappingError::Overlap`] otherwise.
+    pub fn check_unmapped(&self, range: IovaRange) -> Result<(), MappingError> {
         match last_before(&self.read(), range.last()) {
-            Some((_, entry)) if entry.last >= range.first() => Err(SpaceError::Overlap),
+            Some((_, entry)) if entry.last >= range.first() => Err(MappingError::Overlap),
             _ => Ok(()),
         }
     }
 
-    /// Adds a mapping whose range [`check_free`](Self::check_free) has found to be free.
+    /// Adds a mapping whose range [`check_unmapped`](Self::check_unmapped) has accepted.
     pub fn insert(&self, mapping: Mapping) {
         let entry =
             Entry { last: mapping.range.last(), gpa: mapping.gpa.0, access: mapping.access };
         self.write().insert(mapping.range.first(), entry);
     }
 
-    /// Checks that removing `range` would split no mapping.
-    pub fn check_whole(&self, range: IovaRange) -> Result<(), SpaceError> {
+    /// Checks that the removal of `range` splits no mapping.
+    ///
+    /// # Errors
+    /// [`MappingError::Split`] otherwise.
+    pub fn check_no_split(&self, range: IovaRange) -> Result<(), MappingError> {
         let tree = self.read();
         if is_one_mapping(&tree, range) {
             return Ok(());
         }
-        let cuts = |address: u64| match last_before(&tree, address) {
-            Some((first, entry)) => entry.last >= address && first < address,
-            None => false,
-        };
-        let cut_behind = range.last().checked_add(1).is_some_and(cuts);
-        if cuts(range.first()) || cut_behind {
-            return Err(SpaceError::Split);
+        let starts = [Some(range.first()), range.last().checked_add(1)];
+        if starts.into_iter().flatten().any(|address| splits_mapping(&tree, address)) {
+            return Err(MappingError::Split);
         }
         Ok(())
     }
 
-    /// Removes every mapping inside `range`, which [`check_whole`](Self::check_whole) has
-    /// accepted; returns how many there were. When it returns, no access goes through them.
+    /// Removes all mappings in `range`, which [`check_no_split`](Self::check_no_split) has
+    /// accepted. Returns their number. No access uses them after the call returns.
     pub fn remove(&self, range: IovaRange) -> usize {
         let mut tree = self.write();
         if is_one_mapping(&tree, range) {
@@ -98,7 +118,7 @@ impl AddressSpace {
         tree.extract_if(range.first()..=range.last(), |_, _| true).count()
     }
 
-    /// The mappings that touch `range`, lowest first.
+    /// Returns the mappings that overlap `range`, in ascending order.
     pub fn mappings_in(&self, range: IovaRange) -> Vec<Mapping> {
         let tree = self.read();
         let first = match last_before(&tree, range.first()) {
@@ -108,30 +128,29 @@ impl AddressSpace {
         tree.range(first..=range.last()).map(|(&first, entry)| entry.mapping(first)).collect()
     }
 
-    /// Number of mappings.
+    /// Returns the number of mappings.
     pub fn len(&self) -> usize {
         self.read().len()
     }
 
-    /// Whether nothing is mapped.
+    /// Returns whether nothing is mapped.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Translates `address` for `wanted`, and keeps the answer true while `access` runs:
-    /// whoever removes the mapping waits for it. `access` therefore has to be short.
-    ///
-    /// `None`: nothing is mapped there, or not with that permission.
+    /// Translates `address` and calls `use_target` with the result, unless nothing is mapped there
+    /// with the permissions for `access`. The mapping stays valid during the call: its removal
+    /// waits, so `use_target` has to be short.
     pub fn with_target<T>(
         &self,
         address: Iova,
-        wanted: Access,
-        access: impl FnOnce(Target) -> T,
+        access: Access,
+        use_target: impl FnOnce(Target) -> T,
     ) -> Option<T> {
         let tree = self.read();
         let (first, entry) = last_before(&tree, address.0)?;
-        let hit = entry.last >= address.0 && entry.access.allows(wanted);
-        hit.then(|| access(entry.target(first, address)))
+        let hit = entry.last >= address.0 && entry.access.allows(access);
+        hit.then(|| use_target(entry.target(first, address)))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tree> {
@@ -149,19 +168,25 @@ impl Entry {
         Mapping { range, gpa: Gpa(self.gpa), access: self.access }
     }
 
-    /// MAP has checked that the guest-physical end does not overflow.
+    // The device model has checked that the last guest-physical address does not overflow.
     fn target(&self, first: u64, address: Iova) -> Target {
         Target { gpa: Gpa(self.gpa + (address.0 - first)), span: self.last - address.0 }
     }
 }
 
-/// Whether `range` is exactly what one MAP has mapped: by far the commonest UNMAP, and the
-/// cheapest to check.
+/// Returns whether `range` is exactly one mapping: by far the most common UNMAP, and the cheapest
+/// to check.
 fn is_one_mapping(tree: &Tree, range: IovaRange) -> bool {
     tree.get(&range.first()).is_some_and(|entry| entry.last == range.last())
 }
 
-/// The mapping with the highest first address at or below `address`.
+/// Returns whether a mapping begins below `address` and contains it.
+fn splits_mapping(tree: &Tree, address: u64) -> bool {
+    last_before(tree, address)
+        .is_some_and(|(first, entry)| first < address && entry.last >= address)
+}
+
+/// Returns the mapping with the highest first address at or below `address`.
 fn last_before(tree: &Tree, address: u64) -> Option<(u64, &Entry)> {
     tree.range(..=address).next_back().map(|(&first, entry)| (first, entry))
 }
@@ -178,36 +203,36 @@ mod tests {
         let space = AddressSpace::default();
         for &(first, last) in ranges {
             let range = range(first, last);
-            space.check_free(range).unwrap();
+            space.check_unmapped(range).unwrap();
             space.insert(Mapping { range, gpa: Gpa(first), access: Access::READ_WRITE });
         }
         space
     }
 
     #[test]
-    fn overlap_is_found_at_each_edge_and_inside() {
+    fn check_unmapped_finds_overlap_at_edges_and_inside() {
         let space = space(&[(0x1000, 0x1fff), (0x4000, 0x7fff)]);
         for (first, last) in [(0, 0x1000), (0x1fff, 0x2000), (0x5000, 0x5fff), (0, u64::MAX)] {
-            assert_eq!(space.check_free(range(first, last)), Err(SpaceError::Overlap));
+            assert_eq!(space.check_unmapped(range(first, last)), Err(MappingError::Overlap));
         }
         for (first, last) in [(0, 0xfff), (0x2000, 0x3fff), (0x8000, u64::MAX)] {
-            assert_eq!(space.check_free(range(first, last)), Ok(()));
+            assert_eq!(space.check_unmapped(range(first, last)), Ok(()));
         }
     }
 
     #[test]
-    fn a_range_that_cuts_a_mapping_is_refused_and_holes_are_not() {
+    fn check_no_split_rejects_partial_mappings_and_accepts_holes() {
         let space = space(&[(0x1000, 0x1fff), (0x4000, 0x7fff)]);
         for (first, last) in [(0, 0x17ff), (0x1800, 0x1fff), (0x5000, 0x5fff), (0, 0x4fff)] {
-            assert_eq!(space.check_whole(range(first, last)), Err(SpaceError::Split));
+            assert_eq!(space.check_no_split(range(first, last)), Err(MappingError::Split));
         }
         for (first, last) in [(0, 0xfff), (0x1000, 0x1fff), (0x2000, u64::MAX), (0, u64::MAX)] {
-            assert_eq!(space.check_whole(range(first, last)), Ok(()));
+            assert_eq!(space.check_no_split(range(first, last)), Ok(()));
         }
     }
 
     #[test]
-    fn remove_takes_all_inside_and_leaves_the_rest() {
+    fn remove_keeps_mappings_outside_the_range() {
         let space = space(&[(0, 0xfff), (0x1000, 0x1fff), (0x4000, 0x7fff), (0x9000, 0x9fff)]);
         assert_eq!(space.remove(range(0x1000, 0x8fff)), 2);
         assert_eq!(space.remove(range(0x1000, 0x8fff)), 0);
@@ -216,17 +241,17 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_address_range_can_be_one_mapping() {
+    fn mapping_can_cover_all_addresses() {
         let space = space(&[(0, u64::MAX)]);
         let target = space.with_target(Iova(u64::MAX), Access::READ, |target| target).unwrap();
         assert_eq!(target, Target { gpa: Gpa(u64::MAX), span: 0 });
-        assert_eq!(space.check_free(range(u64::MAX, u64::MAX)), Err(SpaceError::Overlap));
-        assert_eq!(space.check_whole(IovaRange::ALL), Ok(()));
+        assert_eq!(space.check_unmapped(range(u64::MAX, u64::MAX)), Err(MappingError::Overlap));
+        assert_eq!(space.check_no_split(IovaRange::ALL), Ok(()));
         assert_eq!(space.remove(IovaRange::ALL), 1);
     }
 
     #[test]
-    fn translation_honours_permissions() {
+    fn translation_checks_permissions() {
         let space = AddressSpace::default();
         let range = range(0x1000, 0x1fff);
         space.insert(Mapping { range, gpa: Gpa(0x8000), access: Access::READ });
@@ -237,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn mappings_in_includes_one_that_begins_before() {
+    fn mappings_in_includes_mapping_that_begins_below() {
         let space = space(&[(0x1000, 0x1fff), (0x4000, 0x7fff), (0x9000, 0x9fff)]);
         let firsts = |first, last| -> Vec<u64> {
             space.mappings_in(range(first, last)).iter().map(|m| m.range.first()).collect()

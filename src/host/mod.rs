@@ -19,7 +19,7 @@ pub mod iommufd;
 pub mod software;
 
 pub use crate::address::Access;
-pub use address_space::{AddressSpace, Mapping, SpaceError, Target};
+pub use address_space::{AddressSpace, Mapping, MappingError, Target};
 pub use error::{HostError, KernelError};
 
 /// The translation of the DMA of an endpoint, or of one of its PASIDs.

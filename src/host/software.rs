@@ -1,4 +1,4 @@
-//! The back end without hardware: emulated endpoints translate through the daemon's own books.
+//! The back end for emulated endpoints, which translates in software.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,17 +15,17 @@ use super::{
 };
 use crate::address::{DomainId, EndpointId, Gpa, Iova, IovaRange, Pasid};
 
-/// Emulated endpoints have the whole PASID space (PCI Express base specification, 7.8.9).
+/// Width of the PASIDs of emulated endpoints (PCI Express Base Specification, 7.8.9).
 const PASID_BITS: u8 = 20;
 
-/// The IOMMU side of one emulated endpoint.
+/// The IOMMU of one emulated endpoint, which its DMA passes through.
 pub struct Port {
     memory: ClientMemory,
     translations: RwLock<Translations>,
     reserved: Arc<[ReservedRegion]>,
 }
 
-/// Where the accesses of an endpoint go. PASIDs that are not here are blocked.
+/// The translations of an endpoint. PASIDs that are not here are blocked.
 struct Translations {
     without_pasid: Translation,
     by_pasid: BTreeMap<Pasid, Translation>,
@@ -56,12 +56,13 @@ pub struct Software {
 }
 
 impl Software {
-    /// A back end without endpoints; no access of theirs reaches memory at `reserved` addresses.
+    /// Creates the back end, without endpoints. Accesses without PASID to `reserved` addresses are
+    /// never translated.
     pub fn new(reserved: &[ReservedRegion]) -> Self {
         Self { ports: BTreeMap::new(), reserved: reserved.into() }
     }
 
-    /// Adds an endpoint that reaches `memory` through the port returned. It is blocked at first.
+    /// Adds an endpoint that accesses `memory` through the returned port. It is blocked at first.
     pub fn add_endpoint(&mut self, endpoint: EndpointId, memory: ClientMemory) -> Arc<Port> {
         let port = Arc::new(Port {
             memory,
@@ -77,7 +78,7 @@ impl Software {
 }
 
 impl HostIommu for Software {
-    // The ports read the domain's address space itself, so there is nothing to mirror.
+    // The ports use the domain's address space, so there is nothing to update.
     fn map(&self, _: DomainId, _: &Mapping) -> Result<(), HostError> {
         Ok(())
     }
@@ -102,31 +103,31 @@ impl HostIommu for Software {
         &self,
         endpoint: EndpointId,
         pasid: Option<Pasid>,
-        to: &Translation,
+        translation: &Translation,
     ) -> Result<(), HostError> {
         let Some(port) = self.ports.get(&endpoint) else {
             return Err(HostError::UnknownEndpoint(endpoint));
         };
-        // Waits for the piece that is being accessed, no longer.
-        port.translations.write().unwrap_or_else(PoisonError::into_inner).set(pasid, to);
+        // Waits for at most one piece of an access in progress.
+        port.translations.write().unwrap_or_else(PoisonError::into_inner).set(pasid, translation);
         Ok(())
     }
 }
 
 impl Port {
-    /// The memory behind the endpoint, as it is now.
+    /// Returns the current guest memory of the endpoint.
     pub fn memory(&self) -> impl std::ops::Deref<Target = GuestMemoryMmap> {
         self.memory.memory()
     }
 
-    /// Translates the piece at `address` and runs `access` while the translation holds.
-    /// `access` gets the guest-physical address and returns how many bytes it did.
+    /// Translates `address` and calls `use_target`, which accesses memory and returns the number of
+    /// bytes accessed. The translation does not change during the call.
     fn with_piece(
         &self,
         pasid: Option<Pasid>,
         address: Iova,
-        wanted: Access,
-        access: impl FnOnce(Target) -> usize,
+        access: Access,
+        use_target: impl FnOnce(Target) -> usize,
     ) -> Result<usize, DmaCause> {
         if pasid.is_none() && self.is_reserved(address) {
             return Err(DmaCause::NotMapped);
@@ -134,9 +135,9 @@ impl Port {
         let translations = self.translations.read().unwrap_or_else(PoisonError::into_inner);
         let done = match translations.of(pasid) {
             Translation::Blocked => return Err(DmaCause::NoDomain),
-            Translation::Bypass => access(identity(address)),
+            Translation::Bypass => use_target(identity(address)),
             Translation::Domain(_, space) => {
-                space.with_target(address, wanted, access).ok_or(DmaCause::NotMapped)?
+                space.with_target(address, access, use_target).ok_or(DmaCause::NotMapped)?
             }
         };
         if done == 0 { Err(DmaCause::NotMemory) } else { Ok(done) }
@@ -146,21 +147,21 @@ impl Port {
         self.reserved.iter().any(|region| region.range.contains(address.0))
     }
 
-    /// Runs `piece(offset, room, target)` over `len` bytes from `address`.
+    /// Splits an access to `len` bytes at `address` into contiguous pieces of memory, and calls
+    /// `piece(offset, len, gpa)` for each, which returns the number of bytes accessed.
     fn pieces(
         &self,
         pasid: Option<accelerator::Pasid>,
         address: u64,
         len: usize,
-        wanted: Access,
+        access: Access,
         mut piece: impl FnMut(usize, usize, Gpa) -> usize,
     ) -> Result<(), DmaError> {
         let pasid = pasid.map(Pasid::from);
-        in_pieces(address, len, |here, done, room| {
-            self.with_piece(pasid, here, wanted, |target| {
-                let room =
-                    room.min(usize::try_from(target.span).map_or(room, |s| s.saturating_add(1)));
-                piece(done, room, target.gpa)
+        in_pieces(address, len, |address, offset, len| {
+            self.with_piece(pasid, address, access, |target| {
+                let contiguous = usize::try_from(target.span).unwrap_or(usize::MAX);
+                piece(offset, len.min(contiguous.saturating_add(1)), target.gpa)
             })
         })
     }
@@ -174,11 +175,11 @@ impl Dma for Port {
         buf: &mut [u8],
     ) -> Result<(), DmaError> {
         let len = buf.len();
-        self.pieces(pasid, address, len, Access::READ, |offset, room, gpa| {
+        self.pieces(pasid, address, len, Access::READ, |offset, len, gpa| {
             let memory = self.memory.memory();
-            let room = backed(&memory, gpa, room);
-            let read = memory.read_slice(&mut buf[offset..offset + room], GuestAddress(gpa.0));
-            read.map_or(0, |()| room)
+            let len = contiguous_len(&memory, gpa, len);
+            let read = memory.read_slice(&mut buf[offset..offset + len], GuestAddress(gpa.0));
+            read.map_or(0, |()| len)
         })
     }
 
@@ -188,11 +189,11 @@ impl Dma for Port {
         address: u64,
         buf: &[u8],
     ) -> Result<(), DmaError> {
-        self.pieces(pasid, address, buf.len(), Access::WRITE, |offset, room, gpa| {
+        self.pieces(pasid, address, buf.len(), Access::WRITE, |offset, len, gpa| {
             let memory = self.memory.memory();
-            let room = backed(&memory, gpa, room);
-            let written = memory.write_slice(&buf[offset..offset + room], GuestAddress(gpa.0));
-            written.map_or(0, |()| room)
+            let len = contiguous_len(&memory, gpa, len);
+            let written = memory.write_slice(&buf[offset..offset + len], GuestAddress(gpa.0));
+            written.map_or(0, |()| len)
         })
     }
 }
@@ -201,8 +202,8 @@ fn identity(address: Iova) -> Target {
     Target { gpa: Gpa(address.0), span: u64::MAX - address.0 }
 }
 
-/// How many of the `len` bytes at `gpa` are memory without a hole.
-fn backed(memory: &GuestMemoryMmap, gpa: Gpa, len: usize) -> usize {
+/// Returns how many of the `len` bytes at `gpa` are in one region of memory.
+fn contiguous_len(memory: &GuestMemoryMmap, gpa: Gpa, len: usize) -> usize {
     match memory.to_region_addr(GuestAddress(gpa.0)) {
         Some((region, offset)) => {
             usize::try_from(region.len() - offset.0).map_or(len, |r| r.min(len))
@@ -221,14 +222,14 @@ mod tests {
     const PAGE: u64 = 0x1000;
     const ENDPOINT: EndpointId = EndpointId(8);
 
-    /// Two regions that meet at 4 pages, then nothing.
-    fn port(to: Translation) -> Arc<Port> {
+    /// Two contiguous regions that meet at 4 pages.
+    fn port(translation: Translation) -> Arc<Port> {
         let regions =
             [(GuestAddress(0), 4 * PAGE as usize), (GuestAddress(4 * PAGE), PAGE as usize)];
         let memory = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
         let mut software = Software::new(&[]);
         let port = software.add_endpoint(ENDPOINT, GuestMemoryAtomic::new(memory));
-        software.set_translation(ENDPOINT, None, &to).unwrap();
+        software.set_translation(ENDPOINT, None, &translation).unwrap();
         port
     }
 
@@ -242,13 +243,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_endpoint_reaches_nothing() {
+    fn blocked_endpoint_accesses_nothing() {
         let error = port(Translation::Blocked).read(None, 0, &mut [0]).unwrap_err();
         assert_eq!(error, DmaError { address: 0, done: 0, cause: DmaCause::NoDomain });
     }
 
     #[test]
-    fn bypass_reaches_memory_across_regions_and_stops_at_its_end() {
+    fn bypass_crosses_regions_and_stops_at_end_of_memory() {
         let port = port(Translation::Bypass);
         port.write(None, 4 * PAGE - 2, b"four").unwrap();
         let mut buf = [0; 4];
@@ -260,12 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn a_read_through_two_mappings_takes_each_page_from_its_own_place() {
-        let to = mapped(&[
+    fn access_across_two_mappings_translates_each_page() {
+        let translation = mapped(&[
             (0x10000, 0x10fff, 0, Access::READ_WRITE),
             (0x11000, 0x11fff, 3 * PAGE, Access::READ),
         ]);
-        let port = port(to);
+        let port = port(translation);
         port.memory.memory().write_slice(b"ab", GuestAddress(PAGE - 2)).unwrap();
         port.memory.memory().write_slice(b"cd", GuestAddress(3 * PAGE)).unwrap();
         let mut buf = [0; 4];
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_is_reachable_and_nothing_wraps() {
+    fn access_beyond_last_address_fails_without_wrapping() {
         let port = port(mapped(&[(u64::MAX - 0xfff, u64::MAX, 0, Access::READ_WRITE)]));
         port.write(None, u64::MAX, b"x").unwrap();
         let error = port.write(None, u64::MAX, b"xy").unwrap_err();
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_addresses_are_never_memory() {
+    fn reserved_addresses_are_not_translated() {
         let range = IovaRange::new(PAGE, 2 * PAGE - 1).unwrap();
         let reserved = [ReservedRegion { range, kind: super::super::ReservedKind::Msi }];
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 * PAGE as usize)]);

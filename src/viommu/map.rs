@@ -19,7 +19,7 @@ impl Viommu {
         let space = self.address_space(id)?;
         let mapping = Mapping { range: iova_range(virt)?, gpa: phys_start, access };
         check_mapping(&self.settings, &mapping)?;
-        space.check_free(mapping.range)?;
+        space.check_unmapped(mapping.range)?;
         check_limit("mappings", self.mappings, self.settings.limits.mappings)?;
         self.host.map(id, &mapping)?;
         space.insert(mapping);
@@ -31,7 +31,7 @@ impl Viommu {
     pub(super) fn unmap(&mut self, id: DomainId, virt: (u64, u64)) -> Result<(), RequestError> {
         let space = self.address_space(id)?;
         let range = iova_range(virt)?;
-        space.check_whole(range)?;
+        space.check_no_split(range)?;
         self.host.unmap(id, range)?;
         self.mappings -= space.remove(range);
         Ok(())

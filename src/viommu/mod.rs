@@ -334,7 +334,7 @@ impl Endpoint {
     fn new(settings: &Settings, capabilities: EndpointCapabilities) -> Self {
         let mut reserved = settings.reserved.clone();
         for range in capabilities.unmappable_ranges() {
-            let Some(range) = range.common(&settings.input_range) else { continue };
+            let Some(range) = range.intersection(&settings.input_range) else { continue };
             for range in unreserved_parts(range, &settings.reserved) {
                 reserved.push(ReservedRegion { range, kind: ReservedKind::Reserved });
             }

@@ -1,7 +1,7 @@
 //! Errors of requests, and the one table that maps them to a status.
 
 use crate::address::{DomainId, EndpointId, IovaRange, Pasid};
-use crate::host::{HostError, SpaceError};
+use crate::host::{HostError, MappingError};
 use crate::iopf::RespondError;
 
 /// Status of a request (VIRTIO_IOMMU_S_*).
@@ -139,7 +139,7 @@ pub enum RequestError {
     ReservedRegion(IovaRange),
     /// MAP over a mapping, or UNMAP of a part of a mapping.
     #[error(transparent)]
-    Space(#[from] SpaceError),
+    Space(#[from] MappingError),
     /// A limit is reached.
     #[error("limit of {limit} {resource} is reached")]
     Limit {
@@ -189,7 +189,7 @@ impl RequestError {
             | Self::BypassDomain(_)
             | Self::InvertedRange { .. }
             | Self::ReservedRegion(_)
-            | Self::Space(SpaceError::Overlap)
+            | Self::Space(MappingError::Overlap)
             | Self::SmallBuffer { .. }
             | Self::PasidMissing
             | Self::Host(HostError::UnmappableRange(_)) => Status::Inval,
@@ -199,7 +199,7 @@ impl RequestError {
             Self::PasidRange { .. }
             | Self::Unaligned { .. }
             | Self::OutOfRange(_)
-            | Self::Space(SpaceError::Split) => Status::Range,
+            | Self::Space(MappingError::Split) => Status::Range,
             Self::NoPasids(_) | Self::PasidBypass(_) | Self::Host(HostError::Unsupported(_)) => {
                 Status::Unsupp
             }
