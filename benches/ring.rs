@@ -15,7 +15,7 @@ const BATCHES: [usize; 3] = [1, 16, 256];
 const LIVE: [usize; 3] = [1_000, 100_000, 1_000_000];
 /// Number of adjacent mappings that `near` requests stay among.
 const NEAR: usize = 512;
-/// Requests timed for each pair of the above.
+/// Number of timed requests for each batch size, number of mappings and place.
 const REQUESTS: usize = 32_768;
 
 fn main() {

@@ -140,9 +140,9 @@ impl HostIommu for FakeHost {
     }
 }
 
-struct Silent;
+struct NoEventQueue;
 
-impl EventNotifier for Silent {
+impl EventNotifier for NoEventQueue {
     fn notify(&self) {}
 }
 
@@ -180,7 +180,7 @@ fn device(settings: Settings) -> Device {
     let host = Arc::new(FakeHost::default());
     let ids = ENDPOINTS.map(EndpointId);
     let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
-    let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
+    let faults = Arc::new(Iopf::new(ids, limits, Box::new(NoEventQueue)));
     let source = Arc::new(RecordingSource::default());
     faults.set_source(EndpointId(ENDPOINTS[0]), source.clone());
     let mut viommu = Viommu::new(settings, ids, host.clone(), faults.clone()).unwrap();
@@ -302,7 +302,7 @@ fn step(device: &mut Device, step: usize) -> Status {
 const STEPS: usize = 12;
 
 #[test]
-fn request_that_fails_in_back_end_changes_nothing_and_can_be_repeated() {
+fn request_failed_by_back_end_changes_nothing() {
     for failing in 0..STEPS {
         for call in 1..=3 {
             let mut device = device(settings());

@@ -1,5 +1,5 @@
-//! Random sequences of what can happen, in the daemon's parts and in a plain model of each: both
-//! have to come to the same.
+//! Random sequences of events, applied to a part of the daemon and to a simple model of it. Both
+//! must have the same results.
 
 mod groups;
 mod requests;

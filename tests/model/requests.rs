@@ -1,5 +1,5 @@
-//! Random requests, answered by the device and by a plain reading of the specification; statuses
-//! and what the endpoints then reach have to agree.
+//! Random requests, handled by the device model and by a literal implementation of the
+//! specification. Both must have the same statuses and the same translations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use vhost_user_iommu::viommu::{Limits, Settings, Viommu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const PAGE: u64 = 4096;
-/// Guest memory, in pages; the first byte of each is its number.
+/// Size of guest memory in pages. The first byte of each page is its number.
 const MEMORY: u64 = 32;
 const ENDPOINTS: [u32; 3] = [8, 16, 24];
-/// Requests name one endpoint that does not exist.
-const NAMED_ENDPOINTS: [u32; 4] = [8, 16, 24, 99];
+/// Endpoints in requests, one of which does not exist.
+const REQUEST_ENDPOINTS: [u32; 4] = [8, 16, 24, 99];
 const LIMITS: Limits = Limits { domains: 3, mappings: 12, endpoints_per_domain: 2, page_groups: 4 };
-/// Two windows of the address space: its beginning, and its very end.
+/// Size in pages of each of two windows, at the start and at the end of the address space.
 const WINDOW: u64 = 16;
-/// Pages of the first window that are reserved.
+/// Reserved pages of the first window.
 const RESERVED: std::ops::Range<u64> = 6..8;
-/// Pages of the first window that lie before the input range.
+/// Number of pages at the start of the first window that are outside the input range.
 const BEFORE_INPUT: u64 = 1;
 
-/// Those of the specification: what is beyond has tests of its own.
+/// Features of the specification, without the page request extension.
 const STANDARD_FEATURES: u64 = 0xff;
 
 const OK: u8 = 0;
@@ -47,7 +47,7 @@ enum Step {
     Reset,
 }
 
-/// What the specification says, in lists and loops.
+/// A literal implementation of the specification.
 #[derive(Default)]
 struct Model {
     attached: BTreeMap<u32, u32>,
@@ -61,9 +61,9 @@ struct ModelDomain {
     mappings: Vec<(u64, u64, u64, u32)>,
 }
 
-/// What an access finds.
+/// Result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum AccessResult {
     Page(u8),
     NoDomain,
     NotMapped,
@@ -177,13 +177,13 @@ impl Model {
         OK
     }
 
-    fn find(&self, endpoint: u32, address: u64, flag: u32) -> Found {
+    fn access(&self, endpoint: u32, address: u64, flag: u32) -> AccessResult {
         if (RESERVED.start * PAGE..RESERVED.end * PAGE).contains(&address) {
-            return Found::NotMapped;
+            return AccessResult::NotMapped;
         }
         let domain = self.attached.get(&endpoint).map(|id| &self.domains[id]);
         let phys = match domain {
-            None if !self.bypass => return Found::NoDomain,
+            None if !self.bypass => return AccessResult::NoDomain,
             None => Some(address),
             Some(domain) if domain.bypass => Some(address),
             Some(domain) => domain
@@ -193,22 +193,22 @@ impl Model {
                 .map(|m| m.2 + (address - m.0)),
         };
         match phys {
-            None => Found::NotMapped,
-            Some(phys) if phys / PAGE < MEMORY => Found::Page((phys / PAGE) as u8),
-            Some(_) => Found::NotMemory,
+            None => AccessResult::NotMapped,
+            Some(phys) if phys / PAGE < MEMORY => AccessResult::Page((phys / PAGE) as u8),
+            Some(_) => AccessResult::NotMemory,
         }
     }
 }
 
-/// The device, with memory behind each endpoint.
+/// The device model, with a port to issue accesses of each endpoint.
 struct Device {
     viommu: Viommu,
     ports: Vec<(u32, Arc<Port>)>,
 }
 
-struct Silent;
+struct NoEventQueue;
 
-impl EventNotifier for Silent {
+impl EventNotifier for NoEventQueue {
     fn notify(&self) {}
 }
 
@@ -229,7 +229,7 @@ impl Device {
         let ports = ENDPOINTS.map(|id| (id, host.add_endpoint(EndpointId(id), memory())));
         let ids = ENDPOINTS.map(EndpointId);
         let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
-        let faults = Arc::new(Iopf::new(ids, limits, Box::new(Silent)));
+        let faults = Arc::new(Iopf::new(ids, limits, Box::new(NoEventQueue)));
         let mut viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
         viommu.set_features(STANDARD_FEATURES);
         Self { viommu, ports: ports.into() }
@@ -260,34 +260,34 @@ impl Device {
 
     fn send(&mut self, kind: u8, body: &[&[u8]]) -> u8 {
         let request = [&[kind, 9, 9, 9], &body.concat()[..]].concat();
-        self.viommu.handle(&request, 4).expect("known types are answered").status as u8
+        self.viommu.handle(&request, 4).expect("known type").status as u8
     }
 
-    fn find(&self, endpoint: u32, address: u64, flag: u32) -> Found {
+    fn access(&self, endpoint: u32, address: u64, flag: u32) -> AccessResult {
         let (_, port) = self.ports.iter().find(|(id, _)| *id == endpoint).unwrap();
         let mut byte = [0];
         let result = match flag {
             1 => port.read(None, address, &mut byte),
-            // Writing needs a value; the page's number is put back where it was.
+            // The write changes the number of the page, which is restored afterwards.
             _ => port.write(None, address, &[0xff]).map(|()| {
-                byte[0] = self.repair(endpoint);
+                byte[0] = self.restore(endpoint);
             }),
         };
         match result.map_err(|error| error.cause) {
-            Ok(()) => Found::Page(byte[0]),
-            Err(DmaCause::NoDomain) => Found::NoDomain,
-            Err(DmaCause::NotMapped) => Found::NotMapped,
-            Err(DmaCause::NotMemory) => Found::NotMemory,
+            Ok(()) => AccessResult::Page(byte[0]),
+            Err(DmaCause::NoDomain) => AccessResult::NoDomain,
+            Err(DmaCause::NotMapped) => AccessResult::NotMapped,
+            Err(DmaCause::NotMemory) => AccessResult::NotMemory,
         }
     }
 
-    /// Finds the page that a write has changed, and changes it back.
-    fn repair(&self, endpoint: u32) -> u8 {
+    /// Restores the number of the page that a write has changed, and returns it.
+    fn restore(&self, endpoint: u32) -> u8 {
         let (_, port) = self.ports.iter().find(|(id, _)| *id == endpoint).unwrap();
         let memory = port.memory();
         let changed = (0..MEMORY)
             .find(|page| memory.read_obj::<u8>(GuestAddress(page * PAGE)).unwrap() == 0xff);
-        let page = changed.expect("a write that succeeds changes memory");
+        let page = changed.expect("successful write changes memory");
         memory.write_obj(page as u8, GuestAddress(page * PAGE)).unwrap();
         page as u8
     }
@@ -310,13 +310,13 @@ fn u64s(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// First address of a page of one of the windows.
+/// Returns the first address of a page in one of the windows.
 fn page(number: u64) -> u64 {
     if number < WINDOW { number * PAGE } else { u64::MAX - (2 * WINDOW - number) * PAGE + 1 }
 }
 
 fn pages() -> impl Strategy<Value = (u64, u64)> {
-    // Mostly short ranges on page boundaries; sometimes neither, sometimes backwards.
+    // Mostly short aligned ranges, sometimes long, unaligned or inverted ones.
     let aligned = (0..2 * WINDOW, 0..4u64).prop_map(|(first, more)| {
         (page(first), page((first + more).min(2 * WINDOW - 1)) + (PAGE - 1))
     });
@@ -327,7 +327,7 @@ fn pages() -> impl Strategy<Value = (u64, u64)> {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let domain = 0..5u32;
-    let endpoint = prop::sample::select(&NAMED_ENDPOINTS[..]);
+    let endpoint = prop::sample::select(&REQUEST_ENDPOINTS[..]);
     let flags = prop_oneof![8 => Just(3u32), 1 => Just(1), 1 => Just(2), 1 => 0..8u32];
     let phys = prop_oneof![
         8 => (0..MEMORY + 2).prop_map(|page| page * PAGE),
@@ -360,7 +360,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_device_does_what_the_specification_says(steps in steps()) {
+    fn device_model_matches_specification(steps in steps()) {
         let (mut model, mut device) = (Model::default(), Device::new());
         for (number, step) in steps.iter().enumerate() {
             prop_assert_eq!(device.step(step), model.step(step), "status of step {}: {:?}", number, step);
@@ -368,9 +368,9 @@ proptest! {
         for endpoint in ENDPOINTS {
             for address in (0..2 * WINDOW).map(page) {
                 for flag in [1, 2] {
-                    let (got, expected) =
-                        (device.find(endpoint, address, flag), model.find(endpoint, address, flag));
-                    prop_assert_eq!(got, expected, "endpoint {} at {:#x}", endpoint, address);
+                    let (result, expected) =
+                        (device.access(endpoint, address, flag), model.access(endpoint, address, flag));
+                    prop_assert_eq!(result, expected, "endpoint {} at {:#x}", endpoint, address);
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! ATTACH and DETACH.
+//! ATTACH and DETACH requests.
 
 use testing::front_end::feature;
 use testing::request::status::*;
 use testing::request::{ATTACH_BYPASS, RW, attach, attach_with, detach, map};
 use testing::vm::{EP0, EP1, NO_ENDPOINT, Vm};
 
-/// A domain exists if it can be mapped to.
+/// Returns whether a domain exists: MAP does not return NOENT.
 fn exists(vm: &mut Vm, domain: u32, page: u64) -> bool {
     match vm.status(&map(domain, page << 12, (page << 12) + 0xfff, 0, RW)) {
         OK => true,
@@ -15,7 +15,7 @@ fn exists(vm: &mut Vm, domain: u32, page: u64) -> bool {
 }
 
 #[test]
-fn attach_with_a_reserved_byte_set_is_invalid() {
+fn attach_rejects_nonzero_reserved_bytes() {
     let mut vm = Vm::new("");
     for offset in 16..20 {
         vm.expect(INVAL, attach(1, EP0).patched(offset, 1));
@@ -24,7 +24,7 @@ fn attach_with_a_reserved_byte_set_is_invalid() {
 }
 
 #[test]
-fn attach_with_an_unknown_flag_is_invalid() {
+fn attach_rejects_unknown_flags() {
     let mut vm = Vm::new("");
     for bit in 1..32 {
         vm.expect(INVAL, attach_with(1, EP0, 1 << bit));
@@ -34,7 +34,7 @@ fn attach_with_an_unknown_flag_is_invalid() {
 }
 
 #[test]
-fn attach_bypass_is_an_unknown_flag_without_the_feature() {
+fn attach_rejects_bypass_flag_without_bypass_config() {
     let mut vm = Vm::realized("");
     vm.features &= !feature::BYPASS_CONFIG;
     vm.start();
@@ -43,22 +43,22 @@ fn attach_bypass_is_an_unknown_flag_without_the_feature() {
 }
 
 #[test]
-fn an_unknown_endpoint_is_no_entity() {
+fn attach_and_detach_reject_unknown_endpoints() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     vm.table([
         ("attach", attach(2, NO_ENDPOINT), NOENT),
         ("attach to an existing domain", attach(1, NO_ENDPOINT), NOENT),
-        ("attach of a function beside an endpoint", attach(2, EP0 + 1), NOENT),
-        ("attach of an endpoint without its segment", attach(2, EP1 & 0xffff), NOENT),
-        ("attach of the highest number", attach(2, u32::MAX), NOENT),
+        ("attach of an adjacent PCI function", attach(2, EP0 + 1), NOENT),
+        ("attach of an endpoint in another segment", attach(2, EP1 & 0xffff), NOENT),
+        ("attach of the highest endpoint ID", attach(2, u32::MAX), NOENT),
         ("detach", detach(1, NO_ENDPOINT), NOENT),
     ]);
     assert!(!exists(&mut vm, 2, 0));
 }
 
 #[test]
-fn head_reserved_is_ignored() {
+fn reserved_bytes_of_head_are_ignored() {
     let mut vm = Vm::new("");
     for offset in 1..4 {
         vm.ok(attach(1, EP0).patched(offset, 0xff));
@@ -67,7 +67,7 @@ fn head_reserved_is_ignored() {
 }
 
 #[test]
-fn any_domain_number_can_be_used() {
+fn all_domain_ids_are_valid() {
     let mut vm = Vm::new("");
     for domain in [0, 1, 0x8000_0000, u32::MAX] {
         vm.ok(attach(domain, EP0));
@@ -77,11 +77,11 @@ fn any_domain_number_can_be_used() {
 }
 
 #[test]
-fn an_existing_domain_takes_another_endpoint() {
+fn attach_second_endpoint_shares_domain() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     vm.ok(attach(1, EP1));
-    // The domain lasts until the last one has gone.
+    // The domain exists until its last endpoint is detached.
     vm.ok(detach(1, EP0));
     assert!(exists(&mut vm, 1, 0));
     vm.ok(detach(1, EP1));
@@ -89,7 +89,7 @@ fn an_existing_domain_takes_another_endpoint() {
 }
 
 #[test]
-fn attaching_twice_to_the_same_domain_keeps_it_attached() {
+fn attach_to_same_domain_keeps_mappings() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     assert!(exists(&mut vm, 1, 0));
@@ -100,38 +100,38 @@ fn attaching_twice_to_the_same_domain_keeps_it_attached() {
 }
 
 #[test]
-fn an_endpoint_that_is_attached_elsewhere_moves() {
+fn attach_moves_endpoint_to_new_domain() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     vm.ok(attach(2, EP0));
-    assert!(!exists(&mut vm, 1, 0), "the domain it left was empty");
+    assert!(!exists(&mut vm, 1, 0), "the previous domain has no endpoint left");
     assert!(exists(&mut vm, 2, 0));
     vm.expect(INVAL, detach(1, EP0));
     vm.ok(detach(2, EP0));
 }
 
 #[test]
-fn a_bypass_flag_that_differs_from_the_domain_is_invalid() {
+fn attach_rejects_bypass_flag_that_differs_from_domain() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     vm.expect(INVAL, attach_with(1, EP1, ATTACH_BYPASS));
     vm.ok(detach(1, EP0));
-    // Now the number is free for the other kind.
+    // The domain no longer exists and can be created as a bypass domain.
     vm.ok(attach_with(1, EP0, ATTACH_BYPASS));
     vm.expect(INVAL, attach(1, EP1));
     vm.ok(attach_with(1, EP1, ATTACH_BYPASS));
 }
 
 #[test]
-fn a_refused_attach_leaves_the_endpoint_where_it_was() {
+fn rejected_attach_keeps_previous_attachment() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     vm.ok(attach_with(2, EP1, ATTACH_BYPASS));
     vm.table([
-        ("other kind", attach(2, EP0), INVAL),
+        ("bypass domain", attach(2, EP0), INVAL),
         ("unknown flag", attach_with(3, EP0, 4), INVAL),
-        ("reserved", attach(3, EP0).patched(16, 1), INVAL),
-        ("cut short", attach(3, EP0).cut(19), INVAL),
+        ("reserved byte", attach(3, EP0).patched(16, 1), INVAL),
+        ("truncated", attach(3, EP0).cut(19), INVAL),
     ]);
     assert!(exists(&mut vm, 1, 0));
     assert!(!exists(&mut vm, 3, 0));
@@ -139,7 +139,7 @@ fn a_refused_attach_leaves_the_endpoint_where_it_was() {
 }
 
 #[test]
-fn detach_ignores_its_reserved_field() {
+fn detach_ignores_reserved_bytes() {
     let mut vm = Vm::new("");
     for offset in 12..20 {
         vm.ok(attach(1, EP0));
@@ -149,7 +149,7 @@ fn detach_ignores_its_reserved_field() {
 }
 
 #[test]
-fn detach_from_a_domain_the_endpoint_is_not_in_is_invalid() {
+fn detach_rejects_wrong_domain() {
     let mut vm = Vm::new("");
     vm.expect(INVAL, detach(1, EP0));
     vm.ok(attach(1, EP0));

@@ -1,22 +1,22 @@
-//! What an endpoint reaches that is not attached to a domain, from power-on.
+//! DMA of endpoints in bypass mode and of blocked endpoints, from power-on.
 
 use testing::accel::{Accel, ring_fault};
 use testing::memory::GuestMemory;
 use testing::request::{ATTACH_BYPASS, attach, attach_with, detach};
 use testing::vm::{DATA, ENDPOINTS, EP0, HIGH, LOW, Vm, daemon};
 
-/// The first endpoint reaches all of guest memory by its physical addresses.
+/// Checks that the first endpoint accesses guest memory by guest-physical addresses.
 #[track_caller]
 fn assert_bypassed(vm: &mut Vm) {
     for address in [DATA, HIGH.0] {
-        vm.ram.write(address, b"in the open");
-        assert_eq!(vm.accel(0).read(address, 11).unwrap(), b"in the open");
+        vm.ram.write(address, b"by physical");
+        assert_eq!(vm.accel(0).read(address, 11).unwrap(), b"by physical");
         vm.accel(0).write(address, b"written").unwrap();
         assert_eq!(vm.ram.read(address, 7), b"written");
     }
 }
 
-/// The first endpoint reaches nothing at all.
+/// Checks that all accesses of the first endpoint are blocked.
 #[track_caller]
 fn assert_blocked(vm: &mut Vm) {
     let accel = vm.accel(0);
@@ -24,7 +24,7 @@ fn assert_blocked(vm: &mut Vm) {
 }
 
 #[test]
-fn dma_works_before_there_is_a_front_end() {
+fn boot_bypass_allows_dma_before_front_end_connects() {
     let daemon = daemon("");
     let ram = GuestMemory::new(&[LOW]);
     let mut accel = Accel::connect(&daemon.endpoint_socket(0), &ram, 0x1_0000);
@@ -33,7 +33,7 @@ fn dma_works_before_there_is_a_front_end() {
 }
 
 #[test]
-fn dma_is_blocked_before_there_is_a_front_end_without_boot_bypass() {
+fn dma_is_blocked_before_front_end_connects_without_boot_bypass() {
     let daemon = daemon("--boot-bypass off");
     let ram = GuestMemory::new(&[LOW]);
     let mut accel = Accel::connect(&daemon.endpoint_socket(0), &ram, 0x1_0000);
@@ -41,7 +41,7 @@ fn dma_is_blocked_before_there_is_a_front_end_without_boot_bypass() {
 }
 
 #[test]
-fn bypass_holds_before_and_after_the_driver_starts() {
+fn bypass_applies_before_and_after_driver_start() {
     let mut vm = Vm::realized("");
     assert_bypassed(&mut vm);
     vm.start();
@@ -50,7 +50,7 @@ fn bypass_holds_before_and_after_the_driver_starts() {
 }
 
 #[test]
-fn an_unattached_endpoint_is_blocked_without_bypass() {
+fn unattached_endpoint_is_blocked_without_bypass() {
     let mut vm = Vm::realized("--boot-bypass off");
     assert_blocked(&mut vm);
     vm.start();
@@ -58,7 +58,7 @@ fn an_unattached_endpoint_is_blocked_without_bypass() {
 }
 
 #[test]
-fn a_write_of_bypass_takes_effect_at_once() {
+fn writing_bypass_takes_effect_immediately() {
     let mut vm = Vm::realized("");
     for round in 0..2 {
         vm.front_end.write_bypass(0);
@@ -72,7 +72,7 @@ fn a_write_of_bypass_takes_effect_at_once() {
 }
 
 #[test]
-fn bypass_survives_a_device_reset() {
+fn device_reset_keeps_bypass() {
     let mut vm = Vm::strict();
     vm.front_end.write_bypass(1);
     vm.reset();
@@ -85,7 +85,7 @@ fn bypass_survives_a_device_reset() {
 }
 
 #[test]
-fn bypass_is_what_the_command_line_says_for_each_front_end() {
+fn boot_bypass_option_applies_to_each_front_end() {
     for (option, initial) in [("--boot-bypass on", 1), ("--boot-bypass off", 0)] {
         let mut vm = Vm::new(option);
         assert_eq!(vm.front_end.config().bypass, initial);
@@ -97,7 +97,7 @@ fn bypass_is_what_the_command_line_says_for_each_front_end() {
 }
 
 #[test]
-fn an_attached_endpoint_is_not_concerned() {
+fn writing_bypass_does_not_affect_attached_endpoint() {
     let mut vm = Vm::new("");
     vm.attach_accel(1, 0);
     for bypass in [0, 1] {
@@ -107,7 +107,7 @@ fn an_attached_endpoint_is_not_concerned() {
 }
 
 #[test]
-fn an_endpoint_returns_to_bypass_when_it_is_detached() {
+fn detach_and_reset_return_endpoint_to_bypass() {
     let mut vm = Vm::new("");
     vm.attach_accel(1, 0);
     assert!(vm.accel(0).read(DATA, 8).is_err());
@@ -119,7 +119,7 @@ fn an_endpoint_returns_to_bypass_when_it_is_detached() {
 }
 
 #[test]
-fn a_bypass_domain_reaches_physical_addresses() {
+fn bypass_domain_translates_to_guest_physical_addresses() {
     let mut vm = Vm::strict();
     assert_blocked(&mut vm);
     vm.ok(attach_with(1, EP0, ATTACH_BYPASS));
@@ -132,7 +132,7 @@ fn a_bypass_domain_reaches_physical_addresses() {
 }
 
 #[test]
-fn the_other_endpoint_is_not_concerned() {
+fn attach_to_bypass_domain_does_not_affect_other_endpoint() {
     let mut vm = Vm::strict();
     vm.ok(attach_with(1, ENDPOINTS[1].1, ATTACH_BYPASS));
     assert_blocked(&mut vm);

@@ -7,7 +7,7 @@ use testing::request::attach;
 use testing::vm::{EP0, Vm};
 
 #[test]
-fn the_features_offered_are_those_of_the_device() {
+fn offered_features_are_those_implemented() {
     let vm = Vm::realized("");
     let protocol = VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::REPLY_ACK
@@ -16,19 +16,19 @@ fn the_features_offered_are_those_of_the_device() {
     let offered = feature::DRIVER | extension | feature::PROTOCOL_FEATURES;
     assert_eq!(vm.front_end.features, offered);
     assert!(vm.front_end.protocol.contains(protocol), "{:?}", vm.front_end.protocol);
-    // With these the front end would ask for what cannot be done.
+    // With these, the front end would send messages that are not supported.
     let never = VhostUserProtocolFeatures::STATUS | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
     assert!(!vm.front_end.protocol.intersects(never), "{:?}", vm.front_end.protocol);
 }
 
 #[test]
-fn bypass_is_never_offered_with_bypass_config() {
+fn bypass_and_mmio_features_are_not_offered() {
     let vm = Vm::realized("");
     assert_eq!(vm.front_end.features & (feature::BYPASS | feature::MMIO), 0);
 }
 
 #[test]
-fn the_defaults_are_shown() {
+fn config_space_contains_defaults() {
     let mut vm = Vm::realized("");
     let config = vm.front_end.config();
     let expected = Config {
@@ -44,7 +44,7 @@ fn the_defaults_are_shown() {
 }
 
 #[test]
-fn the_options_are_shown() {
+fn config_space_contains_options() {
     let mut vm =
         Vm::realized("--page-size 65536 --input-range 0x10000-0xffffffffffff --boot-bypass off");
     let config = vm.front_end.config();
@@ -54,7 +54,7 @@ fn the_options_are_shown() {
 }
 
 #[test]
-fn the_space_can_be_read_at_any_offset_and_size() {
+fn config_space_reads_at_any_offset_and_size() {
     let mut vm = Vm::realized("");
     let mut whole = vm.front_end.read_config(0, CONFIG_LEN);
     whole.resize(0x1000, 0);
@@ -64,13 +64,13 @@ fn the_space_can_be_read_at_any_offset_and_size() {
             assert_eq!(vm.front_end.read_config(offset, len), expected, "{len} bytes at {offset}");
         }
     }
-    // As much as a message holds.
+    // The maximum size of a message.
     assert_eq!(vm.front_end.read_config(0, 0xff0), whole[..0xff0]);
     assert_eq!(vm.front_end.read_config(0xfff, 1), [0]);
 }
 
 #[test]
-fn a_write_of_zeros_over_the_whole_space_changes_bypass_alone() {
+fn write_of_whole_config_space_changes_only_bypass() {
     let mut vm = Vm::realized("");
     let before = vm.front_end.config();
     vm.front_end.write_config(0, &[0; CONFIG_LEN as usize]);
@@ -80,7 +80,7 @@ fn a_write_of_zeros_over_the_whole_space_changes_bypass_alone() {
 }
 
 #[test]
-fn writes_at_any_offset_and_size_are_taken() {
+fn config_space_accepts_writes_at_any_offset_and_size() {
     let mut vm = Vm::new("");
     let before = vm.front_end.config();
     for offset in 0..CONFIG_LEN + 4 {
@@ -98,7 +98,7 @@ fn writes_at_any_offset_and_size_are_taken() {
 }
 
 #[test]
-fn bypass_never_reads_as_anything_but_0_or_1() {
+fn bypass_always_reads_as_0_or_1() {
     let mut vm = Vm::new("");
     for start in [0, 1] {
         for value in [2, 3, 0x80, 0xfe, 0xff] {

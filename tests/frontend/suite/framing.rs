@@ -1,4 +1,4 @@
-//! How the bytes of a request may be spread over descriptors, and what becomes of the wrong ones.
+//! Framing of requests in descriptor chains, and requests of the wrong size.
 
 use testing::front_end::feature;
 use testing::request::Request;
@@ -19,19 +19,19 @@ fn map_page(page: u64) -> Request {
     map(1, page << 12, (page << 12) + 0xfff, 0, RW)
 }
 
-/// Requests of every type that are all OK, in this order.
+/// Returns a request of each type. They succeed in this order.
 fn all() -> [Request; 5] {
     [attach(1, EP0), probe(EP0, 512), map_page(1), unmap(1, 0, u64::MAX), detach(1, EP0)]
 }
 
-/// The status of a reply of 512 bytes of properties, or of a tail only.
+/// Returns the status of a reply, which ends with the tail.
 fn status(reply: &Reply) -> u8 {
     assert_eq!(reply.len as usize, reply.data.len());
     reply.data[reply.data.len() - TAIL]
 }
 
 #[test]
-fn a_request_may_be_cut_in_two_anywhere() {
+fn request_is_accepted_when_split_at_any_offset() {
     let mut vm = Vm::new("");
     assert_eq!(vm.front_end.config().probe_size, 512, "adapt this test to probe_size");
     for request in all() {
@@ -39,12 +39,12 @@ fn a_request_may_be_cut_in_two_anywhere() {
             let (a, b) = request.bytes.split_at(cut);
             for table in TABLES {
                 let half = request.writable / 2;
-                let room = vec![half, request.writable - half];
-                let reply = vm.requests.transact(&Chain::new(vec![a, b], room).table(table));
+                let writable = vec![half, request.writable - half];
+                let reply = vm.requests.transact(&Chain::new(vec![a, b], writable).table(table));
                 if let 3 | 4 = request.bytes[0] {
                     vm.ok(unmap(1, 0, u64::MAX));
                 }
-                assert_eq!(status(&reply), OK, "{request:x?} cut at {cut}, {table:?}");
+                assert_eq!(status(&reply), OK, "{request:x?} split at {cut}, {table:?}");
                 if request.bytes[0] == 2 {
                     vm.ok(attach(1, EP0));
                 }
@@ -57,22 +57,22 @@ fn a_request_may_be_cut_in_two_anywhere() {
 }
 
 #[test]
-fn a_request_may_be_one_byte_per_descriptor() {
+fn request_is_accepted_in_one_byte_descriptors() {
     let mut vm = Vm::new("");
     for table in TABLES {
         for request in all() {
             let out = request.bytes.chunks(1).collect();
-            // An answer to PROBE in single bytes would not fit into the ring.
-            let room =
+            // A reply to PROBE in single bytes would not fit into the descriptor table.
+            let writable =
                 if request.writable == TAIL { vec![1; TAIL] } else { vec![100, 400, 12, 1, 3] };
-            let reply = vm.requests.transact(&Chain::new(out, room).table(table));
+            let reply = vm.requests.transact(&Chain::new(out, writable).table(table));
             assert_eq!(status(&reply), OK, "{request:x?}, {table:?}");
         }
     }
 }
 
 #[test]
-fn a_request_may_be_merged_into_one_descriptor_each_way() {
+fn request_is_accepted_in_two_descriptors() {
     let mut vm = Vm::new("");
     for table in TABLES {
         for request in all() {
@@ -83,9 +83,9 @@ fn a_request_may_be_merged_into_one_descriptor_each_way() {
 }
 
 #[test]
-fn empty_descriptors_in_between_are_survived() {
+fn empty_descriptors_in_a_chain_are_tolerated() {
     let mut vm = attached();
-    for (round, out, room) in
+    for (round, out, writable) in
         [(0, &[0, 4][..], &[4][..]), (1, &[36], &[0, 4]), (2, &[0, 0, 36, 0], &[0, 2, 0, 2, 0])]
     {
         let request = map_page(round);
@@ -98,7 +98,7 @@ fn empty_descriptors_in_between_are_survived() {
         }
         pieces.push(bytes);
         for table in TABLES {
-            let shape = Chain::new(pieces.clone(), room.to_vec()).table(table);
+            let shape = Chain::new(pieces.clone(), writable.to_vec()).table(table);
             vm.requests.transact(&shape);
             vm.ok(unmap(1, 0, u64::MAX));
         }
@@ -106,7 +106,7 @@ fn empty_descriptors_in_between_are_survived() {
 }
 
 #[test]
-fn a_truncated_body_of_a_known_type_is_invalid() {
+fn truncated_request_is_rejected_with_inval() {
     let mut vm = attached();
     for request in all() {
         for len in 4..request.bytes.len() {
@@ -119,20 +119,20 @@ fn a_truncated_body_of_a_known_type_is_invalid() {
 }
 
 #[test]
-fn a_request_without_a_whole_head_comes_back_unwritten() {
+fn truncated_head_is_returned_unwritten() {
     let mut vm = attached();
     for request in all() {
         for len in 0..4 {
             assert!(vm.send(&request.clone().cut(len)).is_unwritten(), "{len} bytes");
         }
     }
-    let nothing_to_read = Chain::new(vec![], vec![TAIL]);
-    assert!(vm.requests.transact(&nothing_to_read).is_unwritten());
+    let unreadable = Chain::new(vec![], vec![TAIL]);
+    assert!(vm.requests.transact(&unreadable).is_unwritten());
     vm.ok(map_page(1));
 }
 
 #[test]
-fn an_unknown_type_comes_back_unwritten() {
+fn unknown_type_is_returned_unwritten() {
     let mut vm = attached();
     for kind in (0..=255).filter(|kind| !(1..=5).contains(kind)) {
         for len in [4, 20, 36, 100] {
@@ -144,20 +144,20 @@ fn an_unknown_type_comes_back_unwritten() {
 }
 
 #[test]
-fn a_request_without_room_for_a_tail_comes_back_unwritten_and_is_not_done() {
+fn request_without_space_for_tail_is_not_executed() {
     let mut vm = attached();
-    for room in 0..TAIL {
-        assert!(vm.send(&map_page(1).writable(room)).is_unwritten(), "{room} bytes");
-        assert!(vm.send(&detach(1, EP0).writable(room)).is_unwritten(), "{room} bytes");
+    for size in 0..TAIL {
+        assert!(vm.send(&map_page(1).writable(size)).is_unwritten(), "{size} bytes");
+        assert!(vm.send(&detach(1, EP0).writable(size)).is_unwritten(), "{size} bytes");
     }
-    let nothing_to_write = map_page(1);
-    let shape = Chain::new(vec![&nothing_to_write.bytes], vec![]);
+    let unwritable = map_page(1);
+    let shape = Chain::new(vec![&unwritable.bytes], vec![]);
     assert_eq!(vm.requests.transact(&shape).len, 0);
     vm.ok(map_page(1));
 }
 
 #[test]
-fn readable_bytes_behind_the_request_are_ignored() {
+fn excess_readable_bytes_are_ignored() {
     let mut vm = Vm::new("");
     for request in all() {
         for extra in [1, 4, 100, 0x1_0000, 0x2_0000] {
@@ -174,7 +174,7 @@ fn readable_bytes_behind_the_request_are_ignored() {
 }
 
 #[test]
-fn an_overlong_writable_part_has_the_tail_at_its_place_and_zeros_behind() {
+fn excess_writable_bytes_are_zeroed() {
     let mut vm = attached();
     for (page, more) in (0..).zip([1, 2, 4, 60, 4096, 0xfffc]) {
         let reply = vm.send(&map_page(page).writable(TAIL + more));
@@ -188,10 +188,10 @@ fn an_overlong_writable_part_has_the_tail_at_its_place_and_zeros_behind() {
 }
 
 #[test]
-fn no_more_than_64_kib_are_written() {
+fn reply_is_limited_to_64_kib() {
     let mut vm = attached();
-    for (page, room) in (0..).zip([0x1_0001, 0x2_0000, 0x8_0000]) {
-        let reply = vm.send(&map_page(page).writable(room));
+    for (page, size) in (0..).zip([0x1_0001, 0x2_0000, 0x8_0000]) {
+        let reply = vm.send(&map_page(page).writable(size));
         assert_eq!(reply.len, 0x1_0000);
         assert!(reply.data[..0x1_0000].iter().all(|&byte| byte == 0));
         assert!(reply.data[0x1_0000..].iter().all(|&byte| byte == 0xEE));
@@ -202,7 +202,7 @@ fn no_more_than_64_kib_are_written() {
 }
 
 #[test]
-fn a_tail_may_be_spread_over_an_overlong_writable_part() {
+fn tail_may_be_split_over_descriptors() {
     let mut vm = attached();
     let request = map_page(1);
     let shape = Chain::new(vec![&request.bytes], vec![1, 1, 100, 1]);
@@ -211,7 +211,7 @@ fn a_tail_may_be_spread_over_an_overlong_writable_part() {
 }
 
 #[test]
-fn many_requests_in_flight_come_back_in_order() {
+fn requests_in_flight_complete_in_order() {
     let mut vm = attached();
     for table in [Table::Direct, Table::Indirect] {
         let count = if table == Table::Direct { 128 } else { 256 };
@@ -238,33 +238,33 @@ fn many_requests_in_flight_come_back_in_order() {
 }
 
 #[test]
-fn requests_added_while_others_are_served_are_served_too() {
+fn requests_added_during_handling_are_handled() {
     const SLOTS: u16 = 64;
     let request = detach(1, EP0);
     for features in [0, feature::EVENT_IDX] {
         let mut vm = Vm::realized("");
         vm.features &= !features;
         vm.start();
-        let ring = &mut vm.requests;
-        let place = |slot: u16| DATA + 64 * u64::from(slot);
+        let queue = &mut vm.requests;
+        let address = |slot: u16| DATA + 64 * u64::from(slot);
         for slot in 0..SLOTS {
-            ring.ram.write(place(slot), &request.bytes);
-            ring.descriptor(2 * slot, place(slot), 20, flags::NEXT, 2 * slot + 1);
-            ring.descriptor(2 * slot + 1, place(slot) + 32, 4, flags::WRITE, 0);
-            ring.offer(2 * slot);
+            queue.ram.write(address(slot), &request.bytes);
+            queue.descriptor(2 * slot, address(slot), 20, flags::NEXT, 2 * slot + 1);
+            queue.descriptor(2 * slot + 1, address(slot) + 32, 4, flags::WRITE, 0);
+            queue.offer(2 * slot);
         }
-        // Each that comes back goes out again at once.
+        // Each returned request is made available again immediately.
         for _ in 0..20_000 {
-            ring.submit();
-            let (head, len) = ring.poll_used();
+            queue.submit();
+            let (head, len) = queue.poll_used();
             assert_eq!(len, 4);
-            ring.offer(head);
+            queue.offer(head);
         }
     }
 }
 
 #[test]
-fn without_indirect_and_event_idx_requests_are_served_too() {
+fn requests_work_without_indirect_desc_and_event_idx() {
     for features in
         [feature::EVENT_IDX, feature::INDIRECT_DESC, feature::EVENT_IDX | feature::INDIRECT_DESC]
     {
@@ -278,8 +278,8 @@ fn without_indirect_and_event_idx_requests_are_served_too() {
 }
 
 #[test]
-fn a_driver_that_polls_without_notifications_is_served() {
-    // Linux waits for requests this way, with interrupts off.
+fn requests_work_with_notifications_suppressed() {
+    // Linux busy-waits for requests this way, with interrupts off.
     for features in [0, feature::EVENT_IDX] {
         let mut vm = Vm::realized("");
         vm.features &= !features;

@@ -1,4 +1,4 @@
-//! Resets, stops, front ends that come and go, and the end of the daemon.
+//! Reset, pause and resume, successive front ends, and shutdown of the daemon.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
 
-/// A driver that runs, with a domain that holds one page for the first accelerator.
+/// Returns a running driver with a domain in which one page is mapped for the first accelerator.
 fn mapped() -> Vm {
     let mut vm = Vm::strict();
     make_domain(&mut vm);
@@ -28,12 +28,14 @@ fn make_domain(vm: &mut Vm) {
     vm.ram.write(DATA, b"mapped");
 }
 
+/// Checks that the domain still exists.
 #[track_caller]
 fn assert_kept(vm: &mut Vm) {
     assert_eq!(vm.accel(0).read(IOVA, 6).unwrap(), b"mapped");
     vm.expect(INVAL, map(1, IOVA, IOVA + PAGE - 1, DATA, RW));
 }
 
+/// Checks that the domain no longer exists.
 #[track_caller]
 fn assert_clean(vm: &mut Vm) {
     let accel = vm.accel(0);
@@ -42,7 +44,7 @@ fn assert_clean(vm: &mut Vm) {
     vm.expect(INVAL, detach(1, EP0));
 }
 
-/// Keeps the first accelerator busy for longer than any test.
+/// Starts DMA of the first accelerator that takes longer than any test.
 fn start_dma(vm: &mut Vm) {
     let accel = vm.accel(0);
     let work = regs::Descriptor {
@@ -61,7 +63,7 @@ fn all_messages() -> Vec<Message> {
 }
 
 #[test]
-fn a_device_reset_ends_all_domains() {
+fn device_reset_removes_domains() {
     let mut vm = mapped();
     assert_kept(&mut vm);
     vm.reset();
@@ -71,12 +73,12 @@ fn a_device_reset_ends_all_domains() {
 }
 
 #[test]
-fn a_device_reset_with_rings_elsewhere_ends_all_domains() {
+fn device_reset_with_moved_rings_removes_domains() {
     let mut vm = mapped();
     vm.front_end.stop();
-    let ring = &mut vm.requests;
-    let distance = 0x1_8000 - ring.descriptors;
-    for part in [&mut ring.descriptors, &mut ring.avail, &mut ring.used] {
+    let queue = &mut vm.requests;
+    let distance = 0x1_8000 - queue.descriptors;
+    for part in [&mut queue.descriptors, &mut queue.avail, &mut queue.used] {
         *part += distance;
     }
     vm.boot();
@@ -84,7 +86,7 @@ fn a_device_reset_with_rings_elsewhere_ends_all_domains() {
 }
 
 #[test]
-fn a_stopped_vm_that_goes_on_keeps_its_domains() {
+fn pause_and_resume_keep_domains() {
     let mut vm = mapped();
     for _ in 0..3 {
         let bases = vm.pause();
@@ -95,9 +97,9 @@ fn a_stopped_vm_that_goes_on_keeps_its_domains() {
 }
 
 #[test]
-fn a_saved_index_of_0_with_an_old_used_ring_keeps_the_domains() {
+fn resume_with_wrapped_index_keeps_domains() {
     let mut vm = mapped();
-    // Until the 16-bit index wraps.
+    // Advance the 16-bit index until it wraps to 0.
     while vm.requests.next_avail != 0 {
         let batch = (0x1_0000 - u32::from(vm.requests.next_avail)).min(256);
         let request = unmap(1, 0x1000, 0x1fff);
@@ -118,8 +120,8 @@ fn a_saved_index_of_0_with_an_old_used_ring_keeps_the_domains() {
 }
 
 #[test]
-fn dma_goes_on_while_the_vm_is_stopped() {
-    // The VMM may stop devices in any order.
+fn dma_continues_while_vm_is_paused() {
+    // The VMM may stop its devices in any order.
     let mut vm = mapped();
     let bases = vm.pause();
     assert_eq!(vm.accel(0).read(IOVA, 6).unwrap(), b"mapped");
@@ -129,14 +131,15 @@ fn dma_goes_on_while_the_vm_is_stopped() {
 }
 
 #[test]
-fn requests_made_while_stopped_are_served_afterwards() {
+fn requests_made_while_paused_are_handled_after_resume() {
     let mut vm = mapped();
     let bases = vm.pause();
     let requests = [unmap(1, IOVA, IOVA + PAGE - 1), map(1, 0, PAGE - 1, DATA, RW)];
     let heads = requests.each_ref().map(|request| vm.requests.add(&request.chain()));
     vm.requests.submit();
     let _ = vm.requests.kick.write(1);
-    // Nothing is served now: a read of the configuration space is a barrier for the front end.
+    // No request is handled now: the reply to a read of the configuration space proves that all
+    // earlier messages have been handled.
     vm.front_end.config();
     assert_eq!(vm.requests.take_used(), None);
     vm.cont(bases);
@@ -147,7 +150,7 @@ fn requests_made_while_stopped_are_served_afterwards() {
 }
 
 #[test]
-fn a_disabled_ring_is_not_served_until_it_is_enabled() {
+fn disabled_virtqueue_is_not_served() {
     let mut vm = mapped();
     vm.enable(false);
     let head = vm.requests.add(&attach(2, EP0).chain());
@@ -159,7 +162,7 @@ fn a_disabled_ring_is_not_served_until_it_is_enabled() {
 }
 
 #[test]
-fn stopping_again_and_again_is_harmless() {
+fn repeated_pause_and_reset_are_tolerated() {
     let mut vm = mapped();
     let bases = vm.pause();
     assert_eq!(vm.pause(), bases);
@@ -172,7 +175,7 @@ fn stopping_again_and_again_is_harmless() {
 }
 
 #[test]
-fn a_front_end_that_asks_for_no_replies_is_served() {
+fn front_end_without_reply_ack_is_served() {
     let mut vm = Vm::connected(daemon("--boot-bypass off"));
     vm.front_end.request_replies = false;
     vm.send_messages(&REALIZE, [0; 2]);
@@ -186,8 +189,8 @@ fn a_front_end_that_asks_for_no_replies_is_served() {
 }
 
 #[test]
-fn call_descriptors_can_be_exchanged_while_the_driver_runs() {
-    // QEMU does so when the guest masks and unmasks a vector.
+fn call_eventfds_can_be_replaced_at_run_time() {
+    // QEMU replaces them when the guest masks and unmasks an MSI-X vector.
     let mut vm = mapped();
     for _ in 0..10 {
         vm.requests.call = EventFd::new(EFD_NONBLOCK).unwrap();
@@ -201,7 +204,7 @@ fn call_descriptors_can_be_exchanged_while_the_driver_runs() {
 }
 
 #[test]
-fn kicks_without_requests_are_harmless() {
+fn spurious_kicks_are_tolerated() {
     let mut vm = mapped();
     for _ in 0..100 {
         vm.requests.kick.write(1).unwrap();
@@ -211,7 +214,7 @@ fn kicks_without_requests_are_harmless() {
 }
 
 #[test]
-fn vhost_reset_device_starts_clean() {
+fn reset_device_message_removes_domains() {
     let mut vm = mapped();
     use vhost::vhost_user::VhostUserProtocolFeatures as P;
     if !vm.front_end.protocol.contains(P::RESET_DEVICE) {
@@ -224,14 +227,14 @@ fn vhost_reset_device_starts_clean() {
 }
 
 #[test]
-fn memory_regions_come_and_go_while_the_driver_runs() {
+fn memory_table_can_be_replaced_at_run_time() {
     let mut vm = mapped();
     let both = vm.memory();
     for regions in [&both[..1], &both[..], &both[..1], &both[..]] {
         vm.front_end.set_memory(regions).unwrap();
         assert_kept(&mut vm);
     }
-    // The rings' memory goes and comes back.
+    // The memory of the rings is removed and added again.
     vm.front_end.set_memory(&both[1..]).unwrap();
     vm.front_end.set_memory(&both).unwrap();
     vm.reset();
@@ -239,7 +242,7 @@ fn memory_regions_come_and_go_while_the_driver_runs() {
 }
 
 #[test]
-fn single_memory_regions_can_be_added_and_removed() {
+fn memory_regions_can_be_added_and_removed_at_run_time() {
     use vhost::vhost_user::VhostUserProtocolFeatures as P;
     let mut vm = mapped();
     if !vm.front_end.protocol.contains(P::CONFIGURE_MEM_SLOTS) {
@@ -255,7 +258,7 @@ fn single_memory_regions_can_be_added_and_removed() {
 }
 
 #[test]
-fn memory_changes_across_a_stop_keep_the_domains() {
+fn memory_change_during_pause_keeps_domains() {
     let mut vm = mapped();
     let bases = vm.pause();
     let both = vm.memory();
@@ -265,7 +268,7 @@ fn memory_changes_across_a_stop_keep_the_domains() {
 }
 
 #[test]
-fn the_next_front_end_starts_clean() {
+fn next_front_end_starts_without_domains() {
     let mut vm = mapped();
     for _ in 0..3 {
         vm.replace_front_end();
@@ -275,17 +278,17 @@ fn the_next_front_end_starts_clean() {
 }
 
 #[test]
-fn the_mappings_of_a_front_end_that_has_gone_are_not_reached() {
+fn disconnect_of_front_end_removes_mappings() {
     let mut vm = mapped();
     vm.reconnect();
-    wait::until("the end of the domain", || {
+    wait::until("removal of the domain", || {
         let accel = vm.accel(0);
         (accel.read(IOVA, 6) == ring_fault(accel)).then_some(())
     });
 }
 
 #[test]
-fn a_front_end_that_goes_at_any_point_of_its_set_up_leaves_a_working_daemon() {
+fn disconnect_during_setup_is_tolerated() {
     let messages = all_messages();
     let mut vm = Vm::connected(daemon("--boot-bypass off"));
     for count in 0..=messages.len() {
@@ -298,7 +301,7 @@ fn a_front_end_that_goes_at_any_point_of_its_set_up_leaves_a_working_daemon() {
 }
 
 #[test]
-fn a_front_end_that_goes_with_a_request_in_its_ring_leaves_a_working_daemon() {
+fn disconnect_with_pending_requests_is_tolerated() {
     let mut vm = mapped();
     for _ in 0..20 {
         let request = probe(EP0, 512);
@@ -312,7 +315,7 @@ fn a_front_end_that_goes_with_a_request_in_its_ring_leaves_a_working_daemon() {
 }
 
 #[test]
-fn a_front_end_that_goes_while_dma_runs_leaves_a_working_daemon() {
+fn disconnect_during_dma_is_tolerated() {
     let mut vm = Vm::strict();
     for _ in 0..5 {
         vm.ok(attach(1, EP0));
@@ -324,7 +327,7 @@ fn a_front_end_that_goes_while_dma_runs_leaves_a_working_daemon() {
 }
 
 #[test]
-fn an_endpoint_whose_vmm_side_goes_while_dma_runs_can_be_connected_again() {
+fn endpoint_reconnects_after_disconnect_during_dma() {
     let mut vm = Vm::strict();
     vm.ok(attach(1, EP0));
     vm.ok(map(1, 0, (32 << 20) - 1, 0, RW));
@@ -337,7 +340,7 @@ fn an_endpoint_whose_vmm_side_goes_while_dma_runs_can_be_connected_again() {
 }
 
 #[test]
-fn requests_are_served_while_dma_runs() {
+fn requests_are_handled_during_dma() {
     let mut vm = Vm::strict();
     vm.ok(attach(1, EP0));
     vm.ok(map(1, 0, (32 << 20) - 1, 0, RW));
@@ -347,18 +350,18 @@ fn requests_are_served_while_dma_runs() {
         vm.ok(unmap(1, IOVA, IOVA + PAGE - 1));
     }
     vm.ok(unmap(1, 0, u64::MAX));
-    // The mapping has gone under the transfer.
+    // The mapping was removed during the transfer.
     vm.events.receive();
     vm.map_home(1, 0);
     assert_eq!(vm.accel(0).read(IOVA, 1), fault_read(IOVA));
 }
 
 #[test]
-fn many_front_ends_leave_no_descriptors_and_threads_behind() {
+fn successive_front_ends_leak_no_fds_or_threads() {
     let mut vm = mapped();
     let count = |vm: &Vm| {
         ["fd", "task"]
-            .map(|what| fs::read_dir(format!("/proc/{}/{what}", vm.daemon.pid())).unwrap().count())
+            .map(|dir| fs::read_dir(format!("/proc/{}/{dir}", vm.daemon.pid())).unwrap().count())
     };
     vm.replace_front_end();
     vm.assert_works();
@@ -368,14 +371,14 @@ fn many_front_ends_leave_no_descriptors_and_threads_behind() {
         vm.ok(attach(1, EP0));
     }
     vm.assert_works();
-    wait::until("descriptors and threads to be given back", || {
+    wait::until("file descriptors and threads to be released", || {
         let now = count(&vm);
         (now[0] <= before[0] + 2 && now[1] <= before[1] + 1).then_some(())
     });
 }
 
 #[test]
-fn a_signal_at_any_point_ends_the_daemon_cleanly() {
+fn signal_during_setup_shuts_down_cleanly() {
     let messages = all_messages();
     for (count, signal) in
         (0..=messages.len()).zip([libc::SIGTERM, libc::SIGINT].into_iter().cycle())
@@ -387,14 +390,14 @@ fn a_signal_at_any_point_ends_the_daemon_cleanly() {
 }
 
 #[test]
-fn a_signal_without_a_front_end_ends_the_daemon_cleanly() {
+fn signal_without_front_end_shuts_down_cleanly() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         daemon("").stop(signal);
     }
 }
 
 #[test]
-fn a_signal_while_dma_runs_ends_the_daemon_cleanly() {
+fn signal_during_dma_shuts_down_cleanly() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         let mut vm = Vm::new("");
         start_dma(&mut vm);
@@ -403,7 +406,7 @@ fn a_signal_while_dma_runs_ends_the_daemon_cleanly() {
 }
 
 #[test]
-fn a_signal_with_the_next_front_end_waiting_ends_the_daemon_cleanly() {
+fn signal_with_pending_front_end_shuts_down_cleanly() {
     let mut vm = mapped();
     let _next = FrontEnd::connect(&mut vm.daemon);
     vm.daemon.stop(libc::SIGTERM);

@@ -1,4 +1,4 @@
-//! The tests, grouped by what they are about. Their names say what has to hold.
+//! The tests, grouped by subject.
 
 mod attach;
 mod bypass;

@@ -1,4 +1,4 @@
-//! PROBE.
+//! PROBE requests.
 
 use testing::front_end::feature;
 use testing::request::status::*;
@@ -9,35 +9,35 @@ use testing::vm::{EP0, EP1, NO_ENDPOINT, Vm};
 const RESV_MEM: u16 = 1;
 const RESERVED: u8 = 0;
 const MSI: u8 = 1;
-/// Bytes of a RESV_MEM property with its head.
+/// Size of a RESV_MEM property with its head, in bytes.
 const RESV_MEM_LEN: usize = 24;
 
 /// Subtype, first and last address.
 type Region = (u8, u64, u64);
 
-/// Reads a property list as Linux does, and checks it on the way.
+/// Parses and checks a property list like Linux.
 fn regions(properties: &[u8]) -> Vec<Region> {
     let le16 = |at: usize| u16::from_le_bytes(properties[at..at + 2].try_into().unwrap());
     let le64 = |at: usize| u64::from_le_bytes(properties[at..at + 8].try_into().unwrap());
     let mut found = Vec::new();
     let mut at = 0;
     while at < properties.len() && le16(at) != 0 {
-        assert_eq!(le16(at), RESV_MEM, "a property that was not negotiated");
+        assert_eq!(le16(at), RESV_MEM, "property that was not negotiated");
         assert_eq!(le16(at + 2), 20, "the length excludes the head");
         assert_eq!(properties[at + 5..at + 8], [0; 3], "reserved");
         found.push((properties[at + 4], le64(at + 8), le64(at + 16)));
         at += 4 + usize::from(le16(at + 2));
     }
-    assert_eq!(at % 8, 0, "the total is a multiple of 8");
-    assert!(properties[at..].iter().all(|&byte| byte == 0), "the rest is zero");
+    assert_eq!(at % 8, 0, "total size is a multiple of 8");
+    assert!(properties[at..].iter().all(|&byte| byte == 0), "remaining bytes are zero");
     found
 }
 
-/// A probe that was answered: status and the properties in front of the tail at `size`.
-fn answer(reply: &Reply, size: usize) -> (u8, &[u8]) {
-    assert_eq!(reply.len as usize, reply.data.len(), "used.len is not the writable length");
+/// Returns the status of a reply, and the properties before its tail at offset `size`.
+fn parse_reply(reply: &Reply, size: usize) -> (u8, &[u8]) {
+    assert_eq!(reply.len as usize, reply.data.len(), "used length is the whole writable part");
     assert_eq!(reply.data[size + 1..size + 4], [0; 3], "tail.reserved");
-    assert!(reply.data[size + 4..].iter().all(|&byte| byte == 0), "rest");
+    assert!(reply.data[size + 4..].iter().all(|&byte| byte == 0), "bytes after the tail");
     (reply.data[size], &reply.data[..size])
 }
 
@@ -47,19 +47,19 @@ fn probe_size(vm: &mut Vm) -> usize {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn the_only_default_property_is_the_msi_region_of_x86() {
+fn probe_returns_msi_region_by_default() {
     let mut vm = Vm::new("");
     let size = probe_size(&mut vm);
     for endpoint in [EP0, EP1] {
         let reply = vm.send(&probe(endpoint, size));
-        let (status, properties) = answer(&reply, size);
+        let (status, properties) = parse_reply(&reply, size);
         assert_eq!(status, OK);
         assert_eq!(regions(properties), [(MSI, 0xfee0_0000, 0xfeef_ffff)]);
     }
 }
 
 #[test]
-fn reserved_regions_of_the_command_line_are_properties() {
+fn probe_returns_reserved_regions_of_command_line() {
     let mut vm = Vm::new(
         "--reserved-region 0x8000000-0x80fffff,type=msi \
          --reserved-region 0x1000-0x1fff,type=reserved \
@@ -67,7 +67,7 @@ fn reserved_regions_of_the_command_line_are_properties() {
     );
     let size = probe_size(&mut vm);
     let reply = vm.send(&probe(EP0, size));
-    let (status, properties) = answer(&reply, size);
+    let (status, properties) = parse_reply(&reply, size);
     assert_eq!(status, OK);
     let mut found = regions(properties);
     found.sort_by_key(|region| region.1);
@@ -82,11 +82,11 @@ fn reserved_regions_of_the_command_line_are_properties() {
 }
 
 #[test]
-fn there_is_at_most_one_msi_region_and_no_overlap() {
+fn probe_returns_one_msi_region_and_no_overlaps() {
     let mut vm = Vm::new("--reserved-region 0x1000-0x1fff --reserved-region 0x2000-0x2fff");
     let size = probe_size(&mut vm);
     let reply = vm.send(&probe(EP0, size));
-    let mut found = regions(answer(&reply, size).1);
+    let mut found = regions(parse_reply(&reply, size).1);
     found.sort_by_key(|region| region.1);
     assert!(found.windows(2).all(|pair| pair[0].2 < pair[1].1), "{found:x?}");
     assert!(found.iter().filter(|region| region.0 == MSI).count() <= 1, "{found:x?}");
@@ -95,7 +95,7 @@ fn there_is_at_most_one_msi_region_and_no_overlap() {
 }
 
 #[test]
-fn the_reserved_bytes_of_the_request_are_ignored() {
+fn probe_ignores_reserved_bytes() {
     let mut vm = Vm::new("");
     let size = probe_size(&mut vm);
     let expected = vm.send(&probe(EP0, size));
@@ -105,7 +105,7 @@ fn the_reserved_bytes_of_the_request_are_ignored() {
 }
 
 #[test]
-fn the_answer_does_not_depend_on_an_attachment() {
+fn probe_result_does_not_depend_on_attachment() {
     let mut vm = Vm::new("");
     let size = probe_size(&mut vm);
     let expected = vm.send(&probe(EP0, size));
@@ -114,44 +114,44 @@ fn the_answer_does_not_depend_on_an_attachment() {
 }
 
 #[test]
-fn an_unknown_endpoint_is_no_entity_and_has_no_property() {
+fn probe_of_unknown_endpoint_returns_noent() {
     let mut vm = Vm::new("");
     let size = probe_size(&mut vm);
     let reply = vm.send(&probe(NO_ENDPOINT, size));
-    let (status, properties) = answer(&reply, size);
+    let (status, properties) = parse_reply(&reply, size);
     assert_eq!(status, NOENT);
     assert_eq!(regions(properties), []);
 }
 
 #[test]
-fn too_small_a_buffer_is_invalid_and_gets_no_property() {
+fn probe_rejects_small_buffer_without_writing_properties() {
     let mut vm = Vm::new("--reserved-region 0x1000-0x1fff --reserved-region 0x2000-0x2fff");
     for size in (0..probe_size(&mut vm)).filter(|size| *size < 2 * RESV_MEM_LEN) {
         let reply = vm.send(&probe(EP0, size));
-        let (status, properties) = answer(&reply, size);
+        let (status, properties) = parse_reply(&reply, size);
         assert_eq!(status, INVAL, "{size} bytes");
         assert!(properties.iter().all(|&byte| byte == 0), "{size} bytes: {properties:x?}");
     }
-    // Without room for a tail there is nothing to say.
-    for room in 0..4 {
-        assert!(vm.send(&probe(EP0, 0).writable(room)).is_unwritten());
+    // Without space for the tail, nothing is written.
+    for size in 0..4 {
+        assert!(vm.send(&probe(EP0, 0).writable(size)).is_unwritten());
     }
 }
 
 #[test]
-fn a_larger_buffer_has_the_tail_behind_probe_size_bytes() {
+fn probe_tail_follows_probe_size_bytes_in_larger_buffer() {
     let mut vm = Vm::new("");
     let size = probe_size(&mut vm);
     let expected = vm.send(&probe(EP0, size));
     for more in [1, 4, 100, 4096] {
         let reply = vm.send(&probe(EP0, size + more));
-        let (status, properties) = answer(&reply, size);
-        assert_eq!((status, properties), answer(&expected, size));
+        let (status, properties) = parse_reply(&reply, size);
+        assert_eq!((status, properties), parse_reply(&expected, size));
     }
 }
 
 #[test]
-fn without_the_feature_the_request_comes_back_unwritten() {
+fn probe_without_feature_is_returned_unwritten() {
     let mut vm = Vm::realized("");
     vm.features &= !feature::PROBE;
     vm.start();

@@ -1,4 +1,5 @@
-//! More groups than an endpoint can have, and an endpoint that never stops asking.
+//! More page request groups than the limit of an endpoint, and an endpoint that makes page
+//! requests without end.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use testing::vm::{EP0, Vm};
 
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
-const QUIET: Channel = Channel::new(1, 0, Some(PASID));
+const OTHER: Channel = Channel::new(1, 0, Some(PASID));
 const CHANNELS: u64 = Accel::CHANNELS as u64;
 
 fn channels() -> impl Iterator<Item = Channel> {
@@ -22,29 +23,29 @@ fn address(channel: Channel) -> u64 {
     IOVA + u64::from(channel.number) * 0x10_0000
 }
 
-/// All channels of endpoint 0 ask for `pages` pages each.
+/// Makes page requests for `pages` pages on each channel of endpoint 0.
 fn storm(args: &str, pages: u32) -> Vm {
     let mut vm = Vm::open_on(args, channels().next().unwrap());
-    vm.open(QUIET);
+    vm.open(OTHER);
     vm.accel(0).group_pages = pages;
     channels().for_each(|channel| vm.write_pages(channel, address(channel), pages.into()));
     vm
 }
 
 #[test]
-fn an_endpoint_has_no_more_unanswered_groups_than_allowed_and_loses_none() {
+fn outstanding_groups_are_limited_and_none_is_lost() {
     let sizes: &[u32] = if daemon::has_small_groups() { &[1] } else { &[1, 4] };
     for limit in [1, 5] {
         for &pages in sizes {
             let mut vm = storm(&format!("--max-page-groups {limit}"), pages);
-            let mut unanswered: Vec<_> = (0..limit).map(|_| vm.group()).collect();
+            let mut outstanding: Vec<_> = (0..limit).map(|_| vm.group()).collect();
             for done in 1..=CHANNELS {
-                vm.assert_no_event(QUIET);
-                vm.assert_groups(0, &waiting_and_done(unanswered.len() as u64, done - 1));
-                let group = unanswered.remove(0);
+                vm.assert_no_event(OTHER);
+                vm.assert_groups(0, &pending_and_success(outstanding.len() as u64, done - 1));
+                let group = outstanding.remove(0);
                 vm.resolve(&group);
-                if done + (unanswered.len() as u64) < CHANNELS {
-                    unanswered.push(vm.group());
+                if done + (outstanding.len() as u64) < CHANNELS {
+                    outstanding.push(vm.group());
                 }
             }
             channels().for_each(|channel| assert_eq!(vm.outcome(channel), Ok(())));
@@ -54,94 +55,94 @@ fn an_endpoint_has_no_more_unanswered_groups_than_allowed_and_loses_none() {
     }
 }
 
-fn waiting_and_done(waiting: u64, done: u64) -> Vec<(&'static str, u64)> {
-    [("waiting", waiting), ("success", done)].into_iter().filter(|(_, n)| *n > 0).collect()
+fn pending_and_success(pending: u64, success: u64) -> Vec<(&'static str, u64)> {
+    [("waiting", pending), ("success", success)].into_iter().filter(|(_, n)| *n > 0).collect()
 }
 
 #[test]
-fn what_is_held_back_goes_on_after_a_detach() {
+fn page_requests_beyond_limit_continue_after_detach() {
     let mut vm = storm("--max-page-groups 2", 1);
-    let beside = Channel::new(0, 0, Some(7));
-    vm.open(beside);
+    let other = Channel::new(0, 0, Some(7));
+    vm.open(other);
     let groups = [vm.group(), vm.group()];
-    vm.ok(QUIET.detach());
+    vm.ok(OTHER.detach());
     vm.ok(channels().next().unwrap().detach());
     for group in groups {
         vm.expect(NOENT, group.response(SUCCESS));
     }
     assert!(channels().all(|channel| vm.outcome(channel).is_err()));
-    let group = vm.fault(beside, IOVA);
+    let group = vm.fault(other, IOVA);
     vm.resolve(&group);
-    assert_eq!(vm.outcome(beside), Ok(()));
+    assert_eq!(vm.outcome(other), Ok(()));
     assert_eq!(vm.page_requests(0)["waiting"], 0);
 }
 
 #[test]
-fn what_is_held_back_goes_on_after_deadlines() {
+fn page_requests_beyond_limit_continue_after_deadlines() {
     let mut vm = storm("--max-page-groups 4 --page-response-timeout 0.1", 1);
     channels().for_each(|channel| assert_eq!(vm.outcome(channel), denied_write(address(channel))));
     vm.assert_groups(0, &[("timed out", CHANNELS)]);
 }
 
 #[test]
-fn the_limit_of_one_endpoint_is_not_that_of_another() {
+fn group_limit_applies_to_each_endpoint_separately() {
     let mut vm = storm("--max-page-groups 1", 1);
-    let stuck = vm.group();
-    assert_eq!(stuck.endpoint, EP0);
+    let pending = vm.group();
+    assert_eq!(pending.endpoint, EP0);
     for page in 0..10 {
-        let group = vm.fault(QUIET, IOVA + page * PAGE);
+        let group = vm.fault(OTHER, IOVA + page * PAGE);
         vm.resolve(&group);
-        assert_eq!(vm.outcome(QUIET), Ok(()));
+        assert_eq!(vm.outcome(OTHER), Ok(()));
     }
     vm.assert_groups(0, &[("waiting", 1)]);
 }
 
-/// Answers a group of the storm so that it comes again.
-fn keep_up(vm: &mut Vm, group: &Group) {
+/// Responds SUCCESS to a group without mapping its page, so that it is requested again.
+fn respond_without_mapping(vm: &mut Vm, group: &Group) {
     assert_eq!(group.endpoint, EP0);
     vm.ok(group.response(SUCCESS));
 }
 
 #[test]
-fn an_endpoint_works_while_another_never_stops_asking() {
+fn endless_page_requests_do_not_starve_other_endpoint() {
     let mut vm = storm("", 1);
     for page in 0..50 {
-        vm.write_pages(QUIET, IOVA + page * PAGE, 1);
+        vm.write_pages(OTHER, IOVA + page * PAGE, 1);
         let group = loop {
             match vm.group() {
-                group if group.endpoint == QUIET.endpoint() => break group,
-                group => keep_up(&mut vm, &group),
+                group if group.endpoint == OTHER.endpoint() => break group,
+                group => respond_without_mapping(&mut vm, &group),
             }
         };
         vm.resolve(&group);
-        assert_eq!(vm.outcome(QUIET), Ok(()));
+        assert_eq!(vm.outcome(OTHER), Ok(()));
     }
     vm.assert_groups(1, &[("success", 50)]);
-    // The end of the storm: each channel is told that its page will not come.
+    // INVALID for each channel ends the page requests.
     let mut ended = HashMap::new();
     while ended.len() < CHANNELS as usize {
         let group = vm.group();
         vm.ok(group.response(INVALID));
-        assert_eq!(ended.insert(group.pages[0], ()), None, "asked for again after INVALID");
+        assert_eq!(ended.insert(group.pages[0], ()), None, "requested again after INVALID");
     }
     channels().for_each(|channel| assert_eq!(vm.outcome(channel), denied_write(address(channel))));
-    let counted = vm.page_requests(0);
-    assert_eq!((counted["invalid"], counted["waiting"]), (CHANNELS, 0));
+    let counters = vm.page_requests(0);
+    assert_eq!((counters["invalid"], counters["waiting"]), (CHANNELS, 0));
 }
 
 #[test]
-fn a_storm_can_be_ended_by_detach() {
+fn detach_ends_endless_page_requests() {
     let mut vm = storm("", 1);
     for _ in 0..1000 {
         let group = vm.group();
-        keep_up(&mut vm, &group);
+        respond_without_mapping(&mut vm, &group);
     }
     vm.ok(channels().next().unwrap().detach());
     assert!(channels().all(|channel| vm.outcome(channel).is_err()));
     while let Some(group) = vm.try_group() {
         vm.expect(NOENT, group.response(SUCCESS));
     }
-    vm.assert_no_event(QUIET);
-    let counted = vm.page_requests(0);
-    assert_eq!((counted["success"], counted["waiting"]), (1000, 0));
+    vm.assert_no_event(OTHER);
+    let counters = vm.page_requests(0);
+    assert_eq!((counters["success"], counters["waiting"]), (1000, 0));
 }

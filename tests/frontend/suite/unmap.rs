@@ -1,10 +1,10 @@
-//! UNMAP.
+//! UNMAP requests.
 
 use testing::request::status::*;
 use testing::request::{ATTACH_BYPASS, RW, attach, attach_with, map, unmap};
 use testing::vm::{EP0, Vm};
 
-/// Pages `first..=last`.
+/// First and last page number, inclusive.
 type Pages = (u64, u64);
 
 fn bytes((first, last): Pages) -> (u64, u64) {
@@ -21,15 +21,15 @@ fn unmap_pages(pages: Pages) -> testing::request::Request {
     unmap(1, first, last)
 }
 
-/// Which of `pages` are still mapped: mapping one of them again is refused.
+/// Returns which of `pages` are still mapped: mapping them again is rejected.
 fn left(vm: &mut Vm, pages: &[Pages]) -> Vec<Pages> {
     pages.iter().copied().filter(|&pages| vm.status(&map_pages(pages)) == INVAL).collect()
 }
 
-/// Name, what is mapped, what is unmapped, status, what is left.
+/// Name, mapped ranges, unmapped range, expected status, remaining mappings.
 type Case<'a> = (&'a str, &'a [Pages], Pages, u8, &'a [Pages]);
 
-/// Each case in a clean domain.
+/// Checks each case in an empty domain.
 fn check(cases: &[Case]) {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
@@ -38,13 +38,13 @@ fn check(cases: &[Case]) {
             vm.ok(map_pages(pages));
         }
         assert_eq!(vm.status(&unmap_pages(unmapped)), status, "example {name}");
-        assert_eq!(left(&mut vm, mapped), expected, "what is left, example {name}");
+        assert_eq!(left(&mut vm, mapped), expected, "remaining mappings, example {name}");
         vm.ok(unmap(1, 0, u64::MAX));
     }
 }
 
 #[test]
-fn the_examples_of_the_specification_hold() {
+fn unmap_examples_of_specification() {
     check(&[
         ("1", &[], (0, 4), OK, &[]),
         ("2", &[(0, 9)], (0, 9), OK, &[]),
@@ -57,7 +57,7 @@ fn the_examples_of_the_specification_hold() {
 }
 
 #[test]
-fn a_range_that_splits_a_mapping_removes_nothing() {
+fn unmap_that_splits_a_mapping_removes_nothing() {
     check(&[
         ("at its end", &[(10, 19)], (10, 18), RANGE, &[(10, 19)]),
         ("at its start", &[(10, 19)], (11, 19), RANGE, &[(10, 19)]),
@@ -83,17 +83,17 @@ fn a_range_that_splits_a_mapping_removes_nothing() {
 }
 
 #[test]
-fn holes_are_no_error() {
+fn unmap_ignores_unmapped_addresses() {
     check(&[
-        ("only a hole", &[(0, 4), (10, 14)], (5, 9), OK, &[(0, 4), (10, 14)]),
-        ("a hole in front", &[(10, 14)], (0, 14), OK, &[]),
-        ("a hole behind", &[(0, 4), (20, 20)], (0, 10), OK, &[(20, 20)]),
-        ("holes everywhere", &[(1, 1), (3, 3), (5, 5)], (0, 6), OK, &[]),
+        ("hole only", &[(0, 4), (10, 14)], (5, 9), OK, &[(0, 4), (10, 14)]),
+        ("hole below", &[(10, 14)], (0, 14), OK, &[]),
+        ("hole above", &[(0, 4), (20, 20)], (0, 10), OK, &[(20, 20)]),
+        ("several holes", &[(1, 1), (3, 3), (5, 5)], (0, 6), OK, &[]),
     ]);
 }
 
 #[test]
-fn the_whole_address_space_can_be_unmapped_at_once() {
+fn unmap_of_whole_address_space_removes_all_mappings() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     for page in 0..64 {
@@ -106,7 +106,7 @@ fn the_whole_address_space_can_be_unmapped_at_once() {
 }
 
 #[test]
-fn a_domain_that_does_not_exist_is_no_entity() {
+fn unmap_rejects_unknown_domain() {
     let mut vm = Vm::new("");
     vm.expect(NOENT, unmap(1, 0, 0xfff));
     vm.ok(attach(1, EP0));
@@ -114,7 +114,7 @@ fn a_domain_that_does_not_exist_is_no_entity() {
 }
 
 #[test]
-fn a_bypass_domain_cannot_be_unmapped() {
+fn unmap_rejects_bypass_domain() {
     let mut vm = Vm::new("");
     vm.ok(attach_with(1, EP0, ATTACH_BYPASS));
     vm.expect(INVAL, unmap(1, 0, 0xfff));
@@ -122,7 +122,7 @@ fn a_bypass_domain_cannot_be_unmapped() {
 }
 
 #[test]
-fn reserved_bytes_are_ignored() {
+fn unmap_ignores_reserved_bytes() {
     let mut vm = Vm::new("");
     vm.ok(attach(1, EP0));
     for offset in 24..28 {
