@@ -310,9 +310,10 @@ impl DaemonArgs {
     /// What the fault path keeps.
     pub fn fault_limits(&self) -> FaultLimits {
         // The clock of the fault path can be a period ahead of a fault.
-        let response_time = self.page_response_timeout + clock_period(self.page_response_timeout);
+        let response_timeout =
+            self.page_response_timeout + clock_period(self.page_response_timeout);
         let groups = self.max_page_groups.into();
-        FaultLimits { faults: self.fault_queue_depth, groups, response_time }
+        FaultLimits { faults: self.fault_queue_depth, groups, response_timeout }
     }
 }
 

@@ -224,7 +224,7 @@ mod tests {
         let socket = bind(path).unwrap();
         let mut host = Backends { software: Software::new(&[]), iommufd: None };
         let idle = add_one(&mut host, Bound { id: ID, kind: BoundKind::Sim(socket) }).unwrap();
-        let limits = Limits { faults: 1, groups: 1, response_time: Duration::from_secs(1) };
+        let limits = Limits { faults: 1, groups: 1, response_timeout: Duration::from_secs(1) };
         let faults = Arc::new(Iopf::new([ID], limits, Box::new(Silent)));
         start(vec![idle], &host, &faults).unwrap()
     }

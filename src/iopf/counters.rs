@@ -1,30 +1,32 @@
-//! What has happened to the faults of an endpoint.
+//! Counters of an endpoint's faults and page requests.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::Response;
-use super::ticket::Answer;
+use super::group::Completion;
 use crate::counter::{Times, TimesSnapshot};
 
-/// Every fault reported is delivered, dropped, dealt with directly, or still waits.
+/// Counters of unrecoverable faults.
+///
+/// `reported` is the sum of the other counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultCounters {
-    /// Reported by the source.
+    /// Faults that the source reported.
     pub reported: u64,
-    /// Written into the event queue.
+    /// Faults that were written to the event queue.
     pub delivered: u64,
-    /// Given up: the endpoint's queue was full, the guest had no buffer, or was reset.
+    /// Faults that were dropped: the fault queue was full, the driver had no buffer, or the device
+    /// was reset.
     pub dropped: u64,
-    /// Dealt with by a direct handler.
+    /// Faults that [`Handler::Direct`](super::Handler::Direct) handled.
     pub direct: u64,
-    /// Not delivered yet.
+    /// Faults that are queued.
     pub pending: u64,
 }
 
 impl FaultCounters {
-    /// How many faults ended in which way.
+    /// Returns the number of faults by outcome, with the labels of the metrics.
     pub fn by_outcome(&self) -> [(&'static str, u64); 3] {
         let Self { delivered, dropped, direct, .. } = *self;
         [("delivered", delivered), ("dropped", dropped), ("direct", direct)]
@@ -42,36 +44,39 @@ impl fmt::Display for FaultCounters {
     }
 }
 
-/// Every group of page requests is answered, in one of the ways below, or still waits.
+/// Counters of page requests and their groups.
+///
+/// `groups` is the sum of the other counters, except `requests`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestCounters {
-    /// Groups that the source has begun.
+    /// Groups of which the source made the first request.
     pub groups: u64,
-    /// Requests in them.
+    /// Page requests in all groups.
     pub requests: u64,
-    /// Answered by the guest with SUCCESS.
+    /// Groups to which the guest responded with SUCCESS.
     pub success: u64,
-    /// Answered by the guest with INVALID.
+    /// Groups to which the guest responded with INVALID.
     pub invalid: u64,
-    /// Answered by the guest with FAILURE.
+    /// Groups to which the guest responded with FAILURE.
     pub failure: u64,
-    /// Answered because their attachment went away.
+    /// Groups that were completed because their attachment was removed.
     pub detached: u64,
-    /// Answered on the spot: there was nobody to ask.
+    /// Groups that were rejected because they could not be delivered.
     pub rejected: u64,
-    /// Answered because the guest did not in time.
+    /// Groups to which the guest did not respond before the deadline.
     pub timed_out: u64,
-    /// Answered because the device was reset, the front end left or the daemon ended.
+    /// Groups that were completed because the device was reset, the front end disconnected or the
+    /// daemon stopped.
     pub reset: u64,
-    /// Not waited for by their source any more: it was reset, or its host has answered.
+    /// Groups for which the source no longer expects a response.
     pub withdrawn: u64,
-    /// Not answered yet.
-    pub pending: u64,
+    /// Groups without a response.
+    pub outstanding: u64,
 }
 
 impl RequestCounters {
-    /// How many groups were answered in which way.
-    pub fn by_outcome(&self) -> [(&'static str, u64); Answer::KINDS] {
+    /// Returns the number of groups by outcome, with the labels of the metrics.
+    pub fn by_outcome(&self) -> [(&'static str, u64); 8] {
         [
             ("success", self.success),
             ("invalid", self.invalid),
@@ -83,94 +88,72 @@ impl RequestCounters {
             ("withdrawn", self.withdrawn),
         ]
     }
-}
 
-/// How long groups of page requests have waited for their answer, from the first request of the
-/// group on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ResponseTimes {
-    /// Those that the guest has answered.
-    pub by_guest: TimesSnapshot,
-    /// Those that the daemon has answered.
-    pub by_daemon: TimesSnapshot,
+    pub(super) fn count(&mut self, completion: Completion) {
+        let counter = match completion {
+            Completion::Guest(Response::Success) => &mut self.success,
+            Completion::Guest(Response::Invalid) => &mut self.invalid,
+            Completion::Guest(Response::Failure) => &mut self.failure,
+            Completion::Detached => &mut self.detached,
+            Completion::Rejected => &mut self.rejected,
+            Completion::TimedOut => &mut self.timed_out,
+            Completion::Reset => &mut self.reset,
+            Completion::Withdrawn => &mut self.withdrawn,
+        };
+        *counter += 1;
+    }
 }
 
 impl fmt::Display for RequestCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { groups, requests, success, invalid, failure, .. } = self;
-        let Self { detached, rejected, timed_out, reset, withdrawn, pending, .. } = self;
+        let Self { detached, rejected, timed_out, reset, withdrawn, outstanding, .. } = self;
         write!(
             f,
             "groups {groups} requests {requests}: success {success}, invalid {invalid}, \
              failure {failure}, detached {detached}, refused {rejected}, timed out {timed_out}, \
-             reset {reset}, withdrawn {withdrawn}, waiting {pending}"
+             reset {reset}, withdrawn {withdrawn}, waiting {outstanding}"
         )
     }
 }
 
-/// The counters of page requests while they count. All of them change with their endpoint's lock
-/// held, and are atomic only because every group's ticket has them too.
+/// Times from the first request of a group to the response.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResponseTimes {
+    /// Times of the groups to which the guest responded.
+    pub by_guest: TimesSnapshot,
+    /// Times of the groups that the daemon completed.
+    pub by_daemon: TimesSnapshot,
+}
+
+/// Measures [`ResponseTimes`], once enabled.
 #[derive(Debug, Default)]
-pub(super) struct PageRequestCounters {
-    groups: AtomicU64,
-    requests: AtomicU64,
-    answers: [AtomicU64; Answer::KINDS],
-    timed: AtomicBool,
+pub(super) struct ResponseTimeCounters {
+    enabled: bool,
     by_guest: Times,
     by_daemon: Times,
 }
 
-impl PageRequestCounters {
-    pub(super) fn count_group(&self) {
-        self.groups.fetch_add(1, Ordering::Relaxed);
+impl ResponseTimeCounters {
+    pub(super) fn enable(&mut self) {
+        self.enabled = true;
     }
 
-    pub(super) fn count_request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    /// Returns the start time of a group, if measurement is enabled.
+    pub(super) fn start(&self) -> Option<Instant> {
+        self.enabled.then(Instant::now)
     }
 
-    /// Counts an answer to a group that was begun then.
-    pub(super) fn count(&self, answer: Answer, begun: Option<Instant>) {
-        self.answers[answer.index()].fetch_add(1, Ordering::Relaxed);
-        let times = match answer {
-            Answer::Guest(_) => &self.by_guest,
-            _ => &self.by_daemon,
-        };
-        if let Some(begun) = begun {
-            times.add(begun.elapsed());
+    /// Records the time since `started`.
+    pub(super) fn record(&self, completion: Completion, started: Option<Instant>) {
+        let Some(started) = started else { return };
+        match completion {
+            Completion::Guest(_) => self.by_guest.add(started.elapsed()),
+            _ => self.by_daemon.add(started.elapsed()),
         }
     }
 
-    /// Takes the time of groups from now on.
-    pub(super) fn time(&self) {
-        self.timed.store(true, Ordering::Relaxed);
-    }
-
-    /// The time, if it is taken.
-    pub(super) fn now(&self) -> Option<Instant> {
-        self.timed.load(Ordering::Relaxed).then(Instant::now)
-    }
-
-    /// The times that were taken.
-    pub(super) fn times(&self) -> ResponseTimes {
+    pub(super) fn read(&self) -> ResponseTimes {
         ResponseTimes { by_guest: self.by_guest.read(), by_daemon: self.by_daemon.read() }
-    }
-
-    /// The numbers now; `pending` groups are not answered.
-    pub(super) fn counters(&self, pending: usize) -> RequestCounters {
-        let of = |answer: Answer| self.answers[answer.index()].load(Ordering::Relaxed);
-        RequestCounters {
-            groups: self.groups.load(Ordering::Relaxed),
-            requests: self.requests.load(Ordering::Relaxed),
-            success: of(Answer::Guest(Response::Success)),
-            invalid: of(Answer::Guest(Response::Invalid)),
-            failure: of(Answer::Guest(Response::Failure)),
-            detached: of(Answer::Detached),
-            rejected: of(Answer::Refused),
-            timed_out: of(Answer::TimedOut),
-            reset: of(Answer::Reset),
-            withdrawn: of(Answer::Withdrawn),
-            pending: pending as u64,
-        }
     }
 }

@@ -1,282 +1,258 @@
-//! The fault state of one endpoint: where its faults go, and those that wait.
+//! The fault state of one endpoint.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::counters::{FaultCounters, PageRequestCounters, RequestCounters, ResponseTimes};
-use super::groups::{Group, Groups, Progress};
-use super::ticket::{Answer, Ticket};
+use super::counters::{FaultCounters, RequestCounters, ResponseTimeCounters};
+use super::group::{Completion, Group};
+use super::group_queue::{GroupQueue, Progress};
 use super::{
-    Event, Fault, FaultOutcome, FaultReason, GroupId, Handler, Limits, PageRequest, QueueFull,
-    RespondError, Response, Source,
+    Event, Fault, FaultOutcome, FaultReason, Handler, Limits, PageRequest, QueueFull, Response,
+    Source, SourceCookie,
 };
 use crate::address::{EndpointId, Pasid};
+use crate::trace;
 
-/// Lives as long as the endpoint, whatever it is attached to.
+/// The attachments, faults and page request groups of an endpoint.
 ///
-/// One lock guards it, held also while the source is answered: whatever ends an attachment comes
-/// wholly before or wholly after an answer, and no answer is given twice.
+/// It exists as long as the endpoint, and is locked also while the source receives a response.
+/// The removal of an attachment therefore comes entirely before or entirely after a response, and
+/// no group gets two responses.
 pub(super) struct EndpointFaults {
-    id: EndpointId,
-    state: Mutex<State>,
+    endpoint: EndpointId,
     limits: Limits,
-    requests: Arc<PageRequestCounters>,
-}
-
-#[derive(Default)]
-struct State {
-    routes: BTreeMap<Option<Pasid>, Handler>,
-    /// Unrecoverable ones.
-    waiting: VecDeque<Fault>,
-    /// Of those; what waits is counted when somebody asks.
-    faults: FaultCounters,
-    source: Option<Arc<dyn Source>>,
-    /// Made by the first attachment whose page requests the guest takes, and kept.
-    groups: Option<Box<Groups>>,
-    /// The attachment whose requests the guest has answered with FAILURE.
+    source: Arc<dyn Source>,
+    /// The source received [`QueueFull`] and has not been notified since.
+    source_blocked: bool,
+    attachments: BTreeMap<Option<Pasid>, Handler>,
+    /// The attachment whose group got FAILURE from the guest.
     stopped_by: Option<Option<Pasid>>,
-}
-
-/// How the driver and the clock stand when a page request comes.
-#[derive(Clone, Copy)]
-pub(super) struct Now {
-    /// The driver takes page requests.
-    pub(super) accepted: bool,
-    /// The clock of the fault path.
-    pub(super) time: Duration,
+    faults: VecDeque<Fault>,
+    pub(super) groups: GroupQueue,
+    fault_counters: FaultCounters,
+    request_counters: RequestCounters,
+    pub(super) response_times: ResponseTimeCounters,
 }
 
 impl EndpointFaults {
-    pub(super) fn new(id: EndpointId, limits: Limits) -> Self {
-        Self { id, state: Mutex::default(), limits, requests: Arc::default() }
-    }
-
-    pub(super) fn connect(&self, source: Arc<dyn Source>) {
-        self.lock().source = Some(source);
-    }
-
-    pub(super) fn attach(&self, pasid: Option<Pasid>, handler: Handler, accepted: bool) {
-        let mut state = self.lock();
-        state.routes.insert(pasid, handler);
-        if accepted && handler == Handler::Queue && state.groups.is_none() {
-            let new = |source: &Arc<dyn Source>| {
-                Groups::new(self.id, source.clone(), self.requests.clone(), self.limits.groups)
-            };
-            state.groups = state.source.as_ref().map(new).map(Box::new);
+    pub(super) fn new(endpoint: EndpointId, limits: Limits) -> Self {
+        Self {
+            endpoint,
+            limits,
+            source: Arc::new(NoSource),
+            source_blocked: false,
+            attachments: BTreeMap::new(),
+            stopped_by: None,
+            faults: VecDeque::new(),
+            groups: GroupQueue::default(),
+            fault_counters: FaultCounters::default(),
+            request_counters: RequestCounters::default(),
+            response_times: ResponseTimeCounters::default(),
         }
     }
 
-    pub(super) fn detach(&self, pasid: Option<Pasid>) -> Option<Handler> {
-        let mut state = self.lock();
-        let handler = state.routes.remove(&pasid);
-        if let Some(groups) = &mut state.groups {
-            groups.detach(pasid);
-        }
-        state.stopped_by.take_if(|by| pasid.is_none() || *by == pasid);
-        handler
+    pub(super) fn set_source(&mut self, source: Arc<dyn Source>) {
+        self.source = source;
     }
 
-    pub(super) fn report(&self, fault: Fault) -> FaultOutcome {
-        let mut state = self.lock();
-        let outcome = state.accept(fault, self.limits.faults);
-        state.faults.reported += 1;
-        match outcome {
-            FaultOutcome::Direct => state.faults.direct += 1,
-            FaultOutcome::Dropped => state.faults.dropped += 1,
-            FaultOutcome::Queued => {}
-        }
+    pub(super) fn attach(&mut self, pasid: Option<Pasid>, handler: Handler) {
+        self.attachments.insert(pasid, handler);
+    }
+
+    /// Removes an attachment and completes its groups. Returns its handler.
+    pub(super) fn detach(&mut self, pasid: Option<Pasid>) -> Option<Handler> {
+        self.stopped_by.take_if(|stopped_by| pasid.is_none() || *stopped_by == pasid);
+        self.complete_matching(Completion::Detached, |group| group.pasid == pasid);
+        self.attachments.remove(&pasid)
+    }
+
+    pub(super) fn report_fault(&mut self, fault: Fault) -> FaultOutcome {
+        trace::fault_reported(fault.endpoint, fault.pasid, fault.address, fault.access.write);
+        self.fault_counters.reported += 1;
+        // Accesses without an attachment are blocked, and reported like those that have no mapping.
+        let handler = self.attachments.get(&fault.pasid).copied().unwrap_or(Handler::Queue);
+        let outcome = if handler == Handler::Direct {
+            self.fault_counters.direct += 1;
+            FaultOutcome::Direct
+        } else if self.faults.len() >= self.limits.faults {
+            self.fault_counters.dropped += 1;
+            FaultOutcome::Dropped
+        } else {
+            self.faults.push_back(fault);
+            FaultOutcome::Queued
+        };
+        log::debug!("{fault}: {outcome:?}");
         outcome
     }
 
-    /// Takes a page request. Returns what the driver is to be told of instead, when the request
-    /// cannot be passed on to it; `true`: there is a new group to deliver.
-    pub(super) fn request(
-        &self,
+    /// Adds a page request to its group. Returns whether an event was queued.
+    ///
+    /// `enabled`: the driver negotiated page requests. `now`: the time on the fault path's clock.
+    pub(super) fn report_page_request(
+        &mut self,
         request: PageRequest,
-        now: Now,
-    ) -> Result<(bool, Vec<Fault>), QueueFull> {
-        let mut state = self.lock();
-        let Some(groups) = &mut state.groups else {
-            return Ok((false, self.refuse_at_once(&state, request, now)));
+        enabled: bool,
+        now: Duration,
+    ) -> Result<bool, QueueFull> {
+        let mut group = match self.groups.take_partial(&request) {
+            Some(group) => group,
+            None => self.start_group(&request)?,
         };
-        let Some(group) = groups.add(request, now.time + self.limits.response_time)? else {
-            return Ok((false, Vec::new()));
-        };
-        if !groups.is_awaited(&group) {
-            // Of an attachment that has gone: what is attached now has nothing to do with it.
-            groups.withdraw_one(group);
-            return Ok((false, Vec::new()));
+        self.request_counters.requests += 1;
+        group.push(request, now + self.limits.response_timeout);
+        if !request.last {
+            self.groups.push_partial(group);
+            return Ok(false);
         }
-        if now.accepted && state.is_open(&group) {
-            state.queue(group);
-            return Ok((true, Vec::new()));
-        }
-        let faults = state.as_faults(self.id, group.requests(), now);
-        state.refuse(group);
-        Ok((false, faults))
+        Ok(self.queue_or_complete(group, enabled))
     }
 
-    /// No group has ever been possible here: there is nothing to keep.
-    fn refuse_at_once(&self, state: &State, request: PageRequest, now: Now) -> Vec<Fault> {
-        self.requests.count_request();
-        if request.last
-            && let Some(source) = state.source.clone()
-        {
-            let tally = self.requests.clone();
-            let ticket = Ticket::new(self.id, source, tally, request.pasid, request.cookie);
-            ticket.answer(Answer::Refused);
+    fn start_group(&mut self, request: &PageRequest) -> Result<Group, QueueFull> {
+        if self.groups.len() >= self.limits.groups {
+            self.source_blocked = true;
+            return Err(QueueFull);
         }
-        state.as_faults(self.id, &[request], now)
+        self.request_counters.groups += 1;
+        let started = self.response_times.start();
+        Ok(Group::new(self.endpoint, self.source.clone(), request, started))
     }
 
-    pub(super) fn withdraw(&self) {
-        let mut state = self.lock();
-        state.stopped_by = None;
-        if let Some(groups) = &mut state.groups {
-            groups.withdraw();
+    /// Queues a group with all its requests for delivery, or completes it if it cannot be
+    /// delivered. Returns whether an event was queued.
+    fn queue_or_complete(&mut self, group: Group, enabled: bool) -> bool {
+        if !group.source_expects_response() {
+            // The group belongs to an earlier attachment. It must not reach the current one.
+            self.complete(group, Completion::Withdrawn);
+            return false;
         }
+        if enabled && self.can_deliver(&group) {
+            self.groups.push_pending(group);
+            return true;
+        }
+        let queued = !enabled && self.report_as_faults(&group.requests);
+        self.complete(group, Completion::Rejected);
+        queued
     }
 
-    pub(super) fn respond(
-        &self,
-        id: GroupId,
-        pasid: Option<Pasid>,
-        needs_pasid: bool,
-        response: Response,
-    ) -> Result<(), RespondError> {
-        let mut state = self.lock();
-        let groups = state.groups.as_mut().ok_or(RespondError::NoSuchGroup)?;
-        let of_group = groups.respond(id, pasid, needs_pasid, response)?;
-        if response == Response::Failure {
-            state.stopped_by = Some(of_group);
-        }
-        Ok(())
+    fn can_deliver(&self, group: &Group) -> bool {
+        self.attachments.get(&group.pasid) == Some(&Handler::Queue)
+            && self.stopped_by.is_none()
+            && !group.is_truncated()
     }
 
-    /// Delivers what is next: the rest of a group, else one fault and one group.
-    pub(super) fn deliver(&self, put: &mut dyn FnMut(Event) -> bool) -> Progress {
-        let mut state = self.lock();
-        let mut progress = Progress::Idle;
-        if !state.groups.as_ref().is_some_and(|groups| groups.is_amid_delivery())
-            && let Some(fault) = state.waiting.pop_front()
-        {
-            let taken = put(Event::Fault(&fault));
-            state.faults.delivered += u64::from(taken);
-            state.faults.dropped += u64::from(!taken);
-            progress = Progress::Delivered;
+    /// Reports rejected page requests as unrecoverable faults, for a driver that did not negotiate
+    /// page requests. Returns whether a fault was queued.
+    fn report_as_faults(&mut self, requests: &[PageRequest]) -> bool {
+        let mut queued = false;
+        for &PageRequest { pasid, address, access, .. } in requests {
+            let reason = match self.attachments.get(&pasid) {
+                Some(_) => FaultReason::Mapping,
+                None => FaultReason::Domain,
+            };
+            let fault = Fault { endpoint: self.endpoint, pasid, address, access, reason };
+            queued |= self.report_fault(fault) == FaultOutcome::Queued;
         }
-        let Some(groups) = &mut state.groups else { return progress };
-        let endpoint = self.id;
-        match groups.deliver(|group, request| put(Event::PageRequest { endpoint, group, request }))
-        {
-            Progress::Idle => progress,
+        queued
+    }
+
+    /// Delivers the remaining events of a partially delivered group, or otherwise one fault and
+    /// one group.
+    pub(super) fn deliver(&mut self, put: &mut dyn FnMut(Event) -> bool) -> Progress {
+        let fault_delivered = !self.groups.is_partially_delivered() && self.deliver_fault(put);
+        let endpoint = self.endpoint;
+        let progress = self
+            .groups
+            .deliver(|group, request| Event::PageRequest { endpoint, group, request }.deliver(put));
+        match progress {
+            Progress::Idle if fault_delivered => Progress::Delivered,
             progress => progress,
         }
     }
 
-    /// The driver has no buffers: what it cannot be told now it is not told at all.
-    pub(super) fn drop_faults(&self) {
-        self.lock().drop_faults();
+    /// Delivers or drops the oldest fault. Returns whether there was one.
+    fn deliver_fault(&mut self, put: &mut dyn FnMut(Event) -> bool) -> bool {
+        let Some(fault) = self.faults.pop_front() else { return false };
+        if Event::Fault(&fault).deliver(put) {
+            self.fault_counters.delivered += 1;
+        } else {
+            self.fault_counters.dropped += 1;
+        }
+        true
     }
 
-    pub(super) fn expire(&self, now: Duration) {
-        if let Some(groups) = &mut self.lock().groups {
-            groups.expire(now);
+    /// Drops the queued faults.
+    pub(super) fn drop_faults(&mut self) {
+        self.fault_counters.dropped += self.faults.len() as u64;
+        self.faults.clear();
+    }
+
+    /// Completes the groups whose deadline has passed.
+    pub(super) fn expire(&mut self, now: Duration) {
+        self.complete_matching(Completion::TimedOut, |group| group.is_expired(now));
+    }
+
+    /// Discards the state of a driver that was reset. Partial groups remain.
+    pub(super) fn reset(&mut self) {
+        self.drop_faults();
+        self.stopped_by = None;
+        self.complete_matching(Completion::Reset, |_| true);
+        self.groups.discard_remaining_events();
+    }
+
+    /// Completes all groups of a source that was reset.
+    pub(super) fn withdraw(&mut self) {
+        self.stopped_by = None;
+        self.complete_all(Completion::Withdrawn);
+    }
+
+    fn complete_all(&mut self, completion: Completion) {
+        for group in self.groups.take_all_partial() {
+            self.complete(group, completion);
+        }
+        self.complete_matching(completion, |_| true);
+    }
+
+    /// Completes the groups that match `predicate`, except partial ones.
+    fn complete_matching(&mut self, completion: Completion, predicate: impl Fn(&Group) -> bool) {
+        for group in self.groups.take_matching(predicate) {
+            self.complete(group, completion);
         }
     }
 
-    pub(super) fn reset(&self) {
-        let mut state = self.lock();
-        state.drop_faults();
-        state.stopped_by = None;
-        if let Some(groups) = &mut state.groups {
-            groups.reset();
+    /// Completes a group. All groups end here.
+    pub(super) fn complete(&mut self, group: Group, completion: Completion) {
+        if completion == Completion::Guest(Response::Failure) {
+            self.stopped_by = Some(group.pasid);
+        }
+        self.request_counters.count(completion);
+        self.response_times.record(completion, group.started);
+        group.complete(completion);
+        if std::mem::take(&mut self.source_blocked) {
+            self.source.capacity_available();
         }
     }
 
-    pub(super) fn waiting(&self) -> usize {
-        self.lock().unanswered()
-    }
-
-    /// All numbers of one moment.
+    /// Returns the counters, all of the same moment.
     pub(super) fn counters(&self) -> (FaultCounters, RequestCounters) {
-        let state = self.lock();
-        let faults = FaultCounters { pending: state.waiting.len() as u64, ..state.faults };
-        (faults, self.requests.counters(state.unanswered()))
-    }
-
-    pub(super) fn enable_response_times(&self) {
-        self.requests.time();
-    }
-
-    pub(super) fn response_times(&self) -> ResponseTimes {
-        self.requests.times()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        (
+            FaultCounters { pending: self.faults.len() as u64, ..self.fault_counters },
+            RequestCounters { outstanding: self.groups.len() as u64, ..self.request_counters },
+        )
     }
 }
 
-impl State {
-    /// How many groups wait for their answers.
-    fn unanswered(&self) -> usize {
-        self.groups.as_ref().map_or(0, |groups| groups.len())
+impl Drop for EndpointFaults {
+    fn drop(&mut self) {
+        self.complete_all(Completion::Reset);
     }
+}
 
-    fn drop_faults(&mut self) {
-        self.faults.dropped += self.waiting.len() as u64;
-        self.waiting.clear();
-    }
+/// The source of an endpoint that makes no page requests.
+struct NoSource;
 
-    fn accept(&mut self, fault: Fault, depth: usize) -> FaultOutcome {
-        // What was never attached is blocked, and the guest wants to know who tried.
-        let handler = self.routes.get(&fault.pasid).copied().unwrap_or(Handler::Queue);
-        if handler == Handler::Direct {
-            return FaultOutcome::Direct;
-        }
-        if self.waiting.len() >= depth {
-            return FaultOutcome::Dropped;
-        }
-        self.waiting.push_back(fault);
-        FaultOutcome::Queued
-    }
+impl Source for NoSource {
+    fn respond(&self, _: Option<Pasid>, _: SourceCookie, _: Response) {}
 
-    /// Whether the guest can be asked.
-    fn is_open(&self, group: &Group) -> bool {
-        let routed = self.routes.get(&group.pasid()) == Some(&Handler::Queue);
-        routed && self.stopped_by.is_none() && group.is_whole()
-    }
-
-    fn queue(&mut self, group: Group) {
-        if let Some(groups) = &mut self.groups {
-            groups.queue(group);
-        }
-    }
-
-    fn refuse(&mut self, group: Group) {
-        if let Some(groups) = &mut self.groups {
-            groups.refuse(group);
-        }
-    }
-
-    /// A driver that takes no page requests hears of those that were refused as of any access
-    /// that failed.
-    fn as_faults(&self, endpoint: EndpointId, requests: &[PageRequest], now: Now) -> Vec<Fault> {
-        if now.accepted {
-            return Vec::new();
-        }
-        let fault = |request: &PageRequest| Fault {
-            endpoint,
-            pasid: request.pasid,
-            address: request.address,
-            access: request.access,
-            reason: match self.routes.get(&request.pasid) {
-                Some(_) => FaultReason::Mapping,
-                None => FaultReason::Domain,
-            },
-        };
-        requests.iter().map(fault).collect()
-    }
+    fn capacity_available(&self) {}
 }

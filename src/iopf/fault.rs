@@ -1,41 +1,51 @@
-//! What a fault is.
+//! Unrecoverable faults.
 
 use std::fmt;
 
-use crate::address::{EndpointId, Iova, Pasid};
-use crate::host::Access;
+use crate::address::{Access, EndpointId, Iova, Pasid};
 
-/// Why an access faulted (virtio 1.4, IOMMU device, fault reporting).
+/// The reason of a fault (virtio 1.4, 5.13.6.8, fault reporting).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultReason {
-    /// The endpoint is attached to no domain (VIRTIO_IOMMU_FAULT_R_DOMAIN).
+    /// The endpoint is not attached to a domain (VIRTIO_IOMMU_FAULT_R_DOMAIN).
     Domain,
     /// No mapping allows the access (VIRTIO_IOMMU_FAULT_R_MAPPING).
     Mapping,
 }
 
-/// An access that did not take place, and whose endpoint has given it up.
+/// An unrecoverable fault: the access failed, and the endpoint does not retry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Whose access it was.
+    /// The endpoint that issued the access.
     pub endpoint: EndpointId,
-    /// The address space it named, if not the endpoint's own.
+    /// The PASID of the access, if it had one.
     pub pasid: Option<Pasid>,
-    /// The first byte that was not accessed.
+    /// The address of the first byte that was not accessed.
     pub address: Iova,
-    /// What it wanted to do.
+    /// The type of the access.
     pub access: Access,
-    /// Why it failed.
+    /// Why the access failed.
     pub reason: FaultReason,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = if self.access.write { "write" } else { "read" };
-        write!(f, "fault: endpoint {}", self.endpoint)?;
+        let access = if self.access.write { "write to" } else { "read from" };
+        write!(f, "fault of endpoint {}", self.endpoint)?;
         if let Some(pasid) = self.pasid {
-            write!(f, " PASID {pasid}")?;
+            write!(f, ", PASID {pasid}")?;
         }
-        write!(f, ", {verb} of {}, reason {:?}", self.address, self.reason)
+        write!(f, ": {access} {}, reason {:?}", self.address, self.reason)
     }
+}
+
+/// The outcome of reporting a [`Fault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// Counted only, by [`Handler::Direct`](super::Handler::Direct).
+    Direct,
+    /// Queued for the event queue.
+    Queued,
+    /// Dropped and counted, because the fault queue of the endpoint is full.
+    Dropped,
 }

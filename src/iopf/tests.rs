@@ -1,81 +1,105 @@
-use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
+use super::group::Group;
 use super::*;
-use crate::address::Iova;
-use crate::host::Access;
+use crate::address::{Access, Iova};
 
+const A: EndpointId = EndpointId(8);
+const B: EndpointId = EndpointId(16);
+const UNKNOWN: EndpointId = EndpointId(99);
+const PASID: Option<Pasid> = Some(Pasid(5));
+const LIMITS: Limits = Limits { faults: 8, groups: 4, response_timeout: Duration::from_secs(30) };
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Counts notifications.
 #[derive(Clone, Default)]
-struct Rings(Arc<AtomicUsize>);
+struct CountingNotifier(Arc<AtomicUsize>);
 
-impl EventNotifier for Rings {
+impl CountingNotifier {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl EventNotifier for CountingNotifier {
     fn notify(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// A source that remembers its answers.
+/// Records the calls of the fault path.
 #[derive(Default)]
-struct Recorder {
-    answers: Mutex<Vec<(u32, Response)>>,
-    resumed: AtomicUsize,
-    /// A group that its host has answered.
-    answered_by_host: Mutex<Option<u32>>,
+struct RecordingSource {
+    responses: Mutex<Vec<(u32, Response)>>,
+    capacity_notifications: AtomicUsize,
+    /// A group to which the host responded.
+    completed_by_host: Mutex<Option<u32>>,
 }
 
-impl Recorder {
-    fn take(&self) -> Vec<(u32, Response)> {
-        std::mem::take(&mut self.answers.lock().unwrap())
+impl RecordingSource {
+    fn take_responses(&self) -> Vec<(u32, Response)> {
+        std::mem::take(&mut self.responses.lock().unwrap())
+    }
+
+    fn capacity_notifications(&self) -> usize {
+        self.capacity_notifications.load(Ordering::SeqCst)
     }
 }
 
-impl Source for Recorder {
+impl Source for RecordingSource {
     fn respond(&self, _: Option<Pasid>, cookie: SourceCookie, response: Response) {
-        self.answers.lock().unwrap().push((cookie.0, response));
+        self.responses.lock().unwrap().push((cookie.0, response));
     }
 
     fn expects_response(&self, cookie: SourceCookie) -> bool {
-        *self.answered_by_host.lock().unwrap() != Some(cookie.0)
+        *self.completed_by_host.lock().unwrap() != Some(cookie.0)
     }
 
     fn capacity_available(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
+        self.capacity_notifications.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// What the driver has been given.
+/// An event that the driver received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+enum Received {
+    /// Endpoint and address.
     Fault(EndpointId, u64),
+    /// Endpoint, group, address and whether it is the last request of the group.
     Request(EndpointId, GroupId, u64, bool),
 }
 
-use Seen::{Fault as F, Request as R};
+use Received::{Fault as F, Request as R};
 
-const A: EndpointId = EndpointId(8);
-const B: EndpointId = EndpointId(16);
-const LIMITS: Limits = Limits { faults: 8, groups: 4, response_time: Duration::from_secs(30) };
-const SECOND: Duration = Duration::from_secs(1);
-
-fn iopf(faults: usize) -> (Iopf, Rings) {
-    let rings = Rings::default();
-    let iopf = Iopf::new([A, B], Limits { faults, ..LIMITS }, Box::new(rings.clone()));
-    iopf.attach(A, None, Handler::Queue);
-    iopf.attach(B, None, Handler::Queue);
-    (iopf, rings)
+impl From<Event<'_>> for Received {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Fault(fault) => F(fault.endpoint, fault.address.0),
+            Event::PageRequest { endpoint, group, request } => {
+                R(endpoint, group, request.address.0, request.last)
+            }
+        }
+    }
 }
 
-/// With a driver that takes page requests.
-fn with_sources() -> (Iopf, [Arc<Recorder>; 2]) {
-    let iopf = Iopf::new([A, B], LIMITS, Box::new(Rings::default()));
+/// Returns a fault path with attached endpoints and a driver without page requests.
+fn without_page_requests(faults: usize) -> (Iopf, CountingNotifier) {
+    let notifier = CountingNotifier::default();
+    let iopf = Iopf::new([A, B], Limits { faults, ..LIMITS }, Box::new(notifier.clone()));
+    iopf.attach(A, None, Handler::Queue);
+    iopf.attach(B, None, Handler::Queue);
+    (iopf, notifier)
+}
+
+/// Returns a fault path with attached endpoints and a driver that negotiated page requests.
+fn with_page_requests() -> (Iopf, [Arc<RecordingSource>; 2]) {
+    let (iopf, _) = without_page_requests(LIMITS.faults);
     let sources = [A, B].map(|endpoint| {
-        let source = Arc::new(Recorder::default());
+        let source = Arc::new(RecordingSource::default());
         iopf.set_source(endpoint, source.clone());
         source
     });
     iopf.enable_page_requests(true);
-    iopf.attach(A, None, Handler::Queue);
-    iopf.attach(B, None, Handler::Queue);
     (iopf, sources)
 }
 
@@ -101,94 +125,93 @@ fn request(cookie: u32, address: u64, last: bool) -> PageRequest {
     }
 }
 
-/// A group of one request.
-fn ask(iopf: &Iopf, endpoint: EndpointId, cookie: u32) -> Result<(), QueueFull> {
+/// Reports the only request of a group.
+fn report_group(iopf: &Iopf, endpoint: EndpointId, cookie: u32) -> Result<(), QueueFull> {
     iopf.report_page_request(endpoint, request(cookie, u64::from(cookie) << 12, true))
 }
 
-fn seen(event: Event) -> Seen {
-    match event {
-        Event::Fault(fault) => F(fault.endpoint, fault.address.0),
-        Event::PageRequest { endpoint, group, request } => {
-            R(endpoint, group, request.address.0, request.last)
-        }
-    }
+/// Reports the only request of a group with a PASID.
+fn report_pasid_group(iopf: &Iopf, pasid: u32, cookie: u32) {
+    let pasid = Some(Pasid(pasid));
+    iopf.report_page_request(A, PageRequest { pasid, ..request(cookie, 0, true) }).unwrap();
 }
 
-/// Delivers into `buffers` buffers.
-fn drain_into(iopf: &Iopf, buffers: usize) -> (Vec<Seen>, DeliveryStatus) {
-    let mut all = Vec::new();
+/// Delivers to a driver with the given number of buffers, until the status is not `More`.
+fn deliver_to(iopf: &Iopf, buffers: usize) -> (Vec<Received>, DeliveryStatus) {
+    let mut received = Vec::new();
     loop {
-        let delivered = iopf.deliver(&mut |event| {
-            let taken = all.len() < buffers;
-            if taken {
-                all.push(seen(event));
+        let status = iopf.deliver(&mut |event| {
+            let has_buffer = received.len() < buffers;
+            if has_buffer {
+                received.push(event.into());
             }
-            taken
+            has_buffer
         });
-        if delivered != DeliveryStatus::More {
-            return (all, delivered);
+        if status != DeliveryStatus::More {
+            return (received, status);
         }
     }
 }
 
-fn drain(iopf: &Iopf) -> Vec<Seen> {
-    drain_into(iopf, usize::MAX).0
+fn deliver_all(iopf: &Iopf) -> Vec<Received> {
+    deliver_to(iopf, usize::MAX).0
 }
 
-fn answer(iopf: &Iopf, endpoint: EndpointId, group: u16) -> Result<(), RespondError> {
+/// Sends a page response with SUCCESS and without a PASID.
+fn respond(iopf: &Iopf, endpoint: EndpointId, group: u16) -> Result<(), RespondError> {
     iopf.respond(endpoint, GroupId(group), None, true, Response::Success)
 }
 
+/// Returns the counters of an endpoint's page requests as they are logged.
 fn summary(iopf: &Iopf, endpoint: EndpointId) -> String {
     let (.., requests) = iopf.counters().find(|(id, ..)| *id == endpoint).unwrap();
     requests.to_string()
 }
 
 #[test]
-fn endpoints_take_turns_and_each_keeps_its_order() {
-    let (iopf, _) = iopf(8);
+fn endpoints_are_served_round_robin_and_in_order() {
+    let (iopf, _) = without_page_requests(8);
     for address in 0..4 {
         iopf.report_fault(fault(A, address));
     }
     iopf.report_fault(fault(B, 0));
-    assert_eq!(drain(&iopf), [F(A, 0), F(B, 0), F(A, 1), F(A, 2), F(A, 3)]);
+    assert_eq!(deliver_all(&iopf), [F(A, 0), F(B, 0), F(A, 1), F(A, 2), F(A, 3)]);
 }
 
 #[test]
-fn a_full_queue_drops_the_newest_and_only_its_own() {
-    let (iopf, _) = iopf(2);
+fn full_fault_queue_drops_new_faults_of_its_endpoint() {
+    let (iopf, _) = without_page_requests(2);
     let outcomes: Vec<_> = (0..3).map(|address| iopf.report_fault(fault(A, address))).collect();
     assert_eq!(outcomes, [FaultOutcome::Queued, FaultOutcome::Queued, FaultOutcome::Dropped]);
     assert_eq!(iopf.report_fault(fault(B, 0)), FaultOutcome::Queued);
-    assert_eq!(drain(&iopf), [F(A, 0), F(B, 0), F(A, 1)]);
+    assert_eq!(deliver_all(&iopf), [F(A, 0), F(B, 0), F(A, 1)]);
 }
 
 #[test]
-fn the_doorbell_rings_once_until_the_server_comes() {
-    let (iopf, rings) = iopf(8);
+fn notifier_is_signalled_once_per_delivery() {
+    let (iopf, notifier) = without_page_requests(8);
     iopf.report_fault(fault(A, 0));
     iopf.report_fault(fault(B, 0));
-    assert_eq!(rings.0.load(Ordering::SeqCst), 1);
-    drain(&iopf);
+    assert_eq!(notifier.count(), 1);
+    deliver_all(&iopf);
     iopf.report_fault(fault(B, 1));
-    assert_eq!(rings.0.load(Ordering::SeqCst), 2);
+    assert_eq!(notifier.count(), 2);
 }
 
 #[test]
-fn the_handler_of_the_attachment_decides() {
-    let (iopf, rings) = iopf(8);
+fn direct_handler_only_counts_faults_of_its_attachment() {
+    let (iopf, notifier) = without_page_requests(8);
     iopf.attach(A, None, Handler::Direct);
     assert_eq!(iopf.report_fault(fault(A, 0)), FaultOutcome::Direct);
-    assert_eq!(drain(&iopf), []);
-    assert_eq!(rings.0.load(Ordering::SeqCst), 0);
+    assert_eq!(deliver_all(&iopf), []);
+    assert_eq!(notifier.count(), 0);
     let other_pasid = Fault { pasid: Some(Pasid(1)), ..fault(A, 0) };
     assert_eq!(iopf.report_fault(other_pasid), FaultOutcome::Queued);
 }
 
 #[test]
-fn counters_of_faults_add_up() {
-    let (iopf, _) = iopf(3);
+fn fault_counters_add_up() {
+    let (iopf, _) = without_page_requests(3);
     for address in 0..5 {
         iopf.report_fault(fault(A, address));
     }
@@ -201,22 +224,22 @@ fn counters_of_faults_add_up() {
     iopf.report_fault(fault(A, 9));
     let (_, faults, _) = iopf.counters().next().unwrap();
     assert_eq!(faults.to_string(), "reported 6: delivered 1, dropped 4, direct 1, waiting 0");
-    assert_eq!(iopf.report_fault(fault(EndpointId(99), 0)), FaultOutcome::Dropped);
+    assert_eq!(iopf.report_fault(fault(UNKNOWN, 0)), FaultOutcome::Dropped);
 }
 
 #[test]
-fn a_group_is_delivered_whole_and_answered_once() {
-    let (iopf, [source, _]) = with_sources();
+fn group_is_delivered_whole_and_completed_once() {
+    let (iopf, [source, _]) = with_page_requests();
     iopf.report_page_request(A, request(7, 0x1000, false)).unwrap();
-    assert_eq!(drain(&iopf), []);
+    assert_eq!(deliver_all(&iopf), []);
     iopf.report_page_request(A, request(7, 0x2000, true)).unwrap();
     let group = GroupId(1);
-    assert_eq!(drain(&iopf), [R(A, group, 0x1000, false), R(A, group, 0x2000, true)]);
-    assert!(iopf.has_pending_groups());
-    assert_eq!(answer(&iopf, A, 1), Ok(()));
-    assert_eq!(answer(&iopf, A, 1), Err(RespondError::NoSuchGroup));
-    assert_eq!(source.take(), [(7, Response::Success)]);
-    assert!(!iopf.has_pending_groups());
+    assert_eq!(deliver_all(&iopf), [R(A, group, 0x1000, false), R(A, group, 0x2000, true)]);
+    assert!(iopf.has_outstanding_groups());
+    assert_eq!(respond(&iopf, A, 1), Ok(()));
+    assert_eq!(respond(&iopf, A, 1), Err(RespondError::NoSuchGroup));
+    assert_eq!(source.take_responses(), [(7, Response::Success)]);
+    assert!(!iopf.has_outstanding_groups());
     assert_eq!(
         summary(&iopf, A),
         "groups 1 requests 2: success 1, invalid 0, failure 0, detached 0, refused 0, \
@@ -225,289 +248,271 @@ fn a_group_is_delivered_whole_and_answered_once() {
 }
 
 #[test]
-fn a_group_that_was_not_shown_cannot_be_answered() {
-    let (iopf, [source, _]) = with_sources();
+fn response_before_last_event_matches_no_group() {
+    let (iopf, [source, _]) = with_page_requests();
     iopf.report_page_request(A, request(7, 0x1000, false)).unwrap();
     iopf.report_page_request(A, request(7, 0x2000, true)).unwrap();
-    assert_eq!(answer(&iopf, A, 1), Err(RespondError::NoSuchGroup));
+    assert_eq!(respond(&iopf, A, 1), Err(RespondError::NoSuchGroup));
     assert_eq!(
-        drain_into(&iopf, 1),
+        deliver_to(&iopf, 1),
         (vec![R(A, GroupId(1), 0x1000, false)], DeliveryStatus::NoBuffer)
     );
-    assert_eq!(answer(&iopf, A, 1), Err(RespondError::NoSuchGroup));
-    drain(&iopf);
-    assert_eq!(answer(&iopf, B, 1), Err(RespondError::NoSuchGroup), "of another endpoint");
-    assert_eq!(answer(&iopf, EndpointId(99), 1), Err(RespondError::NoSuchGroup));
-    assert_eq!(source.take(), []);
-    assert_eq!(answer(&iopf, A, 1), Ok(()));
+    assert_eq!(respond(&iopf, A, 1), Err(RespondError::NoSuchGroup));
+    deliver_all(&iopf);
+    assert_eq!(respond(&iopf, B, 1), Err(RespondError::NoSuchGroup), "wrong endpoint");
+    assert_eq!(respond(&iopf, UNKNOWN, 1), Err(RespondError::NoSuchGroup));
+    assert_eq!(source.take_responses(), []);
+    assert_eq!(respond(&iopf, A, 1), Ok(()));
 }
 
 #[test]
-fn an_answer_names_the_pasid_where_that_is_needed() {
-    let (iopf, [source, _]) = with_sources();
-    iopf.attach(A, Some(Pasid(5)), Handler::Queue);
+fn response_must_match_the_pasid_of_the_group() {
+    let (iopf, [source, _]) = with_page_requests();
+    iopf.attach(A, PASID, Handler::Queue);
     for cookie in 0..2 {
-        iopf.report_page_request(
-            A,
-            PageRequest { pasid: Some(Pasid(5)), ..request(cookie, 0, true) },
-        )
-        .unwrap();
+        report_pasid_group(&iopf, 5, cookie);
     }
-    drain(&iopf);
-    let answer = |pasid: Option<u32>, needs_pasid| {
-        iopf.respond(A, GroupId(1), pasid.map(Pasid), needs_pasid, Response::Invalid)
-    };
-    assert_eq!(answer(Some(6), true), Err(RespondError::NoSuchGroup));
-    assert_eq!(answer(None, true), Err(RespondError::PasidMissing));
-    assert_eq!(answer(Some(5), true), Ok(()));
-    assert_eq!(iopf.respond(A, GroupId(2), None, false, Response::Success), Ok(()));
-    assert_eq!(source.take(), [(0, Response::Invalid), (1, Response::Success)]);
-
-    ask(&iopf, A, 2).unwrap();
-    drain(&iopf);
-    let with_pasid = iopf.respond(A, GroupId(3), Some(Pasid(5)), true, Response::Success);
-    assert_eq!(with_pasid, Err(RespondError::NoSuchGroup), "the group has none");
+    report_group(&iopf, A, 2).unwrap();
+    deliver_all(&iopf);
+    for (group, pasid, pasid_required, response, expected) in [
+        (1, Some(6), true, Response::Invalid, Err(RespondError::NoSuchGroup)),
+        (1, None, true, Response::Invalid, Err(RespondError::PasidMissing)),
+        (1, Some(5), true, Response::Invalid, Ok(())),
+        (2, None, false, Response::Success, Ok(())),
+        (3, Some(5), true, Response::Success, Err(RespondError::NoSuchGroup)),
+    ] {
+        let result = iopf.respond(A, GroupId(group), pasid.map(Pasid), pasid_required, response);
+        assert_eq!(result, expected, "group {group}, response with PASID {pasid:?}");
+    }
+    assert_eq!(source.take_responses(), [(0, Response::Invalid), (1, Response::Success)]);
 }
 
 #[test]
-fn a_source_with_too_many_groups_is_held_back() {
-    let (iopf, [source, other]) = with_sources();
+fn source_above_group_limit_is_blocked_until_a_group_completes() {
+    let (iopf, [source, other]) = with_page_requests();
     for cookie in 0..4 {
         iopf.report_page_request(A, request(cookie, 0, false)).unwrap();
     }
-    assert_eq!(ask(&iopf, A, 9), Err(QueueFull));
-    assert_eq!(ask(&iopf, B, 9), Ok(()));
-    // Begun groups go on, and count until they are answered.
+    assert_eq!(report_group(&iopf, A, 9), Err(QueueFull));
+    assert_eq!(report_group(&iopf, B, 9), Ok(()));
+    // Partial groups can be continued, and count until they are complete.
     for cookie in 0..4 {
         iopf.report_page_request(A, request(cookie, 0x1000, true)).unwrap();
-        assert_eq!(ask(&iopf, A, 9), Err(QueueFull));
+        assert_eq!(report_group(&iopf, A, 9), Err(QueueFull));
     }
-    drain(&iopf);
-    assert_eq!(ask(&iopf, A, 9), Err(QueueFull));
-    assert_eq!(source.resumed.load(Ordering::SeqCst), 0);
-    answer(&iopf, A, 2).unwrap();
-    assert_eq!(source.resumed.load(Ordering::SeqCst), 1);
-    answer(&iopf, A, 1).unwrap();
-    assert_eq!(source.resumed.load(Ordering::SeqCst), 1, "told once");
-    assert_eq!(ask(&iopf, A, 9), Ok(()));
-    assert_eq!(other.resumed.load(Ordering::SeqCst), 0);
+    deliver_all(&iopf);
+    assert_eq!(report_group(&iopf, A, 9), Err(QueueFull));
+    assert_eq!(source.capacity_notifications(), 0);
+    respond(&iopf, A, 2).unwrap();
+    assert_eq!(source.capacity_notifications(), 1);
+    respond(&iopf, A, 1).unwrap();
+    assert_eq!(source.capacity_notifications(), 1, "notified again");
+    assert_eq!(report_group(&iopf, A, 9), Ok(()));
+    assert_eq!(other.capacity_notifications(), 0);
 }
 
 #[test]
-fn groups_wait_for_buffers_and_nothing_comes_between() {
-    let (iopf, _) = with_sources();
+fn events_of_a_group_stay_consecutive_without_buffers() {
+    let (iopf, _) = with_page_requests();
     for address in [0x1000, 0x2000, 0x3000] {
         iopf.report_page_request(B, request(1, address, address == 0x3000)).unwrap();
     }
     let group = GroupId(1);
-    let (events, delivered) = drain_into(&iopf, 2);
+    let (events, status) = deliver_to(&iopf, 2);
     assert_eq!(events, [R(B, group, 0x1000, false), R(B, group, 0x2000, false)]);
-    assert_eq!(delivered, DeliveryStatus::NoBuffer);
-    // A is before B in order, but B is not done.
-    ask(&iopf, A, 2).unwrap();
+    assert_eq!(status, DeliveryStatus::NoBuffer);
+    // A would be served before B, but the group of B is partially delivered.
+    report_group(&iopf, A, 2).unwrap();
     iopf.report_fault(fault(B, 9));
-    assert_eq!(drain(&iopf), [R(B, group, 0x3000, true), R(A, group, 0x2000, true), F(B, 9)]);
+    assert_eq!(deliver_all(&iopf), [R(B, group, 0x3000, true), R(A, group, 0x2000, true), F(B, 9)]);
 }
 
 #[test]
-fn faults_are_dropped_where_page_requests_wait() {
-    let (iopf, _) = with_sources();
-    ask(&iopf, A, 1).unwrap();
-    assert_eq!(drain_into(&iopf, 0), (vec![], DeliveryStatus::NoBuffer));
+fn all_faults_are_dropped_when_page_requests_lack_buffers() {
+    let (iopf, _) = with_page_requests();
+    report_group(&iopf, A, 1).unwrap();
+    assert_eq!(deliver_to(&iopf, 0), (vec![], DeliveryStatus::NoBuffer));
     iopf.report_fault(fault(A, 1));
     iopf.report_fault(fault(B, 2));
-    assert_eq!(drain_into(&iopf, 0), (vec![], DeliveryStatus::NoBuffer));
-    assert_eq!(drain(&iopf), [R(A, GroupId(1), 0x1000, true)]);
+    assert_eq!(deliver_to(&iopf, 0), (vec![], DeliveryStatus::NoBuffer));
+    assert_eq!(deliver_all(&iopf), [R(A, GroupId(1), 0x1000, true)]);
     let dropped: Vec<_> = iopf.counters().map(|(_, faults, _)| faults.dropped).collect();
     assert_eq!(dropped, [1, 1]);
 }
 
 #[test]
-fn detach_answers_the_groups_of_the_attachment() {
-    let (iopf, [source, _]) = with_sources();
-    iopf.attach(A, Some(Pasid(5)), Handler::Queue);
-    ask(&iopf, A, 1).unwrap();
-    iopf.report_page_request(A, PageRequest { pasid: Some(Pasid(5)), ..request(2, 0, true) })
-        .unwrap();
-    drain(&iopf);
-    ask(&iopf, A, 3).unwrap();
+fn detach_completes_groups_of_the_attachment() {
+    let (iopf, [source, _]) = with_page_requests();
+    iopf.attach(A, PASID, Handler::Queue);
+    report_group(&iopf, A, 1).unwrap();
+    report_pasid_group(&iopf, 5, 2);
+    deliver_all(&iopf);
+    report_group(&iopf, A, 3).unwrap();
     assert_eq!(iopf.detach(A, None), Some(Handler::Queue));
-    assert_eq!(source.take(), [(1, Response::Invalid), (3, Response::Invalid)]);
-    assert_eq!(drain(&iopf), [], "what was not begun is not shown");
-    assert_eq!(answer(&iopf, A, 1), Err(RespondError::NoSuchGroup));
-    ask(&iopf, A, 4).unwrap();
-    assert_eq!(source.take(), [(4, Response::Invalid)], "nobody to ask");
-    assert_eq!(iopf.detach(A, Some(Pasid(5))), Some(Handler::Queue));
-    assert_eq!(source.take(), [(2, Response::Invalid)]);
+    assert_eq!(source.take_responses(), [(1, Response::Invalid), (3, Response::Invalid)]);
+    assert_eq!(deliver_all(&iopf), [], "delivered a completed group");
+    assert_eq!(respond(&iopf, A, 1), Err(RespondError::NoSuchGroup));
+    report_group(&iopf, A, 4).unwrap();
+    assert_eq!(source.take_responses(), [(4, Response::Invalid)], "without an attachment");
+    assert_eq!(iopf.detach(A, PASID), Some(Handler::Queue));
+    assert_eq!(source.take_responses(), [(2, Response::Invalid)]);
     assert!(summary(&iopf, A).contains("detached 3, refused 1,"));
 }
 
 #[test]
-fn what_the_driver_has_seen_begin_it_sees_end() {
-    let (iopf, [source, _]) = with_sources();
+fn detach_does_not_cut_off_a_partially_delivered_group() {
+    let (iopf, [source, _]) = with_page_requests();
     iopf.report_page_request(A, request(1, 0x1000, false)).unwrap();
     iopf.report_page_request(A, request(1, 0x2000, true)).unwrap();
-    drain_into(&iopf, 1);
+    deliver_to(&iopf, 1);
     iopf.detach(A, None);
-    assert_eq!(source.take(), [(1, Response::Invalid)]);
-    assert_eq!(drain(&iopf), [R(A, GroupId(1), 0x2000, true)]);
-    assert_eq!(answer(&iopf, A, 1), Err(RespondError::NoSuchGroup));
+    assert_eq!(source.take_responses(), [(1, Response::Invalid)]);
+    assert_eq!(deliver_all(&iopf), [R(A, GroupId(1), 0x2000, true)]);
+    assert_eq!(respond(&iopf, A, 1), Err(RespondError::NoSuchGroup));
 }
 
 #[test]
-fn reset_answers_all_and_leaves_nothing_to_deliver() {
-    let (iopf, sources) = with_sources();
+fn reset_completes_all_groups_and_discards_their_events() {
+    let (iopf, sources) = with_page_requests();
     iopf.report_page_request(A, request(1, 0x1000, false)).unwrap();
     iopf.report_page_request(A, request(1, 0x2000, true)).unwrap();
-    ask(&iopf, A, 2).unwrap();
-    ask(&iopf, B, 3).unwrap();
-    drain_into(&iopf, 1);
+    report_group(&iopf, A, 2).unwrap();
+    report_group(&iopf, B, 3).unwrap();
+    deliver_to(&iopf, 1);
     iopf.reset();
-    assert_eq!(sources[0].take(), [(1, Response::Invalid), (2, Response::Invalid)]);
-    assert_eq!(sources[1].take(), [(3, Response::Invalid)]);
-    assert_eq!(drain(&iopf), []);
+    assert_eq!(sources[0].take_responses(), [(1, Response::Invalid), (2, Response::Invalid)]);
+    assert_eq!(sources[1].take_responses(), [(3, Response::Invalid)]);
+    assert_eq!(deliver_all(&iopf), []);
 }
 
 #[test]
-fn withdrawn_groups_are_settled_complete_or_not() {
-    let (iopf, [source, _]) = with_sources();
+fn withdraw_completes_partial_and_delivered_groups() {
+    let (iopf, [source, _]) = with_page_requests();
     iopf.report_page_request(A, request(1, 0x1000, false)).unwrap();
-    ask(&iopf, A, 2).unwrap();
-    ask(&iopf, A, 3).unwrap();
-    drain_into(&iopf, 1);
+    report_group(&iopf, A, 2).unwrap();
+    report_group(&iopf, A, 3).unwrap();
+    deliver_to(&iopf, 1);
     iopf.withdraw(A);
-    assert_eq!(source.take().len(), 3);
+    assert_eq!(source.take_responses().len(), 3);
     assert!(summary(&iopf, A).ends_with("withdrawn 3, waiting 0"));
-    // The rest of the first would be the beginning of another.
+    // A further request with the cookie of the partial group begins a new group.
     iopf.report_page_request(A, request(1, 0x1000, true)).unwrap();
-    assert_eq!(drain(&iopf).len(), 1);
+    assert_eq!(deliver_all(&iopf).len(), 1);
 }
 
 #[test]
-fn a_guest_that_takes_too_long_is_not_waited_for() {
-    let (iopf, [source, _]) = with_sources();
-    ask(&iopf, A, 1).unwrap();
-    drain(&iopf);
+fn groups_complete_with_invalid_after_the_response_timeout() {
+    let (iopf, [source, _]) = with_page_requests();
+    report_group(&iopf, A, 1).unwrap();
+    deliver_all(&iopf);
     iopf.advance_clock(29 * SECOND);
-    ask(&iopf, A, 2).unwrap();
-    assert_eq!(source.take(), []);
+    report_group(&iopf, A, 2).unwrap();
+    assert_eq!(source.take_responses(), []);
     iopf.advance_clock(SECOND);
-    assert_eq!(source.take(), [(1, Response::Invalid)]);
-    assert_eq!(answer(&iopf, A, 1), Err(RespondError::NoSuchGroup));
+    assert_eq!(source.take_responses(), [(1, Response::Invalid)]);
+    assert_eq!(respond(&iopf, A, 1), Err(RespondError::NoSuchGroup));
     iopf.advance_clock(29 * SECOND);
-    assert_eq!(source.take(), [(2, Response::Invalid)], "never shown");
-    assert_eq!(drain(&iopf), []);
+    assert_eq!(source.take_responses(), [(2, Response::Invalid)], "not delivered");
+    assert_eq!(deliver_all(&iopf), []);
     assert!(summary(&iopf, A).contains("timed out 2"));
 }
 
 #[test]
-fn failure_stops_the_endpoint_until_it_is_detached_or_reset() {
-    let ends: [fn(&Iopf); 4] = [
-        |iopf| _ = iopf.detach(A, Some(Pasid(5))),
+fn failure_stops_the_endpoint_until_detach_or_reset() {
+    let restarts: [fn(&Iopf); 4] = [
+        |iopf| _ = iopf.detach(A, PASID),
         |iopf| _ = iopf.detach(A, None),
         |iopf| iopf.reset(),
         |iopf| iopf.withdraw(A),
     ];
-    for end in ends {
-        let (iopf, [source, _]) = with_sources();
-        for pasid in [5, 6] {
-            iopf.attach(A, Some(Pasid(pasid)), Handler::Queue);
-        }
-        let ask_as = |pasid, cookie| {
-            let pasid = Some(Pasid(pasid));
-            iopf.report_page_request(A, PageRequest { pasid, ..request(cookie, 0, true) }).unwrap();
-        };
-        ask_as(5, 1);
-        ask_as(6, 2);
-        drain(&iopf);
-        iopf.respond(A, GroupId(1), Some(Pasid(5)), true, Response::Failure).unwrap();
-        ask_as(6, 3);
-        assert_eq!(source.take(), [(1, Response::Failure), (3, Response::Invalid)]);
+    for restart in restarts {
+        let (iopf, [source, _]) = with_page_requests();
+        iopf.attach(A, PASID, Handler::Queue);
+        iopf.attach(A, Some(Pasid(6)), Handler::Queue);
+        report_pasid_group(&iopf, 5, 1);
+        report_pasid_group(&iopf, 6, 2);
+        deliver_all(&iopf);
+        iopf.respond(A, GroupId(1), PASID, true, Response::Failure).unwrap();
+        report_pasid_group(&iopf, 6, 3);
+        assert_eq!(source.take_responses(), [(1, Response::Failure), (3, Response::Invalid)]);
         iopf.detach(A, Some(Pasid(7)));
-        ask_as(6, 4);
-        assert_eq!(source.take(), [(4, Response::Invalid)], "another attachment went");
-        end(&iopf);
-        source.take();
-        ask_as(6, 5);
-        assert_eq!(drain(&iopf).len(), 1);
-        assert_eq!(source.take(), []);
+        report_pasid_group(&iopf, 6, 4);
+        assert_eq!(source.take_responses(), [(4, Response::Invalid)], "other PASID detached");
+        restart(&iopf);
+        source.take_responses();
+        report_pasid_group(&iopf, 6, 5);
+        assert_eq!(deliver_all(&iopf).len(), 1);
+        assert_eq!(source.take_responses(), []);
     }
 }
 
 #[test]
-fn a_driver_that_takes_no_page_requests_hears_of_faults() {
-    let (iopf, [source, _]) = with_sources();
+fn page_requests_become_faults_if_not_negotiated() {
+    let (iopf, [source, _]) = with_page_requests();
     iopf.enable_page_requests(false);
-    ask(&iopf, A, 1).unwrap();
-    iopf.report_page_request(A, PageRequest { pasid: Some(Pasid(5)), ..request(2, 0x5000, true) })
-        .unwrap();
-    assert_eq!(source.take(), [(1, Response::Invalid), (2, Response::Invalid)]);
-    assert_eq!(drain(&iopf), [F(A, 0x1000), F(A, 0x5000)]);
+    report_group(&iopf, A, 1).unwrap();
+    iopf.report_page_request(A, PageRequest { pasid: PASID, ..request(2, 0x5000, true) }).unwrap();
+    assert_eq!(source.take_responses(), [(1, Response::Invalid), (2, Response::Invalid)]);
+    assert_eq!(deliver_all(&iopf), [F(A, 0x1000), F(A, 0x5000)]);
 }
 
 #[test]
-fn an_endpoint_that_was_never_attached_gets_an_answer() {
-    let iopf = Iopf::new([A], LIMITS, Box::new(Rings::default()));
-    let source = Arc::new(Recorder::default());
+fn page_requests_before_the_first_attach_are_rejected() {
+    let iopf = Iopf::new([A], LIMITS, Box::new(CountingNotifier::default()));
+    let source = Arc::new(RecordingSource::default());
     iopf.set_source(A, source.clone());
     iopf.report_page_request(A, request(1, 0x1000, false)).unwrap();
-    assert_eq!(source.take(), []);
+    assert_eq!(source.take_responses(), []);
     iopf.report_page_request(A, request(1, 0x2000, true)).unwrap();
-    assert_eq!(source.take(), [(1, Response::Invalid)]);
-    assert_eq!(drain(&iopf), [F(A, 0x1000), F(A, 0x2000)]);
+    assert_eq!(source.take_responses(), [(1, Response::Invalid)]);
+    assert_eq!(deliver_all(&iopf), [F(A, 0x1000), F(A, 0x2000)]);
     assert!(summary(&iopf, A).starts_with("groups 1 requests 2:"));
 }
 
 #[test]
-fn a_group_without_end_is_bounded_and_refused() {
-    let (iopf, [source, _]) = with_sources();
+fn group_with_too_many_requests_is_rejected() {
+    let (iopf, [source, _]) = with_page_requests();
     for page in 0..5000 {
         iopf.report_page_request(A, request(1, page << 12, page == 4999)).unwrap();
     }
-    assert_eq!(source.take(), [(1, Response::Invalid)]);
-    assert_eq!(drain(&iopf), []);
+    assert_eq!(source.take_responses(), [(1, Response::Invalid)]);
+    assert_eq!(deliver_all(&iopf), []);
 }
 
 #[test]
-fn group_identifiers_are_not_used_again_at_once() {
-    let (iopf, _) = with_sources();
-    ask(&iopf, A, 0).unwrap();
-    drain(&iopf);
+fn group_identifiers_are_reused_as_late_as_possible() {
+    let (iopf, _) = with_page_requests();
+    report_group(&iopf, A, 0).unwrap();
+    deliver_all(&iopf);
     let mut last = 1;
     for cookie in 1..=u32::from(u16::MAX) {
-        ask(&iopf, A, cookie).unwrap();
-        let [R(_, GroupId(id), ..)] = drain(&iopf)[..] else { panic!() };
+        report_group(&iopf, A, cookie).unwrap();
+        let [R(_, GroupId(id), ..)] = deliver_all(&iopf)[..] else { panic!() };
         let expected = if last == u16::MAX { 0 } else { last + 1 };
         assert_eq!(id, expected);
-        answer(&iopf, A, id).unwrap();
+        respond(&iopf, A, id).unwrap();
         last = id;
     }
-    ask(&iopf, A, 0).unwrap();
-    let [R(_, group, ..)] = drain(&iopf)[..] else { panic!() };
-    assert_eq!(group, GroupId(2), "1 waits still");
+    report_group(&iopf, A, 0).unwrap();
+    let [R(_, group, ..)] = deliver_all(&iopf)[..] else { panic!() };
+    assert_eq!(group, GroupId(2), "group 1 is still outstanding");
 }
 
 #[test]
-#[should_panic(expected = "a group was dropped without an answer")]
-fn a_group_cannot_be_lost() {
-    let source = Arc::new(Recorder::default());
-    drop(ticket::Ticket::new(A, source, Arc::default(), None, SourceCookie(1)));
+#[should_panic(expected = "page request group dropped without a response")]
+fn dropping_a_group_without_a_response_panics() {
+    let source = Arc::new(RecordingSource::default());
+    drop(Group::new(A, source, &request(1, 0, true), None));
 }
 
 #[test]
-fn a_group_that_its_source_does_not_wait_for_is_not_delivered() {
-    let (iopf, [source, _]) = with_sources();
+fn group_is_not_delivered_if_its_source_expects_no_response() {
+    let (iopf, [source, _]) = with_page_requests();
     iopf.report_page_request(A, request(1, 0x1000, false)).unwrap();
-    *source.answered_by_host.lock().unwrap() = Some(1);
+    *source.completed_by_host.lock().unwrap() = Some(1);
     iopf.report_page_request(A, request(1, 0x2000, true)).unwrap();
     iopf.report_page_request(A, request(2, 0x3000, true)).unwrap();
-    let mut events = Vec::new();
-    while iopf.deliver(&mut |event| {
-        events.push(seen(event));
-        true
-    }) != DeliveryStatus::Complete
-    {}
-    assert_eq!(events, [R(A, GroupId(1), 0x3000, true)]);
-    let (_, _, counted) = iopf.counters().next().unwrap();
-    assert_eq!((counted.groups, counted.withdrawn, counted.pending), (2, 1, 1));
+    assert_eq!(deliver_all(&iopf), [R(A, GroupId(1), 0x3000, true)]);
+    let (_, _, requests) = iopf.counters().next().unwrap();
+    assert_eq!((requests.groups, requests.withdrawn, requests.outstanding), (2, 1, 1));
 }

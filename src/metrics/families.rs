@@ -107,7 +107,7 @@ impl Families {
         });
         let help = "Page request groups by outcome";
         counters(to, "page_groups", help, rows)?;
-        let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.pending));
+        let rows = all.iter().map(|&(id, _, requests)| ([label(id)], requests.outstanding));
         gauges(to, "page_groups_waiting", "Page request groups without a response", rows)?;
 
         let rows = self.sources.faults.response_times().flat_map(|(id, read)| {

@@ -78,7 +78,7 @@ impl EventQueue {
     /// Returns whether nothing is left to deliver.
     pub fn serve_briefly(&self, queue: &Virtqueue) -> bool {
         let complete = (0..BRIEF_ROUNDS).any(|_| !self.deliver_round(queue));
-        if !self.timer.is_running() && self.faults.has_pending_groups() {
+        if !self.timer.is_running() && self.faults.has_outstanding_groups() {
             self.timer.start();
         }
         complete

@@ -28,7 +28,7 @@
 //! let endpoint = EndpointId(8);
 //! let mut host = Software::new(&[]);
 //! host.add_endpoint(endpoint, EndpointMemory::new(GuestMemoryMmap::new()));
-//! let limits = iopf::Limits { faults: 64, groups: 64, response_time: Duration::from_secs(10) };
+//! let limits = iopf::Limits { faults: 64, groups: 64, response_timeout: Duration::from_secs(10) };
 //! let faults = Arc::new(Iopf::new([endpoint], limits, Box::new(NoEventQueue)));
 //! let settings = Settings {
 //!     page_size: 4096,

@@ -179,7 +179,7 @@ fn settings() -> Settings {
 fn device(settings: Settings) -> Device {
     let host = Arc::new(FakeHost::default());
     let ids = ENDPOINTS.map(EndpointId);
-    let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
+    let limits = FaultLimits { faults: 4, groups: 4, response_timeout: Duration::from_secs(30) };
     let faults = Arc::new(Iopf::new(ids, limits, Box::new(NoEventQueue)));
     let source = Arc::new(RecordingSource::default());
     faults.set_source(EndpointId(ENDPOINTS[0]), source.clone());

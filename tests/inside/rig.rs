@@ -31,8 +31,11 @@ pub struct Rig {
 impl Rig {
     /// A device whose driver takes all features, and whose endpoints are blocked.
     pub fn new(iommufd: Iommufd, endpoints: &[EndpointId]) -> Self {
-        let limits =
-            Limits { faults: 64, groups: 64, response_time: std::time::Duration::from_secs(3600) };
+        let limits = Limits {
+            faults: 64,
+            groups: 64,
+            response_timeout: std::time::Duration::from_secs(3600),
+        };
         let faults = Arc::new(Iopf::new(endpoints.iter().copied(), limits, Box::new(Silent)));
         let iommufd = Arc::new(iommufd);
         let settings = Settings {

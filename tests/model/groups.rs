@@ -155,7 +155,7 @@ struct Test {
 
 impl Test {
     fn new() -> Self {
-        let limits = Limits { faults: 4, groups: LIMIT, response_time: TICK * PATIENCE };
+        let limits = Limits { faults: 4, groups: LIMIT, response_timeout: TICK * PATIENCE };
         let iopf = Iopf::new(ENDPOINTS, limits, Box::new(Silent));
         let sources: [Arc<Recorder>; 2] = Default::default();
         for (endpoint, source) in ENDPOINTS.into_iter().zip(&sources) {
@@ -224,8 +224,8 @@ impl Test {
         let (.., all) = self.iopf.counters().nth(endpoint).unwrap();
         let by_guest = all.success + all.invalid + all.failure;
         let by_daemon = all.detached + all.rejected + all.timed_out + all.reset + all.withdrawn;
-        assert_eq!(all.groups, by_guest + by_daemon + all.pending, "{all}");
-        assert_eq!(all.pending as usize, self.endpoints[endpoint].waiting(), "{all}");
+        assert_eq!(all.groups, by_guest + by_daemon + all.outstanding, "{all}");
+        assert_eq!(all.outstanding as usize, self.endpoints[endpoint].waiting(), "{all}");
     }
 
     fn request(&mut self, endpoint: usize, pasid: Option<Pasid>, last: bool) -> Answers {
@@ -409,7 +409,7 @@ impl Test {
             assert_eq!(self.endpoints[endpoint].waiting(), 0);
         }
         self.step(Step::Deliver { buffers: 100 });
-        assert!(!self.iopf.has_pending_groups());
+        assert!(!self.iopf.has_outstanding_groups());
     }
 }
 

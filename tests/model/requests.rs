@@ -228,7 +228,8 @@ impl Device {
         let mut host = Software::new(&settings.reserved);
         let ports = ENDPOINTS.map(|id| (id, host.add_endpoint(EndpointId(id), memory())));
         let ids = ENDPOINTS.map(EndpointId);
-        let limits = FaultLimits { faults: 4, groups: 4, response_time: Duration::from_secs(30) };
+        let limits =
+            FaultLimits { faults: 4, groups: 4, response_timeout: Duration::from_secs(30) };
         let faults = Arc::new(Iopf::new(ids, limits, Box::new(NoEventQueue)));
         let mut viommu = Viommu::new(settings, ids, Arc::new(host), faults).unwrap();
         viommu.set_features(STANDARD_FEATURES);
