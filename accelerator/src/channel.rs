@@ -1,29 +1,10 @@
-//! One channel: its registers and where it stands in its ring. Makes no access itself.
+//! A channel: its registers and its position in the descriptor ring. Accesses no memory.
 
-use super::exec::{Outcome, Stall, Task, Work};
-use super::pri::Wish;
 use super::regs::*;
+use super::work::{ChannelError, MissingPages, Outcome, Stall, Task, Work};
 use crate::dma::Pasid;
 use crate::faults::PrgIndex;
 use std::mem::take;
-
-/// Why a channel stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChannelError {
-    /// `ERROR_*`.
-    pub code: u32,
-    /// The descriptor's status, for [`ERROR_DESCRIPTOR`].
-    pub status: u8,
-    /// The address that belongs to it, or 0.
-    pub address: u64,
-}
-
-impl ChannelError {
-    /// An error without status or address.
-    pub fn plain(code: u32) -> Self {
-        Self { code, ..Default::default() }
-    }
-}
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -33,21 +14,21 @@ enum State {
     Error(ChannelError),
 }
 
-/// Where a running channel stands.
+/// Progress of a running channel.
 #[derive(Debug, Default)]
-enum Step {
-    /// Before the descriptor at `head`, or the worker has the task.
+enum Progress {
+    /// The descriptor at `head` has not been started, or the worker thread has the task.
     #[default]
     Start,
-    /// Within the descriptor: the task is next.
-    Next(Task),
-    /// Stopped by a fault, and waits until it can ask for pages.
+    /// The descriptor is in progress; this is its next task.
+    Ready(Task),
+    /// The descriptor is stalled, and no page has been requested yet.
     Stalled(Stall),
-    /// Has asked for this many pages, and waits for the answer.
-    Asked(PrgIndex, u32, Stall),
+    /// The descriptor is stalled until the response to a group.
+    Requested { index: PrgIndex, pages: u32, stall: Stall },
 }
 
-/// The channel as [`regs`](super::regs) describes it.
+/// A channel as described in [`regs`](super::regs).
 #[derive(Debug, Default)]
 pub struct Channel {
     state: State,
@@ -59,15 +40,15 @@ pub struct Channel {
     head: u32,
     tail: u32,
     group_pages: u32,
-    /// [`CH_CONTROL_PAGE_REQUEST`], as taken over.
+    /// [`CH_CONTROL_PAGE_REQUEST`] when the channel was enabled.
     page_requests: bool,
-    step: Step,
-    /// A group of the descriptor was refused: one page at a time.
-    page_by_page: bool,
+    progress: Progress,
+    /// The response to a group of the descriptor was INVALID: request single pages.
+    single_pages: bool,
 }
 
 impl Channel {
-    /// The 32 bits at offset `register` of the channel's page.
+    /// Reads the 32 bits at offset `register` of the channel's page.
     pub fn read(&self, register: u32) -> u32 {
         match register {
             CH_CONTROL => match (self.state, self.page_requests) {
@@ -91,7 +72,7 @@ impl Channel {
         }
     }
 
-    /// Writes the 32 bits at offset `register`; true when the channel raises its interrupt.
+    /// Writes the 32 bits at offset `register`. Returns whether the channel raises its interrupt.
     pub fn write(&mut self, register: u32, value: u32) -> bool {
         match (register, self.state) {
             (CH_CONTROL, state) => return self.control(state, value),
@@ -109,73 +90,73 @@ impl Channel {
         false
     }
 
-    /// Whether ringing the doorbell with `tail` leaves the work under way alone.
-    pub fn takes_doorbell(&self, tail: u32) -> bool {
+    /// Returns whether a doorbell write of `tail` leaves the work in progress unchanged.
+    pub fn accepts_doorbell(&self, tail: u32) -> bool {
         self.state != State::Running || tail < self.ring_size
     }
 
-    /// The MSI-X vector that the channel signals.
+    /// Returns the MSI-X vector of the channel.
     pub fn vector(&self) -> usize {
         self.vector as usize
     }
 
-    /// The PASID of the channel's accesses.
+    /// Returns the PASID of the channel's accesses.
     pub fn pasid(&self) -> Option<Pasid> {
         (self.pasid & CH_PASID_VALID != 0).then_some(Pasid(self.pasid & PASID_MASK))
     }
 
-    /// Whether the driver wants page requests for the channel's faults.
-    pub fn wants_page_requests(&self) -> bool {
+    /// Returns whether the driver has enabled page requests for the channel.
+    pub fn page_requests_enabled(&self) -> bool {
         self.page_requests
     }
 
-    /// Enabled, and without error.
+    /// Returns whether the channel is enabled and without error.
     pub fn is_running(&self) -> bool {
         self.state == State::Running
     }
 
-    /// Whether there is anything left to do.
+    /// Returns whether the channel has work.
     pub fn is_busy(&self) -> bool {
-        self.is_running() && (self.head != self.tail || !matches!(self.step, Step::Start))
+        self.is_running() && (self.head != self.tail || !matches!(self.progress, Progress::Start))
     }
 
-    /// The pages that the channel misses, if it waits until it can ask for them.
-    pub fn wish(&self) -> Option<Wish> {
-        let most = if self.page_by_page { 1 } else { self.group_pages };
-        match &self.step {
-            Step::Stalled(stall) => Some(stall.wish(most)),
+    /// Returns the pages to request, if the channel is stalled and has not requested them.
+    pub fn missing_pages(&self) -> Option<MissingPages> {
+        let limit = if self.single_pages { 1 } else { self.group_pages };
+        match &self.progress {
+            Progress::Stalled(stall) => Some(stall.missing_pages(limit)),
             _ => None,
         }
     }
 
-    /// Hands out what is to be done next; [`finish`](Self::finish) brings it back. A channel that
-    /// waits until it can ask for pages tries again with `may_ask`.
-    pub fn next_task(&mut self, may_ask: bool) -> Option<Task> {
+    /// Takes the next task; [`finish`](Self::finish) returns it. A stalled channel that has not
+    /// requested its pages retries if `may_request`.
+    pub fn next_task(&mut self, may_request: bool) -> Option<Task> {
         if !self.is_busy() {
             return None;
         }
-        match take(&mut self.step) {
-            Step::Start => Some(Task::Do(Work::Fetch(self.head_address()))),
-            Step::Next(task) => Some(task),
-            Step::Stalled(stall) if may_ask => Some(stall.retry()),
+        match take(&mut self.progress) {
+            Progress::Start => Some(Task::Execute(Work::Fetch(self.head_address()))),
+            Progress::Ready(task) => Some(task),
+            Progress::Stalled(stall) if may_request => Some(stall.retry()),
             waiting => {
-                self.step = waiting;
+                self.progress = waiting;
                 None
             }
         }
     }
 
-    /// Takes back a task with what became of it; true when the channel raises its interrupt.
+    /// Applies the outcome of a task. Returns whether the channel raises its interrupt.
     pub fn finish(&mut self, outcome: Outcome) -> bool {
         if !self.is_running() {
             return false;
         }
         match outcome {
-            Outcome::More(work) => self.step = Step::Next(Task::Do(work)),
-            Outcome::Stalled(stall) => self.step = Step::Stalled(stall),
+            Outcome::Continue(work) => self.progress = Progress::Ready(Task::Execute(work)),
+            Outcome::Stalled(stall) => self.progress = Progress::Stalled(stall),
             Outcome::Complete { interrupt } => {
                 self.head = (self.head + 1) & (self.ring_size - 1);
-                self.page_by_page = false;
+                self.single_pages = false;
                 return interrupt;
             }
             Outcome::Failed(error) => return self.fail(error),
@@ -183,48 +164,49 @@ impl Channel {
         false
     }
 
-    /// A stalled channel waits for the answer to `cookie`, a group of `pages`.
-    pub fn ask(&mut self, cookie: PrgIndex, pages: u32) {
-        self.step = match take(&mut self.step) {
-            Step::Stalled(stall) => Step::Asked(cookie, pages, stall),
-            step => step,
+    /// Records that the pages of a stalled channel are requested as group `index` of `pages`.
+    pub fn set_requested(&mut self, index: PrgIndex, pages: u32) {
+        self.progress = match take(&mut self.progress) {
+            Progress::Stalled(stall) => Progress::Requested { index, pages, stall },
+            progress => progress,
         };
     }
 
-    /// What was asked for with `cookie` was not asked after all.
-    pub fn take_back(&mut self, cookie: PrgIndex) {
-        if let Some((_, stall)) = self.take_asked(cookie) {
-            self.step = Step::Stalled(stall);
+    /// Records that group `index` was not queued.
+    pub fn clear_requested(&mut self, index: PrgIndex) {
+        if let Some((_, stall)) = self.take_requested(index) {
+            self.progress = Progress::Stalled(stall);
         }
     }
 
-    /// The answer to `cookie`; ignored unless the channel waits for it. A group that is refused
-    /// does not tell which of its pages cannot be had: only a single page is given up.
-    pub fn answer(&mut self, cookie: PrgIndex, success: bool) {
-        let Some((pages, stall)) = self.take_asked(cookie) else { return };
-        self.page_by_page |= !success;
-        self.step = Step::Next(if success || pages > 1 { stall.retry() } else { stall.give_up() });
+    /// Applies the response to group `index`; ignored unless the channel waits for it. The
+    /// response INVALID does not identify the page that failed: only a single page is aborted.
+    pub fn respond(&mut self, index: PrgIndex, success: bool) {
+        let Some((pages, stall)) = self.take_requested(index) else { return };
+        self.single_pages |= !success;
+        let task = if success || pages > 1 { stall.retry() } else { Task::Abort(stall) };
+        self.progress = Progress::Ready(task);
     }
 
-    /// No answer will come: tries again.
-    pub fn forget(&mut self) {
-        if let Step::Asked(cookie, ..) = self.step {
-            self.answer(cookie, true);
+    /// Retries the stalled descriptor: no response will arrive.
+    pub fn withdraw(&mut self) {
+        if let Progress::Requested { index, .. } = self.progress {
+            self.respond(index, true);
         }
     }
 
-    /// Stops the channel; true when it raises its interrupt.
+    /// Stops the channel. Returns whether it raises its interrupt.
     pub fn fail(&mut self, error: ChannelError) -> bool {
         self.state = State::Error(error);
-        self.step = Step::Start;
+        self.progress = Progress::Start;
         true
     }
 
-    fn take_asked(&mut self, cookie: PrgIndex) -> Option<(u32, Stall)> {
-        match take(&mut self.step) {
-            Step::Asked(asked, pages, stall) if asked == cookie => Some((pages, stall)),
-            step => {
-                self.step = step;
+    fn take_requested(&mut self, group: PrgIndex) -> Option<(u32, Stall)> {
+        match take(&mut self.progress) {
+            Progress::Requested { index, pages, stall } if index == group => Some((pages, stall)),
+            progress => {
+                self.progress = progress;
                 None
             }
         }
@@ -256,7 +238,7 @@ impl Channel {
 
     fn enable(&mut self, page_requests: bool) -> bool {
         (self.head, self.tail) = (0, 0);
-        (self.page_requests, self.page_by_page) = (page_requests, false);
+        (self.page_requests, self.single_pages) = (page_requests, false);
         if !self.is_configured() {
             return self.fail(ChannelError::plain(ERROR_CONFIG));
         }
@@ -266,7 +248,7 @@ impl Channel {
 
     fn disable(&mut self) -> bool {
         self.state = State::Disabled;
-        self.step = Step::Start;
+        self.progress = Progress::Start;
         false
     }
 
@@ -288,7 +270,7 @@ impl Channel {
             && self.vector() < VECTORS
     }
 
-    /// No overflow: the whole ring was checked when the channel was enabled.
+    /// Does not overflow: `is_configured` checked the end of the ring.
     fn head_address(&self) -> u64 {
         self.ring_base + self.head as u64 * DESCRIPTOR_SIZE as u64
     }
@@ -330,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn all_registers_read_0_after_reset() {
+    fn registers_read_zero_after_reset() {
         let channel = Channel::default();
         for register in (0..CHANNEL_STRIDE).step_by(4) {
             assert_eq!(channel.read(register), 0, "{register:#x}");
@@ -338,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn ring_base_takes_both_halves() {
+    fn ring_base_has_two_halves() {
         let mut channel = Channel::default();
         channel.write(CH_RING_BASE + 4, 0x1234);
         channel.write(CH_RING_BASE, 0x40);
@@ -348,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_is_fixed_while_enabled() {
+    fn configuration_is_read_only_while_enabled() {
         let mut channel = running();
         for register in [CH_RING_BASE, CH_RING_BASE + 4, CH_RING_SIZE, CH_VECTOR, CH_GROUP_PAGES] {
             let before = channel.read(register);
@@ -358,10 +340,10 @@ mod tests {
     }
 
     #[test]
-    fn pasid_is_fixed_while_enabled() {
+    fn pasid_is_read_only_while_enabled() {
         let mut channel = configured();
         channel.write(CH_PASID, 7);
-        assert_eq!(channel.pasid(), None, "not valid");
+        assert_eq!(channel.pasid(), None, "valid bit is clear");
         channel.write(CH_PASID, u32::MAX);
         assert_eq!(channel.read(CH_PASID), CH_PASID_VALID | 0xf_ffff);
         channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
@@ -370,22 +352,22 @@ mod tests {
     }
 
     #[test]
-    fn page_requests_are_taken_over_when_enabled() {
+    fn page_request_bit_is_latched_on_enable() {
         let mut channel = configured();
         channel.write(CH_CONTROL, CH_CONTROL_PAGE_REQUEST);
         assert_eq!(channel.read(CH_CONTROL), 0);
-        assert!(!channel.wants_page_requests());
+        assert!(!channel.page_requests_enabled());
         channel.write(CH_CONTROL, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
         channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
         assert_eq!(channel.read(CH_CONTROL), CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
-        assert!(channel.wants_page_requests());
+        assert!(channel.page_requests_enabled());
         channel.write(CH_CONTROL, 0);
         channel.write(CH_CONTROL, CH_CONTROL_ENABLE);
-        assert!(!channel.wants_page_requests());
+        assert!(!channel.page_requests_enabled());
     }
 
     #[test]
-    fn bad_configuration_is_an_error_with_an_interrupt() {
+    fn invalid_configuration_raises_error_and_interrupt() {
         let bad = [
             (CH_RING_SIZE, 0),
             (CH_RING_SIZE, 1),
@@ -405,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn ring_may_end_at_the_last_address_but_not_beyond() {
+    fn ring_must_end_within_address_space() {
         for (base, state) in [(0xffff_ff00, STATE_RUNNING), (0xffff_ff40, STATE_ERROR)] {
             let mut channel = configured();
             channel.write(CH_RING_BASE, base);
@@ -416,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_follow_the_ring_and_wrap() {
+    fn tasks_follow_ring_order_and_wrap() {
         let mut channel = running();
         channel.write(CH_DOORBELL, 3);
         for entry in 0..3 {
@@ -434,24 +416,24 @@ mod tests {
     }
 
     #[test]
-    fn index_beyond_the_ring_is_an_error() {
+    fn doorbell_beyond_ring_stops_channel() {
         let mut channel = running();
-        assert!(!channel.takes_doorbell(4));
+        assert!(!channel.accepts_doorbell(4));
         assert!(channel.write(CH_DOORBELL, 4));
         assert_eq!(channel.read(CH_ERROR), ERROR_INDEX);
         assert!(channel.next_task(false).is_none());
     }
 
     #[test]
-    fn doorbell_of_a_disabled_channel_is_ignored() {
+    fn doorbell_of_disabled_channel_is_ignored() {
         let mut channel = configured();
-        assert!(channel.takes_doorbell(99));
+        assert!(channel.accepts_doorbell(99));
         assert!(!channel.write(CH_DOORBELL, 99));
         assert_eq!(channel.read(CH_DOORBELL), 0);
     }
 
     #[test]
-    fn error_lasts_until_disabled() {
+    fn error_persists_until_disable() {
         let mut channel = running();
         channel.write(CH_DOORBELL, 1);
         channel.next_task(false);
@@ -469,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn head_outlives_disable_until_the_next_enable() {
+    fn head_is_kept_until_next_enable() {
         let mut channel = running();
         channel.write(CH_DOORBELL, 2);
         complete(&mut channel);

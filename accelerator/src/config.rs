@@ -1,4 +1,4 @@
-//! The PCI configuration space.
+//! The PCI configuration space of the function.
 
 use super::pri;
 use super::regs::*;
@@ -28,28 +28,29 @@ const EXPRESS: usize = 0x40;
 const DEVICE_CONTROL: usize = EXPRESS + 0x08;
 /// Error reporting, relaxed ordering, payload size, no snoop, read request size.
 const DEVICE_CONTROL_WRITABLE: u16 = 0x78ff;
-/// What these are after reset: relaxed ordering, no snoop, requests of 512 bytes.
+/// After reset: relaxed ordering, no snoop, read requests of 512 bytes.
 const DEVICE_CONTROL_RESET: u16 = 0x2810;
-/// In the second byte of device control; always reads 0.
+/// In the second byte of Device Control; reads as 0.
 const INITIATE_FLR: u8 = 1 << 7;
-/// Role-based error reporting and function level reset.
+/// Role-based error reporting, function level reset.
 const DEVICE_CAPABILITIES: u32 = 1 << 15 | 1 << 28;
-/// End-end TLP prefixes, at most one: what a PASID travels in.
+/// End-End TLP Prefix Supported, Max End-End TLP Prefixes 1: a PASID is a TLP prefix.
 const DEVICE_CAPABILITIES_2: u32 = 1 << 21 | 1 << 22;
-/// One lane of 2.5 GT/s, in link capabilities and link status.
+/// One lane of 2.5 GT/s, in Link Capabilities and Link Status.
 const LINK: u32 = 0x11;
 
 /// The MSI-X capability (7.7.2), 12 bytes.
 const MSIX: usize = 0x80;
 /// MSI-X enable and function mask.
 const MSIX_CONTROL_WRITABLE: u16 = 0xc000;
-/// Table and pending bits lie in BAR 1.
+/// The table and the pending bits are in BAR 1.
 const MSIX_BAR: u32 = 1;
 
-/// The PASID extended capability (7.8.9), 8 bytes; the first one, and so at 0x100.
+/// The PASID extended capability (7.8.9), 8 bytes. The list of extended capabilities starts at
+/// 0x100.
 const PASID: usize = PASID_CAPABILITY as usize;
 const PASID_HEADER: u32 = extended(0x1b, ATS_CAPABILITY);
-/// PASIDs of this many bits; no execute permission, no privileged mode.
+/// Width of a PASID in bits. No execute permission, no privileged mode.
 const PASID_WIDTH: u16 = 20;
 const PASID_CONTROL: usize = PASID + 6;
 const PASID_ENABLE: u8 = 1 << 0;
@@ -57,11 +58,11 @@ const PASID_ENABLE: u8 = 1 << 0;
 /// The ATS extended capability (10.5.1), 8 bytes.
 const ATS: usize = ATS_CAPABILITY as usize;
 const ATS_HEADER: u32 = extended(0x0f, PRI_CAPABILITY);
-/// Addresses of requests are page aligned. Nothing is cached, so the depth of the invalidation
-/// queue (0 stands for 32) does not matter.
+/// Page Aligned Request. Nothing is cached, so the invalidate queue depth (0 stands for 32) has
+/// no effect.
 const ATS_ALIGNED: u16 = 1 << 5;
 const ATS_CONTROL: usize = ATS + 6;
-/// Enable, and the smallest translation unit.
+/// Enable and Smallest Translation Unit.
 const ATS_CONTROL_WRITABLE: u16 = 1 << 15 | 0x1f;
 /// In the second byte of the control register.
 const ATS_ENABLE: u8 = 1 << 7;
@@ -69,25 +70,25 @@ const ATS_ENABLE: u8 = 1 << 7;
 /// The page request extended capability (10.5.2), 16 bytes.
 const PRI: usize = PRI_CAPABILITY as usize;
 const PRI_HEADER: u32 = extended(0x13, 0);
-/// What is behind the header is kept by [`pri::Pri`] and only shown here.
+/// [`pri::Pri`] owns the registers after the header; the configuration space has a copy.
 const PRI_REGISTERS: usize = PRI + 4;
 
 const CAPABILITY_EXPRESS: u8 = 0x10;
 const CAPABILITY_MSIX: u8 = 0x11;
 
-/// The header of an extended capability of version 1 (7.6.3); `next` 0 ends the list.
+/// Returns the header of an extended capability of version 1 (7.6.3). `next` 0 ends the list.
 const fn extended(id: u32, next: u32) -> u32 {
     next << 20 | 1 << 16 | id
 }
 
-/// What the driver lets the function do.
+/// Enable bits that the driver sets in the configuration space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Allowed {
-    /// Access memory.
+pub struct Enables {
+    /// Bus Master Enable: the function may access memory.
     pub bus_master: bool,
-    /// Use PASIDs.
-    pub pasids: bool,
-    /// Use address translation services, and so make page requests.
+    /// PASID Enable: accesses may have a PASID.
+    pub pasid: bool,
+    /// ATS Enable, which page requests require.
     pub ats: bool,
 }
 
@@ -95,15 +96,15 @@ pub struct Allowed {
 #[derive(Debug)]
 pub struct ConfigSpace {
     bytes: Box<[u8]>,
-    /// Bits that a write changes.
+    /// Mask of the writable bits.
     writable: Box<[u8]>,
 }
 
 impl Default for ConfigSpace {
-    /// The configuration space after reset.
+    /// Returns the configuration space after reset.
     fn default() -> Self {
-        let zeros = || vec![0; CONFIG_SIZE].into_boxed_slice();
-        let mut space = Self { bytes: zeros(), writable: zeros() };
+        let zeros = vec![0; CONFIG_SIZE].into_boxed_slice();
+        let mut space = Self { bytes: zeros.clone(), writable: zeros };
         space.fill_header();
         space.fill_express();
         space.fill_msix();
@@ -115,14 +116,14 @@ impl Default for ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// Reads from `offset`; bytes beyond the end are all ones.
+    /// Reads from `offset`. Bytes beyond the end read as all ones.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
             *byte = self.bytes.get(offset + index).copied().unwrap_or(u8::MAX);
         }
     }
 
-    /// Writes the writable bits at `offset`; true when this initiates a function level reset.
+    /// Writes the writable bits at `offset`. Returns whether this initiates a function level reset.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> bool {
         let space = self.bytes.iter_mut().zip(&self.writable).skip(offset);
         for ((byte, writable), value) in space.zip(data) {
@@ -132,30 +133,32 @@ impl ConfigSpace {
         flr.is_some_and(|value| value & INITIATE_FLR != 0)
     }
 
-    /// Whether the BARs answer.
+    /// Returns whether Memory Space Enable is set, without which the BARs are not accessible.
     pub fn memory_enabled(&self) -> bool {
         self.bytes[COMMAND] & COMMAND_MEMORY != 0
     }
 
-    /// What the function may do.
-    pub fn allowed(&self) -> Allowed {
-        Allowed {
+    /// Returns the enable bits.
+    pub fn enables(&self) -> Enables {
+        Enables {
             bus_master: self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0,
-            pasids: self.bytes[PASID_CONTROL] & PASID_ENABLE != 0,
+            pasid: self.bytes[PASID_CONTROL] & PASID_ENABLE != 0,
             ats: self.bytes[ATS_CONTROL + 1] & ATS_ENABLE != 0,
         }
     }
 
-    /// Shows the registers of the page request interface.
-    pub fn show_pri(&mut self, registers: [u8; pri::REGISTERS]) {
+    /// Updates the copy of the page request interface's registers.
+    pub fn set_pri(&mut self, registers: [u8; pri::REGISTERS]) {
         self.set(PRI_REGISTERS, &registers);
     }
 
-    /// Which bytes of these registers a write of `data` at `offset` changes, and to what.
+    /// Returns the index and the value of each byte of these registers that a write of `data` at
+    /// `offset` covers.
     pub fn pri_bytes(offset: usize, data: &[u8]) -> impl Iterator<Item = (usize, u8)> {
-        let value =
-            move |byte: usize| data.get((PRI_REGISTERS + byte).checked_sub(offset)?).copied();
-        (0..pri::REGISTERS).filter_map(move |byte| Some((byte, value(byte)?)))
+        (0..pri::REGISTERS).filter_map(move |byte| {
+            let index = (PRI_REGISTERS + byte).checked_sub(offset)?;
+            Some((byte, *data.get(index)?))
+        })
     }
 
     fn fill_header(&mut self) {
@@ -166,7 +169,7 @@ impl ConfigSpace {
         let [base, sub, interface] = CLASS_CODE;
         self.set(REVISION, &[VERSION_VALUE as u8, interface, sub, base]);
         self.allow(CACHE_LINE, &[u8::MAX]);
-        // All zeros below the writable bits: 32-bit, non-prefetchable memory of that size.
+        // The bits below the writable ones are 0: 32-bit non-prefetchable memory of that size.
         self.allow(BAR0, &(!(BAR0_SIZE - 1)).to_le_bytes());
         self.allow(BAR1, &(!(BAR1_SIZE - 1)).to_le_bytes());
         self.set(SUBSYSTEM, &VENDOR_ID.to_le_bytes());
@@ -176,7 +179,7 @@ impl ConfigSpace {
     }
 
     fn fill_express(&mut self) {
-        // Version 2, PCI Express endpoint.
+        // Capability version 2, PCI Express endpoint.
         self.set(EXPRESS, &[CAPABILITY_EXPRESS, MSIX as u8, 2, 0]);
         self.set(EXPRESS + 0x04, &DEVICE_CAPABILITIES.to_le_bytes());
         self.set(DEVICE_CONTROL, &DEVICE_CONTROL_RESET.to_le_bytes());
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn header_identifies_a_processing_accelerator() {
+    fn header_identifies_processing_accelerator() {
         let space = ConfigSpace::default();
         assert_eq!(read32(&space, 0), 0x10f0_1af4);
         assert_eq!(read32(&space, 8), 0x1200_0001);
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_tell_their_size_and_keep_their_address() {
+    fn bars_report_size_and_keep_address() {
         let mut space = ConfigSpace::default();
         for (bar, size) in [(BAR0, BAR0_SIZE), (BAR1, BAR1_SIZE)] {
             space.write(bar, &u32::MAX.to_le_bytes());
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_express_and_msix() {
+    fn capability_list_has_express_and_msix() {
         let space = ConfigSpace::default();
         assert_ne!(read32(&space, COMMAND) >> 16 & STATUS_CAPABILITIES as u32, 0);
         let mut found = Vec::new();
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_capabilities_are_pasid_ats_and_page_requests() {
+    fn extended_capability_list_has_pasid_ats_and_pri() {
         let space = ConfigSpace::default();
         let mut found = Vec::new();
         let mut at = 0x100;
@@ -275,37 +278,41 @@ mod tests {
             at = header as usize >> 20;
         }
         assert_eq!(found, [(0x1b, 0x100), (0x0f, 0x110), (0x13, 0x120)]);
-        assert_ne!(read32(&space, EXPRESS + 0x24) & 1 << 21, 0, "what Linux wants for PASIDs");
+        assert_ne!(
+            read32(&space, EXPRESS + 0x24) & 1 << 21,
+            0,
+            "Linux requires End-End TLP prefixes for PASIDs"
+        );
     }
 
     #[test]
-    fn pasids_start_disabled() {
+    fn pasid_is_disabled_after_reset() {
         let mut space = ConfigSpace::default();
         assert_eq!(read32(&space, PASID + 4), 20 << 8);
-        assert!(!space.allowed().pasids);
+        assert!(!space.enables().pasid);
         space.write(PASID + 4, &[0xff; 4]);
         assert_eq!(read32(&space, PASID + 4), 1 << 16 | 20 << 8);
-        assert!(space.allowed().pasids);
+        assert!(space.enables().pasid);
     }
 
     #[test]
-    fn ats_starts_disabled_and_keeps_its_translation_unit() {
+    fn ats_is_disabled_after_reset_and_keeps_stu() {
         let mut space = ConfigSpace::default();
         assert_eq!(read32(&space, ATS + 4), 1 << 5);
         space.write(ATS + 6, &[0x1f, 0]);
-        assert!(!space.allowed().ats);
+        assert!(!space.enables().ats);
         space.write(ATS + 4, &[0xff; 4]);
         assert_eq!(read32(&space, ATS + 4), 0x801f << 16 | 1 << 5);
-        assert!(space.allowed().ats);
+        assert!(space.enables().ats);
         space.write(ATS + 6, &[0, 0]);
-        assert!(!space.allowed().ats);
+        assert!(!space.enables().ats);
     }
 
     #[test]
-    fn page_request_registers_are_shown_but_kept_elsewhere() {
+    fn pri_registers_are_a_read_only_copy() {
         let mut space = ConfigSpace::default();
         let registers = std::array::from_fn(|byte| byte as u8 + 1);
-        space.show_pri(registers);
+        space.set_pri(registers);
         space.write(PRI, &[0xff; 16]);
         assert_eq!(read32(&space, PRI), 0x0001_0013);
         assert_eq!(read32(&space, PRI + 12), 0x0c0b_0a09);
@@ -318,16 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn command_starts_off_and_takes_only_its_bits() {
+    fn command_is_zero_after_reset_and_masks_writes() {
         let mut space = ConfigSpace::default();
-        assert!(!space.memory_enabled() && !space.allowed().bus_master);
+        assert!(!space.memory_enabled() && !space.enables().bus_master);
         space.write(COMMAND, &[0xff; 4]);
         assert_eq!(read32(&space, COMMAND), 0x0010_0546);
-        assert!(space.memory_enabled() && space.allowed().bus_master);
+        assert!(space.memory_enabled() && space.enables().bus_master);
     }
 
     #[test]
-    fn read_only_bytes_stay() {
+    fn read_only_bytes_ignore_writes() {
         let mut space = ConfigSpace::default();
         space.write(0, &[0xff; CONFIG_SIZE]);
         assert_eq!(read32(&space, 0), 0x10f0_1af4);
@@ -335,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn function_level_reset_is_seen_and_reads_0() {
+    fn function_level_reset_bit_is_detected_and_reads_zero() {
         let mut space = ConfigSpace::default();
         assert!(space.write(DEVICE_CONTROL, &[0x10, 0xa8]));
         assert_eq!(read32(&space, DEVICE_CONTROL), 0x2810);
@@ -346,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_end_is_all_ones() {
+    fn reads_beyond_end_return_ones() {
         let mut space = ConfigSpace::default();
         assert!(!space.write(CONFIG_SIZE - 2, &[1; 8]));
         let mut bytes = [0; 4];

@@ -1,4 +1,4 @@
-//! The PCI function as its vfio-user client sees it.
+//! The PCI function: vfio-user messages of the client.
 
 use super::config::{CONFIG_SIZE, ConfigSpace};
 use super::engine::Engine;
@@ -20,7 +20,7 @@ const CONFIG: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 const SIGNAL_EVENTS: u32 = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD;
 const SIGNAL_NOW: u32 = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_NONE;
 
-/// The regions of a PCI function, by VFIO index. None can be mapped by the client.
+/// Returns the regions of the function, by VFIO index. The client can map none of them.
 pub fn regions() -> Vec<ServerRegion> {
     (0..VFIO_PCI_NUM_REGIONS).map(region).collect()
 }
@@ -47,14 +47,14 @@ fn region_size(index: u32) -> u64 {
     }
 }
 
-/// The interrupts of a PCI function, by VFIO index.
+/// Returns the interrupts of the function, by VFIO index.
 pub fn irqs() -> Vec<IrqInfo> {
     let irq = |index| IrqInfo { index, flags: VFIO_IRQ_INFO_EVENTFD, count: irq_count(index) };
     (0..VFIO_PCI_NUM_IRQS).map(irq).collect()
 }
 
-/// There is an error interrupt because clients expect one of a PCI Express function; it is
-/// never signalled.
+/// Returns the number of interrupts. Clients expect an error interrupt of a PCI Express function;
+/// it is never signalled.
 fn irq_count(index: u32) -> u32 {
     match index {
         VFIO_PCI_MSIX_IRQ_INDEX => VECTORS as u32,
@@ -63,7 +63,7 @@ fn irq_count(index: u32) -> u32 {
     }
 }
 
-/// The function, on the thread that serves its client.
+/// The function, used by the server thread.
 pub struct Device {
     engine: Arc<Engine>,
     faults: Arc<dyn FaultHandler>,
@@ -73,12 +73,14 @@ pub struct Device {
 }
 
 impl Device {
-    /// The function after reset, without client. `faults` hears when it forgets its page requests.
+    /// Creates the function in its state after reset. `faults` is notified when page requests are
+    /// withdrawn.
     pub fn new(engine: Arc<Engine>, faults: Arc<dyn FaultHandler>, memory: Regions) -> Self {
         Self { engine, faults, memory, config: ConfigSpace::default(), table: Table::default() }
     }
 
-    /// The client has gone: resets the function and forgets the client's memory and interrupts.
+    /// Resets the function and removes the memory and the interrupts of the client that has
+    /// disconnected.
     pub fn disconnect(&mut self) {
         self.reset_function();
         self.engine.vectors(|vectors| vectors.clear());
@@ -93,7 +95,7 @@ impl Device {
     }
 
     fn read_config(&mut self, offset: usize, data: &mut [u8]) {
-        self.config.show_pri(self.engine.read_pri());
+        self.config.set_pri(self.engine.read_pri());
         self.config.read(offset, data);
     }
 
@@ -101,7 +103,7 @@ impl Device {
         if self.config.write(offset, data) {
             return self.reset_function();
         }
-        self.engine.allow(self.config.allowed());
+        self.engine.set_enables(self.config.enables());
         for (byte, value) in ConfigSpace::pri_bytes(offset, data) {
             if self.engine.write_pri(byte, value) {
                 self.faults.withdraw();
@@ -155,7 +157,7 @@ fn is_register_access(offset: usize, len: usize) -> bool {
     matches!(len, 4 | 8) && offset.is_multiple_of(len)
 }
 
-/// The offset of an access that lies within its region.
+/// Checks that an access is within its region.
 fn within(region: u32, offset: u64, len: usize) -> io::Result<usize> {
     let end = offset.checked_add(len as u64);
     if end.is_none_or(|end| end > region_size(region)) {
@@ -164,7 +166,7 @@ fn within(region: u32, offset: u64, len: usize) -> io::Result<usize> {
     Ok(offset as usize)
 }
 
-/// The interrupts from `start` on, if the function has so many.
+/// Returns the range of `count` interrupts from `start`, if the function has them.
 fn interrupts(index: u32, start: u32, count: u32) -> io::Result<Range<usize>> {
     match start.checked_add(count) {
         Some(end) if end <= irq_count(index) => Ok(start as usize..end as usize),
@@ -172,9 +174,9 @@ fn interrupts(index: u32, start: u32, count: u32) -> io::Result<Range<usize>> {
     }
 }
 
-/// The crate answers an error with an empty error reply, so what went wrong is logged here.
-fn logged(what: &str, result: io::Result<()>) -> io::Result<()> {
-    result.inspect_err(|error| log::warn!("client's {what} refused: {error}"))
+/// Logs an error. The vfio_user crate replies without details.
+fn logged(message: &str, result: io::Result<()>) -> io::Result<()> {
+    result.inspect_err(|error| log::warn!("vfio-user: {message} rejected: {error}"))
 }
 
 impl ServerBackend for Device {
@@ -190,7 +192,7 @@ impl ServerBackend for Device {
         Ok(())
     }
 
-    // Writes can be posted: a client that wants no reply must not get an error either.
+    // A write can be posted; the client then expects no reply, not even an error.
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         let Ok(offset) = within(region, offset, data.len()) else { return Ok(()) };
         match region {

@@ -1,12 +1,12 @@
 //! The registers, shared between the client's accesses and the worker thread.
 //!
-//! The worker takes a turn out of the registers, works without the lock, and puts the outcome
-//! back. Whoever must not meet an access under way waits for the end of that one turn
-//! ([`Engine::pause`]); plain register accesses never wait.
+//! The worker takes a slice from the registers, executes it without the lock, and applies its
+//! outcome. An operation that must not coincide with an access to memory waits for the end of the
+//! slice ([`Engine::pause`]); plain register accesses do not wait.
 
-use super::config::Allowed;
+use super::config::Enables;
 use super::exec::Executor;
-use super::function::{Function, Turn};
+use super::function::{Function, Slice};
 use super::msix::Vectors;
 use super::pri;
 use crate::dma::Pasid;
@@ -18,27 +18,27 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Default)]
 struct State {
     function: Function,
-    /// The worker has a turn, or makes the page requests that it ended with.
+    /// The worker executes a slice or submits the page requests that resulted from it.
     working: bool,
-    /// Threads that wait for the end of the turn; the worker takes none before they are served.
+    /// Number of threads in [`Engine::pause`]. They precede the next slice.
     waiting: usize,
-    /// The worker sleeps, and nobody has woken it yet.
+    /// The worker sleeps and has not been woken.
     idle: bool,
     stopping: bool,
 }
 
 impl State {
-    fn next_turn(&mut self) -> Option<Turn> {
+    fn next_slice(&mut self) -> Option<Slice> {
         if self.waiting > 0 {
             return None;
         }
-        let turn = self.function.next_turn()?;
+        let slice = self.function.next_slice()?;
         self.working = true;
-        Some(turn)
+        Some(slice)
     }
 }
 
-/// One accelerator without its connections to the client and to memory.
+/// The registers and the scheduler of an accelerator.
 #[derive(Debug, Default)]
 pub struct Engine {
     state: Mutex<State>,
@@ -46,87 +46,86 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// The 32 bits at `offset` of BAR 0, a multiple of 4.
+    /// Reads the 32 bits at `offset` of BAR 0, a multiple of 4.
     pub fn read(&self, offset: u32) -> u32 {
         self.lock().function.read(offset)
     }
 
-    /// Writes the 32 bits at `offset` of BAR 0, a multiple of 4. No access that the write
-    /// forbids is under way once it returns.
+    /// Writes the 32 bits at `offset` of BAR 0, a multiple of 4. When it returns, no access
+    /// that the write disables is in progress.
     pub fn write(&self, offset: u32, value: u32) {
         let mut state = self.lock();
-        if state.function.is_light(offset, value) {
-            state.function.write(offset, value);
-            self.wake(state);
-        } else {
+        if state.function.needs_pause(offset, value) {
             drop(state);
             self.paused(|state| state.function.write(offset, value));
+        } else {
+            state.function.write(offset, value);
+            self.wake(state);
         }
     }
 
-    /// What the configuration space allows: with bus master channels work, else they pause where
-    /// they stand; with PASIDs they may use theirs, else those that have one fail; with ATS and
-    /// the page request interface they ask for pages, else faults are final.
-    pub fn allow(&self, allowed: Allowed) {
-        let is_new = self.lock().function.allowed != allowed;
-        if is_new {
-            self.paused(|state| state.function.allowed = allowed);
+    /// Applies the enable bits of the configuration space. Without bus master, all channels pause;
+    /// without PASID, channels with a PASID fail; without ATS, faults are unrecoverable.
+    pub fn set_enables(&self, enables: Enables) {
+        let changed = self.lock().function.enables != enables;
+        if changed {
+            self.paused(|state| state.function.enables = enables);
         }
     }
 
-    /// The registers of the page request interface.
+    /// Returns the registers of the page request interface.
     pub fn read_pri(&self) -> [u8; pri::REGISTERS] {
         self.lock().function.read_pri()
     }
 
-    /// Writes a byte of the registers of the page request interface; true when all page requests
-    /// are forgotten, and the fault path has to hear of that.
+    /// Writes a byte of the registers of the page request interface. Returns whether all page
+    /// requests are withdrawn; the caller then notifies the fault handler.
     pub fn write_pri(&self, byte: usize, value: u8) -> bool {
         self.paused(|state| state.function.write_pri(byte, value))
     }
 
-    /// Brings the function to its state after reset: nothing is allowed, all page requests are
-    /// forgotten. The fault path has to hear of that before anything is allowed again.
+    /// Resets the function and withdraws all page requests. The caller notifies the fault handler
+    /// before it sets an enable bit again.
     pub fn reset(&self) {
-        self.paused(|state| state.function.reset_all());
+        self.paused(|state| state.function.reset());
     }
 
-    /// Gives access to the interrupt vectors.
+    /// Calls `f` with the interrupt vectors.
     pub fn vectors<R>(&self, f: impl FnOnce(&mut Vectors) -> R) -> R {
         f(&mut self.lock().function.vectors)
     }
 
-    /// Runs `f` while no access to memory is under way and none begins.
+    /// Calls `f` while no access to memory is in progress.
     pub fn pause<R>(&self, f: impl FnOnce() -> R) -> R {
         self.paused(|_| f())
     }
 
-    /// Ends [`run`](Self::run); no access is under way once this returns.
+    /// Ends [`run`](Self::run). When it returns, no access is in progress.
     pub fn stop(&self) {
         self.paused(|state| state.stopping = true);
     }
 
-    /// Works for all channels until [`stop`](Self::stop).
+    /// Executes the work of all channels until [`stop`](Self::stop).
     pub fn run(&self, mut executor: Executor) {
-        while let Some(Turn { channel, requester, task }) = self.take() {
-            let outcome = caught(channel, || executor.turn(requester, task));
+        while let Some(Slice { channel, requester, task }) = self.wait_for_slice() {
+            let outcome = catch_panic(channel, || executor.execute(requester, task));
             let mut state = self.lock();
             if let Some(group) = state.function.finish(channel, outcome) {
                 drop(state);
-                let asked = caught(channel, || executor.ask(&group));
+                let result = catch_panic(channel, || executor.request_pages(&group));
                 state = self.lock();
-                state.function.asked(&group, asked);
+                state.function.submitted(&group, result);
             }
             state.working = false;
             self.wake(state);
         }
     }
 
-    fn take(&self) -> Option<Turn> {
+    fn wait_for_slice(&self) -> Option<Slice> {
         let mut state = self.lock();
         while !state.stopping {
-            if let Some(turn) = state.next_turn() {
-                return Some(turn);
+            if let Some(slice) = state.next_slice() {
+                return Some(slice);
             }
             state.idle = true;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -138,16 +137,16 @@ impl Engine {
     fn paused<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();
         state.waiting += 1;
-        let idle = self.changed.wait_while(state, |state| state.working);
-        state = idle.unwrap_or_else(PoisonError::into_inner);
+        let paused = self.changed.wait_while(state, |state| state.working);
+        state = paused.unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
         let result = f(&mut state);
         self.wake(state);
         result
     }
 
-    /// Wakes who waits for what has changed. That is a system call, so only if somebody does: a
-    /// worker that is at work looks by itself what to do next.
+    /// Wakes the waiting threads after a change. Avoids the system call if there is none: a worker
+    /// that is not idle looks for its next slice without being woken.
     fn wake(&self, mut state: MutexGuard<State>) {
         let is_due = take(&mut state.idle) || state.waiting > 0;
         drop(state);
@@ -156,32 +155,32 @@ impl Engine {
         }
     }
 
-    /// A panic with the lock held would be a bug, but no reason to give up the registers: each
-    /// change to them is complete in itself.
+    /// Ignores poisoning: every change of the registers is complete when a panic can occur.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes the lock and nothing else: the registers' lock is never held while something is awaited
-/// or the fault path is called.
+// These methods must not block: the fault handler may call them with its locks held. The lock of
+// the registers is never held during a wait or a call of the fault handler.
 impl Engine {
     /// Completes a page request group.
-    pub fn respond(&self, pasid: Option<Pasid>, cookie: PrgIndex, response: Response) {
+    pub fn respond(&self, pasid: Option<Pasid>, index: PrgIndex, response: Response) {
         let mut state = self.lock();
-        state.function.answer(pasid, cookie, response);
+        state.function.respond(pasid, index, response);
         self.wake(state);
     }
 
-    /// The fault handler's queue has space again.
-    pub fn resume(&self) {
+    /// The fault handler can queue groups again.
+    pub fn capacity_available(&self) {
         let mut state = self.lock();
-        state.function.resume();
+        state.function.capacity_available();
         self.wake(state);
     }
 }
 
-fn caught<R>(channel: usize, f: impl FnOnce() -> R) -> Option<R> {
+/// Returns the result of `f`, or `None` if it panics.
+fn catch_panic<R>(channel: usize, f: impl FnOnce() -> R) -> Option<R> {
     let result = catch_unwind(AssertUnwindSafe(f)).ok();
     if result.is_none() {
         log::error!("channel {channel} stopped: internal error");

@@ -1,4 +1,4 @@
-//! Memory and a fault path for tests.
+//! Test doubles for memory and for the fault handler.
 
 use crate::dma::{Access, Dma, DmaCause, DmaError, Pasid};
 use crate::faults::{FaultHandler, PageRequest, QueueFull, Responder, Response};
@@ -11,13 +11,13 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 pub const PAGE: u64 = 4096;
 
-/// From here on writes vanish and reads give zeros: work of any length without memory.
+/// Accesses at and above this address succeed and transfer no data: work of any length.
 pub const SINK: u64 = 1 << 40;
 
 #[derive(Clone)]
 enum Page {
     Memory { bytes: Vec<u8>, writable: bool },
-    NotMemory,
+    BusError,
 }
 
 type Hook = Box<dyn Fn(Access, u64) + Send + Sync>;
@@ -30,7 +30,7 @@ pub struct FakeDma {
 }
 
 impl FakeDma {
-    /// Writable zeros at the pages that hold `addresses`.
+    /// Returns an address space with zeroed writable pages at `addresses`.
     pub fn mapping(addresses: RangeInclusive<u64>) -> Self {
         let dma = Self::default();
         dma.map(addresses, true);
@@ -52,17 +52,17 @@ impl FakeDma {
         self.set(addresses, None);
     }
 
-    pub fn map_hole(&self, addresses: RangeInclusive<u64>) {
-        self.set(addresses, Some(Page::NotMemory));
+    pub fn map_bus_error(&self, addresses: RangeInclusive<u64>) {
+        self.set(addresses, Some(Page::BusError));
     }
 
-    /// Writes as the guest does; panics outside memory.
-    pub fn put(&self, address: u64, data: &[u8]) {
+    /// Writes to memory like the guest. Panics outside memory.
+    pub fn write_memory(&self, address: u64, data: &[u8]) {
         self.each(address, data.len(), |bytes, range| bytes.copy_from_slice(&data[range]));
     }
 
-    /// Reads as the guest does; panics outside memory.
-    pub fn get(&self, address: u64, len: usize) -> Vec<u8> {
+    /// Reads memory like the guest. Panics outside memory.
+    pub fn read_memory(&self, address: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
         self.each(address, len, |bytes, range| data[range].copy_from_slice(bytes));
         data
@@ -82,7 +82,7 @@ impl FakeDma {
         for (number, within, range) in split(address, len) {
             match pages.get_mut(&number) {
                 Some(Page::Memory { bytes, .. }) => f(&mut bytes[within], range),
-                _ => panic!("{:#x} is no memory", number * PAGE),
+                _ => panic!("no memory at {:#x}", number * PAGE),
             }
         }
     }
@@ -106,7 +106,7 @@ impl FakeDma {
             let failed = |cause| Err(DmaError { address: address + done as u64, done, cause });
             match pages.get_mut(&number) {
                 None => return failed(DmaCause::NotMapped),
-                Some(Page::NotMemory) => return failed(DmaCause::NotMemory),
+                Some(Page::BusError) => return failed(DmaCause::NotMemory),
                 Some(Page::Memory { writable: false, .. }) if access == Access::Write => {
                     return failed(DmaCause::NotMapped);
                 }
@@ -121,7 +121,8 @@ impl FakeDma {
     }
 }
 
-/// The page number, the bytes of the page and the bytes of the access, for each page touched.
+/// Returns for each page of an access: its number, and the byte ranges in the page and in the
+/// access.
 fn split(
     address: u64,
     len: usize,
@@ -151,7 +152,7 @@ impl Dma for FakeDma {
     }
 }
 
-/// Accesses the client's memory without translation.
+/// Access to the client's memory without translation.
 pub struct IdentityDma(pub ClientMemory);
 
 impl Dma for IdentityDma {
@@ -168,7 +169,7 @@ impl Dma for IdentityDma {
 
 type OnRequest = Box<dyn Fn(&Responder, PageRequest) -> Result<(), QueueFull> + Send + Sync>;
 
-/// The fault path: keeps what is reported and asked for, and answers when told to.
+/// A fault handler that records reports and requests, and responds on demand.
 #[derive(Default)]
 pub struct FakeFaults {
     reports: Mutex<Vec<(u64, Access, DmaCause)>>,
@@ -179,7 +180,7 @@ pub struct FakeFaults {
 }
 
 impl FakeFaults {
-    /// Calls `on_request` for each request; those that it takes are kept.
+    /// Calls `on_request` for each request, and records those that it accepts.
     pub fn with_hook(
         on_request: impl Fn(&Responder, PageRequest) -> Result<(), QueueFull> + Send + Sync + 'static,
     ) -> Self {
@@ -190,22 +191,22 @@ impl FakeFaults {
         std::mem::take(&mut self.reports.lock().unwrap())
     }
 
-    /// The requests since the last call.
+    /// Returns the requests since the last call.
     pub fn take_requests(&self) -> Vec<PageRequest> {
         std::mem::take(&mut self.requests.lock().unwrap())
     }
 
-    /// How often all requests were withdrawn.
+    /// Returns how often the requests were withdrawn.
     pub fn withdrawn(&self) -> usize {
         self.withdrawn.load(Ordering::SeqCst)
     }
 
-    /// Where answers go.
+    /// Returns the handle for responses.
     pub fn responder(&self) -> &Responder {
         self.responder.get().expect("connected")
     }
 
-    pub fn answer(&self, request: &PageRequest, response: Response) {
+    pub fn respond(&self, request: &PageRequest, response: Response) {
         self.responder().respond(request.pasid, request.group, response);
     }
 }

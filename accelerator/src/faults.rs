@@ -55,7 +55,7 @@ pub trait FaultHandler: Send + Sync {
     ///
     /// # Errors
     /// [`QueueFull`] for the first request of a group, which was not queued. The accelerator
-    /// submits the group again after [`Responder::resume`].
+    /// submits the group again after [`Responder::capacity_available`].
     fn request(&self, request: PageRequest) -> Result<(), QueueFull>;
 
     /// Cancels all page requests of the function: it was reset, and expects no responses.
@@ -84,8 +84,8 @@ impl Responder {
         self.0.respond(pasid, group, response);
     }
 
-    /// Notifies the accelerator that the handler's queue has space again after [`QueueFull`].
-    pub fn resume(&self) {
-        self.0.resume();
+    /// Notifies the accelerator that the handler can queue groups again after [`QueueFull`].
+    pub fn capacity_available(&self) {
+        self.0.capacity_available();
     }
 }

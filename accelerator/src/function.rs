@@ -1,199 +1,198 @@
-//! The registers of the whole function, and whose turn it is. Makes no access itself.
+//! The registers of the function, and the selection of the next slice. Accesses no memory.
 
-use super::channel::{Channel, ChannelError};
-use super::config::Allowed;
-use super::exec::{Outcome, Requester, Task};
+use super::channel::Channel;
+use super::config::Enables;
 use super::msix::Vectors;
 use super::pri::{self, Group, Pri};
 use super::regs::*;
+use super::work::{ChannelError, Outcome, Requester, Task};
 use crate::dma::Pasid;
 use crate::faults::{PrgIndex, QueueFull, Response};
 use std::array::from_fn;
 
-/// A task of one channel; [`Function::finish`] takes it back.
+/// A task of one channel; [`Function::finish`] receives its outcome.
 #[derive(Debug)]
-pub struct Turn {
+pub struct Slice {
     /// Number of the channel.
     pub channel: usize,
-    /// Who makes the accesses.
+    /// Attributes of the accesses.
     pub requester: Requester,
-    /// What to do.
+    /// The task.
     pub task: Task,
 }
 
-/// BAR 0 and the interrupts it raises.
+/// BAR 0 and the interrupts of the function.
 #[derive(Debug, Default)]
 pub struct Function {
     channels: [Channel; CHANNELS],
     int_status: u32,
-    /// What the configuration space allows; a reset of the registers leaves it alone.
-    pub allowed: Allowed,
-    /// The page request interface; a reset of the registers leaves it alone.
+    /// Enable bits of the configuration space. Not affected by [`CONTROL_RESET`].
+    pub enables: Enables,
+    /// The page request interface. Not affected by [`CONTROL_RESET`].
     pri: Pri,
-    /// The channel that is asked first for the next turn.
+    /// First candidate for the next slice.
     next: usize,
-    /// The MSI-X vectors; a reset leaves them alone.
+    /// The MSI-X vectors. Not affected by any reset.
     pub vectors: Vectors,
 }
 
-/// The part of the function that an offset of BAR 0 names.
-enum Place {
+/// The register at an offset of BAR 0.
+enum Register {
     Function(u32),
     Channel(usize, u32),
-    Nowhere,
+    None,
 }
 
-fn place(offset: u32) -> Place {
-    let (page, register) = (offset / CHANNEL_STRIDE, offset % CHANNEL_STRIDE);
-    match page {
-        0 => Place::Function(register),
-        1.. if page as usize <= CHANNELS => Place::Channel(page as usize - 1, register),
-        _ => Place::Nowhere,
+impl Register {
+    fn at(offset: u32) -> Self {
+        let (page, register) = (offset / CHANNEL_STRIDE, offset % CHANNEL_STRIDE);
+        match page {
+            0 => Self::Function(register),
+            1.. if page as usize <= CHANNELS => Self::Channel(page as usize - 1, register),
+            _ => Self::None,
+        }
     }
 }
 
 impl Function {
-    /// The 32 bits at `offset` of BAR 0, a multiple of 4.
+    /// Reads the 32 bits at `offset` of BAR 0, a multiple of 4.
     pub fn read(&self, offset: u32) -> u32 {
-        match place(offset) {
-            Place::Function(register) => self.read_own(register),
-            Place::Channel(n, register) => self.channels[n].read(register),
-            Place::Nowhere => 0,
+        match Register::at(offset) {
+            Register::Function(register) => self.read_function_register(register),
+            Register::Channel(n, register) => self.channels[n].read(register),
+            Register::None => 0,
         }
     }
 
     /// Writes the 32 bits at `offset` of BAR 0, a multiple of 4.
     pub fn write(&mut self, offset: u32, value: u32) {
-        match place(offset) {
-            Place::Function(INT_STATUS) => self.int_status &= !value,
-            Place::Function(CONTROL) if value & CONTROL_RESET != 0 => self.reset(),
-            Place::Channel(n, register) => {
+        match Register::at(offset) {
+            Register::Function(INT_STATUS) => self.int_status &= !value,
+            Register::Function(CONTROL) if value & CONTROL_RESET != 0 => self.reset_registers(),
+            Register::Channel(n, register) => {
                 let interrupt = self.channels[n].write(register, value);
                 self.raise_if(interrupt, n);
                 if !self.channels[n].is_running() {
-                    self.pri.leave(n);
+                    self.pri.leave_queue(n);
                 }
             }
             _ => {}
         }
     }
 
-    /// Whether the write leaves the turn under way alone, so that it need not wait for its end.
-    pub fn is_light(&self, offset: u32, value: u32) -> bool {
-        match place(offset) {
-            Place::Function(register) => register != CONTROL,
-            Place::Channel(n, CH_DOORBELL) => self.channels[n].takes_doorbell(value),
-            Place::Channel(..) => false,
-            Place::Nowhere => true,
+    /// Returns whether the write must wait for the end of the slice in progress.
+    pub fn needs_pause(&self, offset: u32, value: u32) -> bool {
+        match Register::at(offset) {
+            Register::Function(register) => register == CONTROL,
+            Register::Channel(n, CH_DOORBELL) => !self.channels[n].accepts_doorbell(value),
+            Register::Channel(..) => true,
+            Register::None => false,
         }
     }
 
-    /// Brings every register to its state after reset.
-    pub fn reset(&mut self) {
+    /// Sets all registers of BAR 0 to their values after reset.
+    pub fn reset_registers(&mut self) {
         self.channels = from_fn(|_| Channel::default());
         self.int_status = 0;
-        (0..CHANNELS).for_each(|n| self.pri.leave(n));
+        (0..CHANNELS).for_each(|n| self.pri.leave_queue(n));
     }
 
-    /// Resets the whole function, but for its vectors. All page requests are forgotten.
-    pub fn reset_all(&mut self) {
-        self.allowed = Allowed::default();
+    /// Resets the function except for its vectors. Withdraws all page requests.
+    pub fn reset(&mut self) {
+        self.enables = Enables::default();
         self.pri.reset();
-        self.reset();
+        self.reset_registers();
     }
 
-    /// The registers of the page request interface.
+    /// Returns the registers of the page request interface.
     pub fn read_pri(&self) -> [u8; pri::REGISTERS] {
         self.pri.read()
     }
 
-    /// Writes a byte of the registers of the page request interface; true when all page requests
-    /// are forgotten.
+    /// Writes a byte of the registers of the page request interface. Returns whether all page
+    /// requests are withdrawn.
     pub fn write_pri(&mut self, byte: usize, value: u8) -> bool {
         self.stop_if_failed();
-        let forgotten = self.pri.write(byte, value);
-        if forgotten {
-            self.channels.iter_mut().for_each(Channel::forget);
+        let withdrawn = self.pri.write(byte, value);
+        if withdrawn {
+            self.channels.iter_mut().for_each(Channel::withdraw);
         }
-        forgotten
+        withdrawn
     }
 
-    /// Hands out the next turn: each channel that has work gets one before another gets two.
-    pub fn next_turn(&mut self) -> Option<Turn> {
+    /// Selects the next slice, round robin over the channels that have work.
+    pub fn next_slice(&mut self) -> Option<Slice> {
         self.stop_if_failed();
-        if !self.allowed.bus_master {
+        if !self.enables.bus_master {
             return None;
         }
-        (0..CHANNELS).find_map(|step| self.turn_of((self.next + step) % CHANNELS))
+        (0..CHANNELS).find_map(|step| self.slice_of((self.next + step) % CHANNELS))
     }
 
-    fn turn_of(&mut self, channel: usize) -> Option<Turn> {
+    fn slice_of(&mut self, channel: usize) -> Option<Slice> {
         let pasid = self.channels[channel].pasid();
-        if pasid.is_some() && !self.allowed.pasids && self.channels[channel].is_busy() {
+        if pasid.is_some() && !self.enables.pasid && self.channels[channel].is_busy() {
             self.fail(channel, ERROR_CONFIG);
             return None;
         }
-        let asks = self.makes_page_requests();
-        let task = self.channels[channel].next_task(!asks || self.pri.may_ask(channel))?;
+        let enabled = self.enables.ats && self.pri.is_enabled();
+        let may_request = !enabled || self.pri.may_request(channel);
+        let task = self.channels[channel].next_task(may_request)?;
         self.next = (channel + 1) % CHANNELS;
-        let page_requests = asks && self.channels[channel].wants_page_requests();
-        Some(Turn { channel, requester: Requester { pasid, page_requests }, task })
+        let page_requests = enabled && self.channels[channel].page_requests_enabled();
+        Some(Slice { channel, requester: Requester { pasid, page_requests }, task })
     }
 
-    /// Takes back a turn of `channel` with what became of it: `None` if that is not known. Returns
-    /// the page requests to make now; [`asked`](Self::asked) tells how that went.
+    /// Applies the outcome of a slice of `channel`; `None` after an internal error. Returns the
+    /// page request group to submit; [`submitted`](Self::submitted) receives the result.
     pub fn finish(&mut self, channel: usize, outcome: Option<Outcome>) -> Option<Group> {
-        let internal = || Outcome::Failed(ChannelError::plain(ERROR_INTERNAL));
-        let interrupt = self.channels[channel].finish(outcome.unwrap_or_else(internal));
+        let outcome = outcome.unwrap_or(Outcome::Failed(ChannelError::plain(ERROR_INTERNAL)));
+        let interrupt = self.channels[channel].finish(outcome);
         self.raise_if(interrupt, channel);
-        self.begin(channel)
+        self.begin_group(channel)
     }
 
-    /// Whether `group` was asked for: `None` if that is not known.
-    pub fn asked(&mut self, group: &Group, result: Option<Result<(), QueueFull>>) {
+    /// Applies the result of submitting `group`; `None` after an internal error.
+    pub fn submitted(&mut self, group: &Group, result: Option<Result<(), QueueFull>>) {
         match result {
-            Some(Ok(())) => self.pri.made(),
+            Some(Ok(())) => self.pri.submitted(),
             Some(Err(QueueFull)) => {
-                self.pri.not_made(group);
-                self.channels[group.channel].take_back(group.index);
+                self.pri.rejected(group);
+                self.channels[group.channel].clear_requested(group.index);
             }
             None => {
-                self.pri.made();
+                self.pri.submitted();
                 self.fail(group.channel, ERROR_INTERNAL);
             }
         }
     }
 
-    /// The answer to a group of page requests.
-    pub fn answer(&mut self, pasid: Option<Pasid>, index: PrgIndex, response: Response) {
-        if let Some(channel) = self.pri.answer(pasid, index, response) {
-            self.channels[channel].answer(index, response == Response::Success);
+    /// Completes a page request group.
+    pub fn respond(&mut self, pasid: Option<Pasid>, index: PrgIndex, response: Response) {
+        if let Some(channel) = self.pri.respond(pasid, index, response) {
+            self.channels[channel].respond(index, response == Response::Success);
         }
     }
 
-    /// There is room for page requests where there was none.
-    pub fn resume(&mut self) {
-        self.pri.resume();
+    /// The fault handler can queue groups again.
+    pub fn capacity_available(&mut self) {
+        self.pri.capacity_available();
     }
 
-    fn makes_page_requests(&self) -> bool {
-        self.allowed.ats && self.pri.is_on()
-    }
-
-    /// Begins the page requests that a stalled channel needs, if there is room.
-    fn begin(&mut self, n: usize) -> Option<Group> {
+    /// Begins a group for the pages that a stalled channel requires, if the allocation permits.
+    fn begin_group(&mut self, n: usize) -> Option<Group> {
         let channel = &mut self.channels[n];
-        let Some(wish) = channel.wish() else {
-            self.pri.leave(n);
+        let Some(missing) = channel.missing_pages() else {
+            self.pri.leave_queue(n);
             return None;
         };
-        let group = self.pri.begin(n, channel.pasid(), wish)?;
-        channel.ask(group.index, group.wish.pages);
+        let group = self.pri.begin(n, channel.pasid(), missing)?;
+        channel.set_requested(group.index, group.missing.pages);
         Some(group)
     }
 
-    /// After the answer FAILURE nothing works. Not called while a turn is under way: a channel
-    /// that has stopped makes no access.
+    /// After the response FAILURE, no channel works. Not called while a slice is in progress: a
+    /// channel that has stopped must not access memory.
     fn stop_if_failed(&mut self) {
         for n in 0..CHANNELS {
             if self.pri.has_failed() && self.channels[n].is_running() {
@@ -205,7 +204,7 @@ impl Function {
     fn fail(&mut self, channel: usize, code: u32) {
         let interrupt = self.channels[channel].fail(ChannelError::plain(code));
         self.raise_if(interrupt, channel);
-        self.pri.leave(channel);
+        self.pri.leave_queue(channel);
     }
 
     fn raise_if(&mut self, interrupt: bool, channel: usize) {
@@ -215,7 +214,7 @@ impl Function {
         }
     }
 
-    fn read_own(&self, register: u32) -> u32 {
+    fn read_function_register(&self, register: u32) -> u32 {
         match register {
             ID => ID_VALUE,
             VERSION => VERSION_VALUE,
@@ -237,11 +236,11 @@ const LENGTH_LIMIT_HIGH: u32 = LENGTH_LIMIT + 4;
 mod tests {
     use super::*;
     use crate::dma::Access;
-    use crate::pri::Wish;
+    use crate::work::MissingPages;
 
     fn function() -> Function {
         let mut function = Function::default();
-        function.allowed.bus_master = true;
+        function.enables.bus_master = true;
         function
     }
 
@@ -252,9 +251,9 @@ mod tests {
     }
 
     fn complete_next(function: &mut Function) -> Option<usize> {
-        let turn = function.next_turn()?;
-        function.finish(turn.channel, Some(Outcome::Complete { interrupt: true }));
-        Some(turn.channel)
+        let slice = function.next_slice()?;
+        function.finish(slice.channel, Some(Outcome::Complete { interrupt: true }));
+        Some(slice.channel)
     }
 
     #[test]
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_without_register_read_0_and_ignore_writes() {
+    fn undefined_offsets_read_zero_and_ignore_writes() {
         let mut function = function();
         for offset in [0x28, 0xffc, 0x1ffc, 0x21000, BAR0_SIZE - 4] {
             function.write(offset, u32::MAX);
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_with_work_take_turns() {
+    fn slices_are_round_robin_over_busy_channels() {
         let mut function = function();
         enable(&mut function, 1, 3);
         enable(&mut function, 5, 2);
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_set_status_bits_until_cleared() {
+    fn interrupt_status_bits_persist_until_cleared() {
         let mut function = function();
         enable(&mut function, 2, 1);
         enable(&mut function, 3, 1);
@@ -299,16 +298,16 @@ mod tests {
     }
 
     #[test]
-    fn unknown_outcome_stops_the_channel() {
+    fn internal_error_stops_channel() {
         let mut function = function();
         enable(&mut function, 0, 1);
-        let turn = function.next_turn().unwrap();
-        function.finish(turn.channel, None);
+        let slice = function.next_slice().unwrap();
+        function.finish(slice.channel, None);
         assert_eq!(function.read(channel_register(0, CH_ERROR)), ERROR_INTERNAL);
     }
 
     #[test]
-    fn reset_bit_resets_every_channel() {
+    fn control_reset_resets_all_channels() {
         let mut function = function();
         enable(&mut function, 0, 1);
         enable(&mut function, 7, 99);
@@ -320,45 +319,45 @@ mod tests {
             assert_eq!(function.read(channel_register(channel, CH_STATUS)), STATE_DISABLED);
             assert_eq!(function.read(channel_register(channel, CH_RING_SIZE)), 0);
         }
-        assert!(function.next_turn().is_none());
+        assert!(function.next_slice().is_none());
     }
 
     #[test]
-    fn only_doorbell_and_interrupt_status_need_not_wait() {
+    fn only_doorbell_and_interrupt_status_need_no_pause() {
         let mut function = function();
         enable(&mut function, 0, 1);
-        assert!(function.is_light(INT_STATUS, 1));
-        assert!(function.is_light(channel_register(0, CH_DOORBELL), 2));
-        assert!(!function.is_light(channel_register(0, CH_DOORBELL), 16));
-        assert!(!function.is_light(channel_register(0, CH_CONTROL), 0));
-        assert!(!function.is_light(CONTROL, CONTROL_RESET));
+        assert!(!function.needs_pause(INT_STATUS, 1));
+        assert!(!function.needs_pause(channel_register(0, CH_DOORBELL), 2));
+        assert!(function.needs_pause(channel_register(0, CH_DOORBELL), 16));
+        assert!(function.needs_pause(channel_register(0, CH_CONTROL), 0));
+        assert!(function.needs_pause(CONTROL, CONTROL_RESET));
     }
 
     #[test]
-    fn a_channel_with_a_pasid_works_only_while_pasids_are_enabled() {
+    fn channel_with_pasid_fails_while_pasid_is_disabled() {
         let mut function = function();
         function.write(channel_register(0, CH_PASID), CH_PASID_VALID | 7);
         enable(&mut function, 0, 2);
         enable(&mut function, 1, 1);
-        function.allowed.pasids = true;
-        let turn = function.next_turn().unwrap();
-        assert_eq!((turn.channel, turn.requester.pasid), (0, Some(Pasid(7))));
+        function.enables.pasid = true;
+        let slice = function.next_slice().unwrap();
+        assert_eq!((slice.channel, slice.requester.pasid), (0, Some(Pasid(7))));
         function.finish(0, Some(Outcome::Complete { interrupt: false }));
-        function.allowed.pasids = false;
+        function.enables.pasid = false;
         assert_eq!(complete_next(&mut function), Some(1));
-        assert!(function.next_turn().is_none());
+        assert!(function.next_slice().is_none());
         assert_eq!(function.read(channel_register(0, CH_ERROR)), ERROR_CONFIG);
     }
 
     #[test]
-    fn failure_is_not_forgotten_by_a_reset_of_the_interface_that_comes_first() {
+    fn failure_stops_channels_despite_immediate_pri_reset() {
         let mut function = function();
         function.write_pri(8, 1);
         function.write_pri(0, 1);
         enable(&mut function, 4, 1);
-        let wish = Wish { access: Access::Read, first: 0, pages: 1 };
-        let group = function.pri.begin(4, None, wish).unwrap();
-        function.answer(None, group.index, Response::Failure);
+        let missing = MissingPages { access: Access::Read, first: 0, pages: 1 };
+        let group = function.pri.begin(4, None, missing).unwrap();
+        function.respond(None, group.index, Response::Failure);
         assert!(function.write_pri(0, 2));
         assert_eq!(function.read(channel_register(4, CH_ERROR)), ERROR_PAGE_RESPONSE);
     }

@@ -18,6 +18,56 @@
 //! function  selects the next slice; pri has the registers and counts outstanding requests
 //! engine    submits the requests without a lock; responses mark the channel and wake the worker
 //! ```
+//!
+//! # Example
+//!
+//! ```no_run
+//! use accelerator::{Accelerator, Access, ClientMemory, Config, Dma, DmaCause, DmaError};
+//! use accelerator::{FaultHandler, PageRequest, Pasid, QueueFull, Responder};
+//! use std::os::unix::net::UnixListener;
+//! use std::sync::Arc;
+//!
+//! /// An IOMMU without mappings.
+//! struct Blocked;
+//!
+//! impl Dma for Blocked {
+//!     fn read(&self, _: Option<Pasid>, address: u64, _: &mut [u8]) -> Result<(), DmaError> {
+//!         Err(DmaError { address, done: 0, cause: DmaCause::NoDomain })
+//!     }
+//!
+//!     fn write(&self, _: Option<Pasid>, address: u64, _: &[u8]) -> Result<(), DmaError> {
+//!         Err(DmaError { address, done: 0, cause: DmaCause::NoDomain })
+//!     }
+//! }
+//!
+//! struct Log;
+//!
+//! impl FaultHandler for Log {
+//!     fn connect(&self, _: Responder) {}
+//!
+//!     fn request(&self, _: PageRequest) -> Result<(), QueueFull> {
+//!         Err(QueueFull)
+//!     }
+//!
+//!     fn withdraw(&self) {}
+//!
+//!     fn report(&self, _: Option<Pasid>, address: u64, access: Access, cause: DmaCause) {
+//!         println!("{access:?} of {address:#x}: {cause}");
+//!     }
+//! }
+//!
+//! let listener = UnixListener::bind("/run/accelerator.sock")?;
+//! let config = Config {
+//!     name: "accelerator".into(),
+//!     thread_suffix: "0".into(),
+//!     memory: ClientMemory::default(),
+//!     dma: Arc::new(Blocked),
+//!     faults: Arc::new(Log),
+//!     on_thread_start: |_| {},
+//! };
+//! let accelerator = Accelerator::start(listener, config)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 mod channel;
 mod config;
@@ -36,6 +86,7 @@ pub mod regs;
 mod server;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use dma::{Access, Dma, DmaCause, DmaError, Pasid};
 pub use faults::{FaultHandler, PageRequest, PrgIndex, QueueFull, Responder, Response};

@@ -1,4 +1,4 @@
-//! Guest memory, as the client announces it.
+//! The client's memory.
 
 /// The memory that the client has made accessible with DMA_MAP, by guest-physical address.
 ///
@@ -13,27 +13,28 @@ use vm_memory::{
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
-/// Most regions of one client; each takes a mapping of this process.
+/// Maximum number of regions of a client. Each is a memory mapping of this process.
 const MAX_REGIONS: usize = 1024;
 
-/// Keeps a [`ClientMemory`] as the client wants it.
+/// Applies the client's DMA_MAP and DMA_UNMAP messages to a [`ClientMemory`].
 #[derive(Debug)]
 pub struct Regions(ClientMemory);
 
 impl Regions {
-    /// Takes over `memory`; nobody else may change it.
+    /// Creates the writer of `memory`; there must be no other.
     pub fn new(memory: ClientMemory) -> Self {
         Self(memory)
     }
 
-    /// Adds the `size` bytes at `offset` of `file` as guest memory at `address`.
+    /// Maps the `size` bytes at `offset` of `file` at the guest-physical address `address`.
     ///
-    /// A region without file (device memory) or not writable (ROM) is left out: accesses to it
-    /// find no memory.
+    /// A region without a file (device memory) or without write permission (ROM) is ignored:
+    /// accesses to it fail as accesses outside memory.
     ///
     /// # Errors
-    /// `InvalidInput` for a region that is empty, ends beyond 2^64 - 1 or beyond the file, or
-    /// cannot be mapped; `AlreadyExists` if it overlaps another one; `OutOfMemory` for too many.
+    /// `InvalidInput` if the region is empty, ends beyond 2^64 - 1 or beyond the end of the file,
+    /// or cannot be mapped; `AlreadyExists` if it overlaps another region; `OutOfMemory` if the
+    /// client has the maximum number of regions.
     pub fn map(
         &self,
         flags: DmaMapFlags,
@@ -44,45 +45,50 @@ impl Regions {
     ) -> io::Result<()> {
         last(address, size)?;
         let Some(file) = file.filter(|_| flags.contains(DmaMapFlags::READ_WRITE)) else {
-            log::debug!("{size:#x} bytes at {address:#x} are no memory for DMA");
+            log::debug!("DMA_MAP of {size:#x} bytes at {address:#x} ignored: not writable memory");
             return Ok(());
         };
         if self.0.memory().num_regions() >= MAX_REGIONS {
-            return Err(io::Error::new(ErrorKind::OutOfMemory, "too many regions"));
+            return Err(io::Error::new(
+                ErrorKind::OutOfMemory,
+                "maximum number of regions exceeded",
+            ));
         }
         self.insert(address, region(file, offset, size)?)
     }
 
-    /// Removes the regions in the `size` bytes at `address`. The caller sees to it that no
-    /// access is under way.
+    /// Removes the regions in the `size` bytes at `address`. The caller must ensure that no access
+    /// is in progress.
     ///
     /// # Errors
-    /// `InvalidInput`, and nothing is removed, for an empty range, one that ends beyond
-    /// 2^64 - 1 or one that would split a region.
+    /// `InvalidInput` if the range is empty, ends beyond 2^64 - 1 or would split a region. No
+    /// region is removed.
     pub fn unmap(&self, address: u64, size: u64) -> io::Result<()> {
         let last = last(address, size)?;
         let memory = self.0.memory();
-        let inside = |r: &&GuestRegionMmap| address <= r.start_addr().0 && r.last_addr().0 <= last;
-        let touches = |r: &&GuestRegionMmap| address <= r.last_addr().0 && r.start_addr().0 <= last;
-        if memory.iter().any(|r| touches(&r) && !inside(&r)) {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "would split a region"));
-        }
         let mut rest = GuestMemoryMmap::clone(&memory);
-        for region in memory.iter().filter(inside) {
-            (rest, _) = rest.remove_region(region.start_addr(), region.len()).map_err(invalid)?;
+        for region in memory.iter() {
+            let (first, end) = (region.start_addr(), region.last_addr());
+            if end.0 < address || last < first.0 {
+                continue;
+            }
+            if first.0 < address || last < end.0 {
+                return Err(invalid("range would split a region"));
+            }
+            (rest, _) = rest.remove_region(first, region.len()).map_err(invalid)?;
         }
         self.replace(rest);
         Ok(())
     }
 
-    /// Removes all regions. The caller sees to it that no access is under way.
+    /// Removes all regions. The caller must ensure that no access is in progress.
     pub fn clear(&self) {
         self.replace(GuestMemoryMmap::new());
     }
 
     fn insert(&self, address: u64, mapping: MmapRegion) -> io::Result<()> {
         let region = GuestRegionMmap::new(mapping, GuestAddress(address))
-            .ok_or_else(|| invalid("ends beyond the address space"))?;
+            .ok_or_else(|| invalid("region ends beyond the address space"))?;
         let memory = self.0.memory().insert_region(region.into());
         self.replace(memory.map_err(|error| io::Error::new(ErrorKind::AlreadyExists, error))?);
         Ok(())
@@ -95,18 +101,18 @@ impl Regions {
 
 fn region(file: File, offset: u64, size: u64) -> io::Result<MmapRegion> {
     let metadata = file.metadata()?;
-    // Touching a page beyond the end of the file would be fatal.
+    // An access beyond the end of the file would raise SIGBUS.
     if metadata.is_file() && last(offset, size)? >= metadata.len() {
-        return Err(invalid("ends beyond the file"));
+        return Err(invalid("region ends beyond the file"));
     }
     let size = usize::try_from(size).map_err(invalid)?;
     MmapRegion::from_file(FileOffset::new(file, offset), size).map_err(invalid)
 }
 
-/// The last of `size` addresses from `first` on.
+/// Returns the last of the `size` addresses from `first`.
 fn last(first: u64, size: u64) -> io::Result<u64> {
-    let span = size.checked_sub(1).ok_or_else(|| invalid("empty"))?;
-    first.checked_add(span).ok_or_else(|| invalid("ends beyond the address space"))
+    let span = size.checked_sub(1).ok_or_else(|| invalid("region is empty"))?;
+    first.checked_add(span).ok_or_else(|| invalid("region ends beyond the address space"))
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -136,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_file_is_the_memory() {
+    fn map_makes_file_accessible() {
         let (regions, memory) = regions();
         let file = file(0x3000).unwrap();
         regions.map(RW, 0x1000, 0x8000, 0x2000, Some(file.try_clone().unwrap())).unwrap();
@@ -147,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_without_file_or_write_permission_are_left_out() {
+    fn map_ignores_regions_that_are_not_writable_memory() {
         let (regions, memory) = regions();
         regions.map(RW, 0, 0x1000, 0x1000, None).unwrap();
         regions.map(DmaMapFlags::READ, 0, 0x1000, 0x1000, file(0x1000)).unwrap();
@@ -156,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn impossible_regions_are_refused() {
+    fn map_rejects_invalid_regions() {
         let (regions, memory) = regions();
-        let refused = [
+        let rejected = [
             (0, 0x1000, 0),
             (0, u64::MAX - 0xfff, 0x2000),
             (0, 0x1000, u64::MAX),
@@ -166,7 +172,7 @@ mod tests {
             (1, 0x1000, 0x1000),
             (u64::MAX, 0x1000, 0x1000),
         ];
-        for (offset, address, size) in refused {
+        for (offset, address, size) in rejected {
             let result = regions.map(RW, offset, address, size, file(0x1000));
             let kind = result.map_err(|error| error.kind());
             assert_eq!(kind, Err(ErrorKind::InvalidInput), "{offset:#x} {address:#x} {size:#x}");
@@ -175,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn overlap_is_refused_and_changes_nothing() {
+    fn map_rejects_overlapping_region() {
         let (regions, memory) = regions();
         regions.map(RW, 0, 0x1000, 0x2000, file(0x2000)).unwrap();
         let result = regions.map(RW, 0, 0x2000, 0x2000, file(0x2000));
@@ -184,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn unmap_takes_whole_regions_only() {
+    fn unmap_rejects_split_and_removes_whole_regions() {
         let (regions, memory) = regions();
         for address in [0x1000, 0x4000, 0x8000] {
             regions.map(RW, 0, address, 0x2000, file(0x2000)).unwrap();
@@ -202,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn number_of_regions_is_bounded() {
+    fn map_rejects_more_than_maximum_regions() {
         let (regions, memory) = regions();
         for index in 0..MAX_REGIONS as u64 {
             regions.map(RW, 0, index << 12, 0x1000, file(0x1000)).unwrap();

@@ -1,24 +1,24 @@
-//! MSI-X: the vectors' event descriptors, and the table that the guest sees.
+//! MSI-X: the eventfds of the vectors, and the table in BAR 1.
 
 use super::regs::VECTORS;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 
-/// The event descriptors that the client wants to be signalled, one for each vector.
+/// The client's eventfds, one for each vector.
 ///
-/// Masking is the client's business, as with VFIO: it takes the descriptor away or keeps the
-/// event to itself.
+/// The client implements masking, as with VFIO: it removes the eventfd or does not forward the
+/// event.
 #[derive(Debug, Default)]
 pub struct Vectors([Option<File>; VECTORS]);
 
 impl Vectors {
-    /// Signals vector `vector`, if it is enabled. Never blocks.
+    /// Signals `vector` if it has an eventfd. Does not block.
     pub fn signal(&self, vector: usize) {
         if let Some(Some(event)) = self.0.get(vector)
             && let Err(error) = (&*event).write_all(&1u64.to_ne_bytes())
         {
-            log::debug!("vector {vector} not signalled: {error}");
+            log::debug!("cannot signal MSI-X vector {vector}: {error}");
         }
     }
 
@@ -27,11 +27,12 @@ impl Vectors {
         vectors.for_each(|vector| self.signal(vector));
     }
 
-    /// Enables `vectors` with one event descriptor each, or disables them if `events` is empty.
+    /// Enables `vectors` with one eventfd each, or disables them if `events` is empty.
     ///
     /// # Errors
-    /// `InvalidInput`, and nothing changes, for a vector that does not exist or any other number
-    /// of descriptors; what the system says if a descriptor cannot be made non-blocking.
+    /// `InvalidInput` if a vector does not exist or the number of eventfds differs from that of
+    /// the vectors; the error of the system call if an eventfd cannot be made non-blocking. No
+    /// vector changes.
     pub fn set(&mut self, vectors: Range<usize>, events: Vec<File>) -> io::Result<()> {
         let count = vectors.len();
         let vectors = self.0.get_mut(vectors).ok_or(io::ErrorKind::InvalidInput)?;
@@ -50,24 +51,24 @@ impl Vectors {
     }
 }
 
-/// Makes writes to `event` fail rather than wait, whatever the client has sent.
+/// Makes writes to `event` non-blocking; the client may have sent any descriptor.
 fn nonblocking(event: File) -> io::Result<File> {
     rustix::io::ioctl_fionbio(&event, true)?;
     Ok(event)
 }
 
-/// Bytes of one entry of the MSI-X table (PCI Express base specification, 6.1.4).
+/// Size of an entry of the MSI-X table in bytes (PCI Express base specification, 6.1.4).
 const ENTRY: usize = 16;
-/// Where an entry's vector control lies; bit 0 masks the vector.
+/// Offset of Vector Control in an entry; bit 0 masks the vector.
 const VECTOR_CONTROL: usize = 12;
 
-/// The MSI-X table in BAR 1. A client such as QEMU keeps its own and enables vectors through
-/// [`Vectors`]; this one only holds what is written.
+/// The MSI-X table in BAR 1. It only stores what is written: a client such as QEMU has its own
+/// table and enables vectors through [`Vectors`].
 #[derive(Debug)]
 pub struct Table([u8; VECTORS * ENTRY]);
 
 impl Default for Table {
-    /// The table after reset: every vector is masked.
+    /// Returns the table after reset: every vector is masked.
     fn default() -> Self {
         let mut table = [0; VECTORS * ENTRY];
         table.iter_mut().skip(VECTOR_CONTROL).step_by(ENTRY).for_each(|byte| *byte = 1);
@@ -76,14 +77,14 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Reads from `offset` of BAR 1; bytes outside the table (no vector is ever pending) are 0.
+    /// Reads from `offset` of BAR 1. Bytes outside the table read as 0: no vector is ever pending.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
             *byte = self.0.get(offset + index).copied().unwrap_or(0);
         }
     }
 
-    /// Writes at `offset` of BAR 1; bytes outside the table are ignored.
+    /// Writes at `offset` of BAR 1. Bytes outside the table are ignored.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         for (byte, value) in self.0.iter_mut().skip(offset).zip(data) {
             *byte = *value;
@@ -97,19 +98,19 @@ mod tests {
     use std::io::{PipeReader, Read, pipe};
     use std::os::fd::OwnedFd;
 
-    /// A descriptor to signal, and the end that tells how often it was.
+    /// Returns a pipe: the write end replaces an eventfd, the read end counts the signals.
     fn event() -> (PipeReader, File) {
         let (reader, writer) = pipe().unwrap();
         (reader, OwnedFd::from(writer).into())
     }
 
-    /// Call once the signalled end is closed.
+    /// Counts the signals. The write end must be closed.
     fn signals(mut reader: PipeReader) -> usize {
         reader.read_to_end(&mut Vec::new()).unwrap() / 8
     }
 
     #[test]
-    fn signals_reach_the_vector_they_name() {
+    fn signal_reaches_the_given_vector() {
         let mut vectors = Vectors::default();
         let ((a, file_a), (b, file_b)) = (event(), event());
         vectors.set(2..4, vec![file_a, file_b]).unwrap();
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn no_descriptors_disable_a_vector() {
+    fn set_without_eventfds_disables_vectors() {
         let mut vectors = Vectors::default();
         let (reader, file) = event();
         vectors.set(0..1, vec![file]).unwrap();
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn vectors_and_descriptors_are_counted() {
+    fn set_rejects_mismatched_eventfd_count() {
         let mut vectors = Vectors::default();
         assert!(vectors.set(VECTORS - 1..VECTORS + 1, vec![]).is_err());
         assert!(vectors.set(VECTORS + 1..VECTORS + 1, vec![]).is_err());
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn full_descriptor_does_not_block() {
+    fn signal_of_full_pipe_does_not_block() {
         let mut vectors = Vectors::default();
         let (reader, file) = event();
         vectors.set(0..1, vec![file]).unwrap();
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn table_starts_masked_and_keeps_what_is_written() {
+    fn table_is_masked_after_reset_and_keeps_writes() {
         let mut table = Table::default();
         let mut entry = [0; ENTRY];
         table.read(ENTRY, &mut entry);

@@ -1,46 +1,46 @@
 //! The programming interface of the accelerator: PCI identity, registers, descriptors and
-//! completion records. `docs/accelerator.md` tells how to use them.
+//! completion records. `docs/accelerator.md` specifies their use.
 //!
-//! Only `core` is used here, so that a guest program can include this file as it is. All
-//! multi-byte values are little-endian.
+//! This module uses only `core`, so that a guest program can include the file. All multi-byte
+//! values are little-endian.
 
-/// PCI vendor of the function: Red Hat's virtual devices.
+/// PCI vendor ID: Red Hat (virtual devices).
 pub const VENDOR_ID: u16 = 0x1af4;
-/// PCI device: the first of 0x10f0-0x10ff, which QEMU's `docs/specs/pci-ids.rst` leaves to
-/// experiments without registration. Linux's virtio-pci matches the vendor but refuses the
-/// range, so no driver binds.
+/// PCI device ID: the first of 0x10f0-0x10ff, which QEMU's `docs/specs/pci-ids.rst` reserves for
+/// experiments without registration. Linux's virtio-pci matches the vendor but rejects this range,
+/// so no driver binds.
 pub const DEVICE_ID: u16 = 0x10f0;
-/// PCI class code: base class 0x12 (processing accelerator), sub-class 0, interface 0.
+/// PCI class code: base class 0x12 (processing accelerator), subclass 0, programming interface 0.
 pub const CLASS_CODE: [u8; 3] = [0x12, 0x00, 0x00];
 
 /// Size of BAR 0 (the registers), in bytes.
 pub const BAR0_SIZE: u32 = 0x4_0000;
 /// Size of BAR 1 (the MSI-X table and pending bits), in bytes.
 pub const BAR1_SIZE: u32 = 0x1000;
-/// Where the MSI-X table starts in BAR 1, in bytes.
+/// Offset of the MSI-X table in BAR 1, in bytes.
 pub const MSIX_TABLE_OFFSET: u32 = 0;
-/// Where the MSI-X pending bits start in BAR 1, in bytes.
+/// Offset of the MSI-X pending bits in BAR 1, in bytes.
 pub const MSIX_PBA_OFFSET: u32 = 0x800;
 
-/// Where the PASID extended capability (PCI Express base specification, 7.8.9) lies in the
+/// Offset of the PASID extended capability (PCI Express base specification, 7.8.9) in the
 /// configuration space, in bytes.
 pub const PASID_CAPABILITY: u32 = 0x100;
-/// Where the ATS extended capability (10.5.1) lies in the configuration space, in bytes.
+/// Offset of the ATS extended capability (10.5.1) in the configuration space, in bytes.
 pub const ATS_CAPABILITY: u32 = 0x110;
-/// Where the page request extended capability (10.5.2) lies in the configuration space, in bytes.
+/// Offset of the page request extended capability (10.5.2) in the configuration space, in bytes.
 pub const PRI_CAPABILITY: u32 = 0x120;
-/// Most page requests (pages, not groups) that the function can have outstanding.
+/// Maximum number of outstanding page requests (pages, not groups) of the function.
 pub const PRI_CAPACITY: u32 = 64;
 
 /// Number of channels.
 pub const CHANNELS: usize = 32;
-/// Number of MSI-X vectors: one for each channel.
+/// Number of MSI-X vectors: one per channel.
 pub const VECTORS: usize = CHANNELS;
-/// Fewest entries of a descriptor ring.
+/// Minimum number of entries of a descriptor ring.
 pub const MIN_RING: u32 = 2;
-/// Most entries of a descriptor ring.
+/// Maximum number of entries of a descriptor ring.
 pub const MAX_RING: u32 = 4096;
-/// Most bytes that one descriptor can work on (inclusive).
+/// Maximum length of a descriptor in bytes (inclusive).
 pub const MAX_LENGTH: u64 = 1 << 32;
 
 // Registers of the function: page 0 of BAR 0.
@@ -55,24 +55,24 @@ pub const FEATURES: u32 = 0x08;
 pub const CHANNEL_COUNT: u32 = 0x0c;
 /// `u32`, read-only: number of MSI-X vectors.
 pub const VECTOR_COUNT: u32 = 0x10;
-/// `u32`, read-only: most entries of a ring.
+/// `u32`, read-only: maximum number of entries of a ring.
 pub const RING_LIMIT: u32 = 0x14;
-/// `u64`, read-only: most bytes of one descriptor.
+/// `u64`, read-only: maximum length of a descriptor in bytes.
 pub const LENGTH_LIMIT: u32 = 0x18;
-/// `u32`, write 1 to clear: bit n is set when channel n raises an interrupt.
+/// `u32`, write 1 to clear: channel n sets bit n when it raises its interrupt.
 pub const INT_STATUS: u32 = 0x20;
 /// `u32`, write-only: `CONTROL_*` bits.
 pub const CONTROL: u32 = 0x24;
 
-/// Content of [`ID`]: the letters "VDMA".
+/// Value of [`ID`]: the characters "VDMA".
 pub const ID_VALUE: u32 = u32::from_le_bytes(*b"VDMA");
-/// Content of [`VERSION`].
+/// Value of [`VERSION`].
 pub const VERSION_VALUE: u32 = 1;
-/// [`FEATURES`]: channels can issue accesses with a PASID.
+/// [`FEATURES`]: accesses of a channel can have a PASID.
 pub const FEATURE_PASID: u32 = 1 << 0;
-/// [`FEATURES`]: channels can wait for page requests.
+/// [`FEATURES`]: channels can make page requests.
 pub const FEATURE_PAGE_REQUEST: u32 = 1 << 1;
-/// [`CONTROL`]: bring every channel and [`INT_STATUS`] to the state after reset.
+/// [`CONTROL`]: reset all channels and [`INT_STATUS`].
 pub const CONTROL_RESET: u32 = 1 << 0;
 
 // Registers of a channel, relative to its page.
@@ -81,123 +81,123 @@ pub const CONTROL_RESET: u32 = 1 << 0;
 pub const CH_CONTROL: u32 = 0x00;
 /// `u32`, read-only: the state (`STATE_*`) in bits 7:0, `CH_STATUS_BUSY`.
 pub const CH_STATUS: u32 = 0x04;
-/// `u64`: address of the ring, a multiple of [`DESCRIPTOR_SIZE`]; fixed while enabled.
+/// `u64`: address of the ring, a multiple of [`DESCRIPTOR_SIZE`]. Read-only while enabled.
 pub const CH_RING_BASE: u32 = 0x08;
-/// `u32`: entries of the ring, a power of two; fixed while enabled.
+/// `u32`: number of entries of the ring, a power of two. Read-only while enabled.
 pub const CH_RING_SIZE: u32 = 0x10;
-/// `u32`: the MSI-X vector the channel signals; fixed while enabled.
+/// `u32`: MSI-X vector of the channel. Read-only while enabled.
 pub const CH_VECTOR: u32 = 0x14;
-/// `u32`: [`CH_PASID_VALID`] and the PASID in bits 19:0; fixed while enabled.
+/// `u32`: [`CH_PASID_VALID`] and the PASID in bits 19:0. Read-only while enabled.
 pub const CH_PASID: u32 = 0x18;
-/// `u32`, read-only: why the channel stopped (`ERROR_*`) in bits 15:0; for
-/// [`ERROR_DESCRIPTOR`] the descriptor's status in bits 31:16.
+/// `u32`, read-only: error code (`ERROR_*`) in bits 15:0; for [`ERROR_DESCRIPTOR`] the status of
+/// the descriptor in bits 31:16.
 pub const CH_ERROR: u32 = 0x1c;
-/// `u64`, read-only: the address that belongs to [`CH_ERROR`], or 0.
+/// `u64`, read-only: address of the failed access, or 0.
 pub const CH_ERROR_ADDRESS: u32 = 0x20;
-/// `u32`: index of the entry after the last valid one (the tail); writing it rings the doorbell.
+/// `u32`: index of the entry after the last valid one (tail). A write starts the channel.
 pub const CH_DOORBELL: u32 = 0x28;
 /// `u32`, read-only: index of the first entry that is not complete.
 pub const CH_HEAD: u32 = 0x2c;
-/// `u32`: most pages of one page request group, 1 to [`MAX_GROUP_PAGES`]; 0 counts as 1, more as
-/// that. Fixed while enabled.
+/// `u32`: maximum number of pages of a page request group, 1 to [`MAX_GROUP_PAGES`]; 0 counts as
+/// 1, a larger value as [`MAX_GROUP_PAGES`]. Read-only while enabled.
 pub const CH_GROUP_PAGES: u32 = 0x30;
 
-/// Offset of the first channel's page in BAR 0, in bytes.
+/// Offset of the register page of channel 0 in BAR 0, in bytes.
 pub const CHANNEL_BASE: u32 = 0x1000;
-/// Distance from one channel's page to the next, in bytes.
+/// Distance between the register pages of two channels, in bytes.
 pub const CHANNEL_STRIDE: u32 = 0x1000;
 
-/// Offset in BAR 0 of a register of channel `channel`.
+/// Returns the offset of a register of channel `channel` in BAR 0.
 pub const fn channel_register(channel: u32, register: u32) -> u32 {
     CHANNEL_BASE + channel * CHANNEL_STRIDE + register
 }
 
-/// [`CH_CONTROL`]: the channel works through its ring.
+/// [`CH_CONTROL`]: the channel executes the descriptors of its ring.
 pub const CH_CONTROL_ENABLE: u32 = 1 << 0;
-/// [`CH_CONTROL`]: faults of the channel's accesses (ring, data, completion records) become page
-/// requests. Taken over when the channel is enabled.
+/// [`CH_CONTROL`]: translation faults of the channel (ring, data, completion records) become page
+/// requests. Latched when the channel is enabled.
 pub const CH_CONTROL_PAGE_REQUEST: u32 = 1 << 1;
-/// [`CH_STATUS`]: the bits of the state.
+/// [`CH_STATUS`]: mask of the state.
 pub const CH_STATUS_STATE: u32 = 0xff;
 /// [`CH_STATUS`]: enabled, and entries before the tail are not complete.
 pub const CH_STATUS_BUSY: u32 = 1 << 8;
-/// [`CH_PASID`]: the channel's accesses carry the PASID.
+/// [`CH_PASID`]: the accesses of the channel have the PASID.
 pub const CH_PASID_VALID: u32 = 1 << 31;
 
-/// Not enabled: no access is made and the configuration can be written.
+/// Disabled: the channel makes no access, and its configuration is writable.
 pub const STATE_DISABLED: u32 = 0;
-/// Enabled and without error.
+/// Enabled without error.
 pub const STATE_RUNNING: u32 = 1;
-/// Stopped by an error: no access is made until the driver disables and enables the channel.
+/// Stopped by an error: the channel makes no access until the driver disables and enables it.
 pub const STATE_ERROR: u32 = 2;
 
 /// No error.
 pub const ERROR_NONE: u32 = 0;
-/// Enabled with a ring or a vector that cannot be, or a PASID while PASIDs are not enabled.
+/// Enabled with an invalid ring or vector, or with a PASID while PASID Enable is clear.
 pub const ERROR_CONFIG: u32 = 1;
-/// The doorbell was rung with an index beyond the ring.
+/// The value written to the doorbell is not below the number of entries.
 pub const ERROR_INDEX: u32 = 2;
-/// A descriptor could not be read: the IOMMU refused the address.
+/// Translation fault at a descriptor read.
 pub const ERROR_RING_FAULT: u32 = 3;
-/// A descriptor could not be read: there is no memory at the address.
+/// Bus error at a descriptor read: no memory at the translated address.
 pub const ERROR_RING_BUS: u32 = 4;
-/// A completion record could not be written: the IOMMU refused the address.
+/// Translation fault at the write of a completion record.
 pub const ERROR_COMPLETION_FAULT: u32 = 5;
-/// A completion record could not be written: there is no memory at the address.
+/// Bus error at the write of a completion record: no memory at the translated address.
 pub const ERROR_COMPLETION_BUS: u32 = 6;
-/// The address of a completion record is no multiple of [`COMPLETION_SIZE`].
+/// The address of a completion record is not a multiple of [`COMPLETION_SIZE`].
 pub const ERROR_COMPLETION_ALIGN: u32 = 7;
-/// A descriptor without completion record did not succeed.
+/// A descriptor without completion record failed.
 pub const ERROR_DESCRIPTOR: u32 = 8;
-/// The accelerator itself failed.
+/// Internal error of the accelerator.
 pub const ERROR_INTERNAL: u32 = 9;
-/// A page request was answered with FAILURE: no channel works until the page request interface is
-/// disabled or reset, or the function is.
+/// The response to a page request group was FAILURE: all channels fail until the page request
+/// interface is disabled or reset, or the function is reset.
 pub const ERROR_PAGE_RESPONSE: u32 = 10;
 
-/// Does nothing and succeeds.
+/// No operation; succeeds.
 pub const OP_NOOP: u8 = 0;
 /// Copies `source` to `destination`.
 pub const OP_COPY: u8 = 1;
-/// Fills `destination` with the 8 bytes of `operand`, repeated.
+/// Fills `destination` with the repeated 8 bytes of `operand`.
 pub const OP_FILL: u8 = 2;
-/// Compares `source` with `destination`, both only read.
+/// Compares `source` with `destination`; reads both.
 pub const OP_COMPARE: u8 = 3;
-/// CRC-32C of `source`, continuing from the value in `operand`, bits 31:0 (0 to begin).
+/// CRC-32C of `source`, starting from the value in bits 31:0 of `operand` (0 for a new checksum).
 pub const OP_CRC32C: u8 = 4;
 
 /// Write a completion record to `completion`.
 pub const FLAG_COMPLETION: u8 = 1 << 0;
-/// Raise the channel's interrupt once complete.
+/// Raise the interrupt of the channel on completion.
 pub const FLAG_INTERRUPT: u8 = 1 << 1;
 
-/// The record has not been written: what a driver puts there before the doorbell.
+/// Initial value, which the driver writes before it submits the descriptor.
 pub const STATUS_PENDING: u8 = 0;
-/// All bytes done (for a comparison: they are equal).
+/// All bytes processed (for a comparison: they are equal).
 pub const STATUS_SUCCESS: u8 = 1;
-/// The comparison found a difference; `result` is its offset.
+/// The buffers differ; `result` is the offset of the first difference.
 pub const STATUS_MISMATCH: u8 = 2;
-/// The IOMMU refused an access; `fault_address` and `fault_flags` tell which.
+/// Translation fault; see `fault_address` and `fault_flags`.
 pub const STATUS_FAULT: u8 = 3;
-/// An address was translated, but no memory answers there; see `fault_address`.
+/// Bus error: no memory at the translated address; see `fault_address` and `fault_flags`.
 pub const STATUS_BUS_ERROR: u8 = 4;
-/// Unknown operation.
+/// Undefined operation.
 pub const STATUS_BAD_OPCODE: u8 = 5;
-/// Unknown flag, or a reserved field that is not 0.
+/// Undefined flag, or a reserved field that is not 0.
 pub const STATUS_BAD_FLAGS: u8 = 6;
 /// Length 0 or above [`MAX_LENGTH`].
 pub const STATUS_BAD_LENGTH: u8 = 7;
-/// A buffer reaches beyond 2^64 - 1.
+/// A buffer ends beyond 2^64 - 1.
 pub const STATUS_BAD_ADDRESS: u8 = 8;
 
 /// `fault_flags`: the access was a write.
 pub const FAULT_WRITE: u8 = 1 << 0;
-/// `fault_flags`: the access was given up because a page request was answered with INVALID.
+/// `fault_flags`: the response to the page request was INVALID.
 pub const FAULT_PAGE_REQUEST: u8 = 1 << 1;
 
-/// Most pages that one page request group can ask for.
+/// Maximum number of pages of a page request group.
 pub const MAX_GROUP_PAGES: u32 = 32;
-/// Size of the pages that page requests ask for, in bytes.
+/// Page size of page requests, in bytes.
 pub const REQUEST_PAGE_SIZE: u64 = 4096;
 
 /// Size and alignment of a descriptor, in bytes.
@@ -205,7 +205,7 @@ pub const DESCRIPTOR_SIZE: usize = 64;
 /// Size and alignment of a completion record, in bytes.
 pub const COMPLETION_SIZE: usize = 32;
 
-/// One piece of work, as it lies in a ring.
+/// A descriptor, as stored in a ring.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
@@ -215,7 +215,7 @@ pub struct Descriptor {
     pub flags: u8,
     /// Must be 0.
     pub reserved0: u16,
-    /// Any value; returned in the completion record.
+    /// Any value; copied to the completion record.
     pub tag: u32,
     /// Address of the first buffer.
     pub source: u64,
@@ -223,7 +223,7 @@ pub struct Descriptor {
     pub destination: u64,
     /// Size of each buffer in bytes, 1 to [`MAX_LENGTH`]; ignored by [`OP_NOOP`].
     pub length: u64,
-    /// Depends on the operation: pattern or start value.
+    /// Pattern or initial value, depending on the operation.
     pub operand: u64,
     /// Address of the completion record, used with [`FLAG_COMPLETION`].
     pub completion: u64,
@@ -231,7 +231,7 @@ pub struct Descriptor {
     pub reserved1: [u64; 2],
 }
 
-/// What became of a descriptor, as it lies in memory. The first 8 bytes are written last.
+/// A completion record, as stored in memory. The first 8 bytes are written last.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Completion {
@@ -241,14 +241,14 @@ pub struct Completion {
     pub fault_flags: u8,
     /// 0.
     pub reserved: u16,
-    /// The descriptor's tag.
+    /// Tag of the descriptor.
     pub tag: u32,
-    /// Bytes that were worked on, from the start of the buffers.
+    /// Number of bytes processed, from the start of the buffers.
     pub bytes_done: u64,
-    /// The first address that could not be accessed, for [`STATUS_FAULT`] and
-    /// [`STATUS_BUS_ERROR`]; else 0.
+    /// First address that was not accessed, for [`STATUS_FAULT`] and [`STATUS_BUS_ERROR`];
+    /// otherwise 0.
     pub fault_address: u64,
-    /// CRC-32C of the bytes done, or offset of the first different byte; else 0.
+    /// CRC-32C of the processed bytes, or offset of the first difference; otherwise 0.
     pub result: u64,
 }
 
@@ -256,7 +256,7 @@ const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR_SIZE);
 const _: () = assert!(size_of::<Completion>() == COMPLETION_SIZE);
 
 impl Descriptor {
-    /// Reads the descriptor that lies in `bytes`.
+    /// Decodes a descriptor.
     pub fn from_bytes(bytes: &[u8; DESCRIPTOR_SIZE]) -> Self {
         let word = |index| word_at(bytes, index);
         let [opcode, flags, r0, r1, t0, t1, t2, t3] = word(0).to_le_bytes();
@@ -274,7 +274,7 @@ impl Descriptor {
         }
     }
 
-    /// The descriptor as it lies in memory.
+    /// Encodes the descriptor.
     pub fn to_bytes(&self) -> [u8; DESCRIPTOR_SIZE] {
         let first = self.opcode as u64
             | (self.flags as u64) << 8
@@ -294,7 +294,7 @@ impl Descriptor {
 }
 
 impl Completion {
-    /// Reads the record that lies in `bytes`.
+    /// Decodes a completion record.
     pub fn from_bytes(bytes: &[u8; COMPLETION_SIZE]) -> Self {
         let word = |index| word_at(bytes, index);
         let [status, fault_flags, r0, r1, t0, t1, t2, t3] = word(0).to_le_bytes();
@@ -309,7 +309,7 @@ impl Completion {
         }
     }
 
-    /// The record as it lies in memory.
+    /// Encodes the completion record.
     pub fn to_bytes(&self) -> [u8; COMPLETION_SIZE] {
         let first = self.status as u64
             | (self.fault_flags as u64) << 8
@@ -319,7 +319,7 @@ impl Completion {
     }
 }
 
-/// The little-endian 64-bit word number `index` of `bytes`; 0 beyond the end.
+/// Returns the little-endian 64-bit word number `index` of `bytes`; 0 beyond the end.
 fn word_at(bytes: &[u8], index: usize) -> u64 {
     let mut word = [0; 8];
     for (to, from) in word.iter_mut().zip(bytes.iter().skip(index * 8)) {
@@ -328,7 +328,7 @@ fn word_at(bytes: &[u8], index: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// `words` in memory order; `BYTES` is eight times their number.
+/// Returns `words` in little-endian order. `BYTES` must be 8 times `WORDS`.
 fn from_words<const WORDS: usize, const BYTES: usize>(words: [u64; WORDS]) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -342,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptor_fields_lie_where_documented() {
+    fn descriptor_layout_matches_specification() {
         let descriptor = Descriptor {
             opcode: 1,
             flags: 2,
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn completion_fields_lie_where_documented() {
+    fn completion_layout_matches_specification() {
         let completion = Completion {
             status: 1,
             fault_flags: 2,

@@ -77,7 +77,7 @@ impl Source for SimSource {
     }
 
     fn capacity_available(&self) {
-        self.0.resume();
+        self.0.capacity_available();
     }
 }
 

@@ -1,37 +1,38 @@
-//! The waiting of channels in any order of events, without threads: what the worker, the client
-//! and the fault path do is cut into the steps that the registers' lock makes of it.
+//! Random interleavings of the worker, the client and the fault handler, without threads. Each
+//! step is what one of them does while it holds the lock of the registers.
 
 use super::*;
-use crate::exec::Outcome;
 use crate::faults::{PageRequest, PrgIndex, QueueFull, Response};
-use crate::function::{Function, Turn};
+use crate::function::{Function, Slice};
 use crate::pri::Group;
+use crate::work::Outcome;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 const USED: u32 = 4;
-/// Each channel copies these pages, which come and go, to a page of its own, which does too.
+/// Every channel copies these pages to a separate page; all of them are mapped and unmapped.
 const SHARED: u64 = SOURCE;
 const PAGES: u64 = 3;
-/// Most groups that the fault path keeps.
-const MOST_GROUPS: usize = 2;
+/// Capacity of the fault handler's queue, in groups.
+const MAX_GROUPS: usize = 2;
 
 /// One event.
 #[derive(Clone, Debug)]
 enum Event {
-    /// The worker makes its next step: takes a turn, runs it, makes one page request, comes back.
+    /// The worker makes its next step: takes and executes a slice, applies the outcome, or submits
+    /// one page request.
     Work,
-    /// The fault path answers one of the groups it knows, complete or not.
-    Answer(usize, Response),
-    /// The fault path has room, whether it was asked for or not.
-    Resume,
-    /// Pages come or go.
+    /// The fault handler completes one of its groups, even if not all requests have arrived.
+    Respond(usize, Response),
+    /// The fault handler reports capacity, even if its queue was not full.
+    CapacityAvailable,
+    /// A page is mapped or unmapped.
     Map(u64, bool),
     Enable(u32),
     Disable(u32),
     /// A write to a byte of the page request interface.
     Pri(usize, u8),
-    Allow(Allowed),
+    SetEnables(Enables),
     ResetRegisters,
     ResetFunction,
 }
@@ -43,8 +44,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Response::Failure),
     ];
     let page = prop_oneof![0..PAGES, 16..16 + USED as u64];
-    let allowed = (prop::bool::weighted(0.9), prop::bool::weighted(0.9), prop::bool::weighted(0.9))
-        .prop_map(|(bus_master, pasids, ats)| Allowed { bus_master, pasids, ats });
+    let enables = (prop::bool::weighted(0.9), prop::bool::weighted(0.9), prop::bool::weighted(0.9))
+        .prop_map(|(bus_master, pasid, ats)| Enables { bus_master, pasid, ats });
     let pri = prop_oneof![
         4 => Just((0, 1)),
         1 => Just((0, 0)),
@@ -54,28 +55,28 @@ fn event() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         60 => Just(Event::Work),
-        15 => (0..8usize, response).prop_map(|(which, response)| Event::Answer(which, response)),
-        5 => Just(Event::Resume),
+        15 => (0..8usize, response).prop_map(|(which, response)| Event::Respond(which, response)),
+        5 => Just(Event::CapacityAvailable),
         10 => (page, any::<bool>()).prop_map(|(page, mapped)| Event::Map(page, mapped)),
         10 => (0..USED).prop_map(Event::Enable),
         3 => (0..USED).prop_map(Event::Disable),
         6 => pri.prop_map(|(byte, value)| Event::Pri(byte, value)),
-        2 => allowed.prop_map(Event::Allow),
+        2 => enables.prop_map(Event::SetEnables),
         1 => Just(Event::ResetRegisters),
         1 => Just(Event::ResetFunction),
     ]
 }
 
-/// Where the worker stands between two of its steps.
+/// State of the worker between two steps.
 enum Worker {
     Idle,
-    /// Has run a turn of the channel and not told the outcome yet.
-    Ran(usize, Box<Outcome>),
-    /// Makes the requests of a group; so many are made.
-    Asks(Group, usize),
+    /// Has executed a slice of the channel; the outcome is not applied yet.
+    Executed(usize, Box<Outcome>),
+    /// Submits the requests of a group; the number of those submitted.
+    Submits(Group, usize),
 }
 
-/// A group in the fault path.
+/// A group in the fault handler's queue.
 struct Known {
     channel: usize,
     requests: Vec<PageRequest>,
@@ -87,9 +88,9 @@ struct Model {
     dma: Arc<FakeDma>,
     worker: Worker,
     known: BTreeMap<PrgIndex, Known>,
-    /// The fault path has said that it has no room.
+    /// The fault handler has rejected a group.
     full: bool,
-    /// The index that each channel waits for, in the model's view.
+    /// Group that each channel waits for.
     waits: [Option<PrgIndex>; CHANNELS],
 }
 
@@ -101,14 +102,14 @@ impl Model {
         let (function, worker) = (Function::default(), Worker::Idle);
         let mut model =
             Self { function, executor, dma, worker, known: BTreeMap::new(), full: false, waits };
-        model.function.allowed = Allowed { bus_master: true, pasids: true, ats: true };
+        model.function.enables = Enables { bus_master: true, pasid: true, ats: true };
         model.function.write_pri(8, 6);
         model.function.write_pri(0, 1);
         (0..USED).for_each(|channel| model.enable(channel));
         model
     }
 
-    /// Channels differ in their groups' size, and two of them use a PASID.
+    /// The channels have different group sizes, and two of them use a PASID.
     fn enable(&mut self, channel: u32) {
         let base = RING + channel as u64 * PAGE;
         let copy = Descriptor {
@@ -116,7 +117,7 @@ impl Model {
             destination: TARGET + channel as u64 * PAGE,
             ..descriptor(OP_COPY, (PAGES - 1) * PAGE, channel as u64)
         };
-        self.dma.put(base, &copy.to_bytes());
+        self.dma.write_memory(base, &copy.to_bytes());
         let set = |function: &mut Function, register, value| {
             function.write(channel_register(channel, register), value);
         };
@@ -135,15 +136,15 @@ impl Model {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Work => drop(self.work()),
-            Event::Answer(which, response) => {
+            Event::Respond(which, response) => {
                 if let Some(&index) = self.known.keys().nth(which) {
-                    self.answer(index, response);
+                    self.respond(index, response);
                 }
             }
-            Event::Resume => self.resume(),
+            Event::CapacityAvailable => self.capacity_available(),
             Event::Map(page, mapped) => self.map(page, mapped),
             change => {
-                // Such a change waits for the end of the turn, requests included.
+                // Such a change waits for the end of the slice and of its page requests.
                 while !matches!(self.worker, Worker::Idle) {
                     self.work();
                 }
@@ -165,13 +166,13 @@ impl Model {
                     self.withdraw();
                 }
             }
-            Event::Allow(allowed) => self.function.allowed = allowed,
+            Event::SetEnables(enables) => self.function.enables = enables,
             Event::ResetRegisters => {
                 self.function.write(CONTROL, CONTROL_RESET);
                 self.waits = [None; CHANNELS];
             }
             _ => {
-                self.function.reset_all();
+                self.function.reset();
                 self.withdraw();
             }
         }
@@ -189,53 +190,56 @@ impl Model {
         if mapped { self.dma.map(at..=at, true) } else { self.dma.unmap(at..=at) }
     }
 
-    /// One step of the worker; false if it has nothing to do.
+    /// Makes one step of the worker. Returns false if there is none.
     fn work(&mut self) -> bool {
         self.worker = match std::mem::replace(&mut self.worker, Worker::Idle) {
-            Worker::Idle => match self.function.next_turn() {
+            Worker::Idle => match self.function.next_slice() {
                 None => return false,
-                Some(turn) => self.run(turn),
+                Some(slice) => self.execute(slice),
             },
-            Worker::Ran(channel, outcome) => match self.function.finish(channel, Some(*outcome)) {
-                None => Worker::Idle,
-                Some(group) => {
-                    self.waits[channel] = Some(group.index);
-                    Worker::Asks(group, 0)
+            Worker::Executed(channel, outcome) => {
+                match self.function.finish(channel, Some(*outcome)) {
+                    None => Worker::Idle,
+                    Some(group) => {
+                        self.waits[channel] = Some(group.index);
+                        Worker::Submits(group, 0)
+                    }
                 }
-            },
-            Worker::Asks(group, made) => self.request(group, made),
+            }
+            Worker::Submits(group, made) => self.request(group, made),
         };
         true
     }
 
-    fn run(&mut self, Turn { channel, requester, task }: Turn) -> Worker {
-        assert_eq!(self.waits[channel], None, "a channel that waits for an answer has no turn");
-        Worker::Ran(channel, Box::new(self.executor.turn(requester, task)))
+    fn execute(&mut self, Slice { channel, requester, task }: Slice) -> Worker {
+        assert_eq!(self.waits[channel], None, "a channel that waits for a response gets no slice");
+        Worker::Executed(channel, Box::new(self.executor.execute(requester, task)))
     }
 
-    /// The fault path refuses the first of a group only, and knows an answered one no more.
+    /// The fault handler rejects only the first request of a group, and ignores requests of a
+    /// completed one.
     fn request(&mut self, group: Group, made: usize) -> Worker {
-        if made == 0 && self.known.len() >= MOST_GROUPS {
+        if made == 0 && self.known.len() >= MAX_GROUPS {
             self.full = true;
             self.waits[group.channel] = None;
-            self.function.asked(&group, Some(Err(QueueFull)));
+            self.function.submitted(&group, Some(Err(QueueFull)));
             return Worker::Idle;
         }
         let Some(request) = group.requests().nth(made) else {
-            self.function.asked(&group, Some(Ok(())));
+            self.function.submitted(&group, Some(Ok(())));
             return Worker::Idle;
         };
         if made == 0 {
             let known = Known { channel: group.channel, requests: Vec::new() };
-            assert!(self.known.insert(group.index, known).is_none(), "a index is unique");
+            assert!(self.known.insert(group.index, known).is_none(), "indexes are unique");
         }
         if let Some(known) = self.known.get_mut(&group.index) {
             known.requests.push(request);
         }
-        Worker::Asks(group, made + 1)
+        Worker::Submits(group, made + 1)
     }
 
-    fn answer(&mut self, index: PrgIndex, response: Response) {
+    fn respond(&mut self, index: PrgIndex, response: Response) {
         let Some(known) = self.known.remove(&index) else { return };
         if self.waits[known.channel] == Some(index) {
             self.waits[known.channel] = None;
@@ -243,15 +247,15 @@ impl Model {
         if response == Response::Failure {
             self.waits = [None; CHANNELS];
         }
-        self.function.answer(known.requests[0].pasid, index, response);
+        self.function.respond(known.requests[0].pasid, index, response);
         if std::mem::take(&mut self.full) {
-            self.function.resume();
+            self.function.capacity_available();
         }
     }
 
-    fn resume(&mut self) {
+    fn capacity_available(&mut self) {
         self.full = false;
-        self.function.resume();
+        self.function.capacity_available();
     }
 
     fn check(&self) {
@@ -259,26 +263,26 @@ impl Model {
         let allocation = u32::from_le_bytes(pri[8..].try_into().unwrap());
         let outstanding: usize = self.known.values().map(|known| known.requests.len()).sum();
         if pri[0] == 1 {
-            assert!(outstanding as u32 <= allocation.min(PRI_CAPACITY), "more than allocated");
+            assert!(outstanding as u32 <= allocation.min(PRI_CAPACITY), "allocation exceeded");
         }
-        assert_eq!(pri[2] & 2, 0, "every answer was expected");
+        assert_eq!(pri[2] & 2, 0, "no response was unexpected");
     }
 
-    /// The guest does what it should: every channel comes to its end.
+    /// Maps all pages and completes all groups; every channel must become idle.
     fn drain(&mut self) {
-        self.function.allowed = Allowed { bus_master: true, pasids: true, ats: true };
+        self.function.enables = Enables { bus_master: true, pasid: true, ats: true };
         (0..PAGES).chain(16..16 + USED as u64 + 1).for_each(|page| self.map(page, true));
         let mut steps = 0;
         while self.work() || !self.known.is_empty() {
             if let Some((&index, _)) = self.known.first_key_value() {
-                self.answer(index, Response::Success);
+                self.respond(index, Response::Success);
             }
             self.check();
             steps += 1;
-            assert!(steps < 1000, "work without end");
+            assert!(steps < 1000, "work does not end");
         }
         for channel in 0..USED {
-            assert!(!self.is_busy(channel), "channel {channel} waits for ever");
+            assert!(!self.is_busy(channel), "channel {channel} never becomes idle");
         }
     }
 }
@@ -287,7 +291,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn no_channel_waits_for_ever(events in prop::collection::vec(event(), 1..120)) {
+    fn every_channel_becomes_idle(events in prop::collection::vec(event(), 1..120)) {
         let mut model = Model::new();
         for event in events {
             model.apply(event);

@@ -1,11 +1,12 @@
-//! Channels that ask for the pages they miss.
+//! Page requests of channels.
 
+use super::server::Served;
 use super::*;
 use crate::dma::Pasid;
 use crate::faults::{PageRequest, QueueFull, Response};
 use std::sync::Mutex;
 
-const ALL: Allowed = Allowed { bus_master: true, pasids: true, ats: true };
+const ALL: Enables = Enables { bus_master: true, pasid: true, ats: true };
 
 const PRI_CONTROL: usize = 0;
 const PRI_STATUS: usize = 2;
@@ -16,7 +17,7 @@ const RESPONSE_FAILURE: u16 = 1 << 0;
 const STOPPED: u16 = 1 << 8;
 const PASID_REQUIRED: u16 = 1 << 15;
 
-/// Lets the function have `allocation` page requests.
+/// Enables the page request interface with an allocation of `allocation` requests.
 fn enable_pri(engine: &Engine, allocation: u32) {
     for (byte, value) in (PRI_ALLOCATION..).zip(allocation.to_le_bytes()) {
         engine.write_pri(byte, value);
@@ -30,41 +31,42 @@ fn pri_status(engine: &Engine) -> u16 {
 }
 
 impl Bench {
-    /// A bench that makes page requests.
-    fn asking() -> Self {
+    /// Returns a bench with page requests enabled.
+    fn with_page_requests() -> Self {
         Self::with_allocation(PRI_CAPACITY)
     }
 
     fn with_allocation(pages: u32) -> Self {
-        Self::asking_of(FakeDma::mapping(RING..=END), FakeFaults::default(), pages)
+        Self::with_pri(FakeDma::mapping(RING..=END), FakeFaults::default(), pages)
     }
 
-    fn asking_of(dma: FakeDma, faults: FakeFaults, allocation: u32) -> Self {
-        let bench = Self::between(dma, faults);
-        bench.engine.allow(ALL);
+    fn with_pri(dma: FakeDma, faults: FakeFaults, allocation: u32) -> Self {
+        let bench = Self::with_faults(dma, faults);
+        bench.engine.set_enables(ALL);
         enable_pri(&bench.engine, allocation);
         bench
     }
 
-    /// Starts `work` on a channel that asks for up to `pages` pages at once.
-    fn start_asking(&self, channel: u32, pages: u32, work: &[Descriptor]) {
+    /// Starts `work` on a channel with groups of up to `pages` pages.
+    fn start_with_page_requests(&self, channel: u32, pages: u32, work: &[Descriptor]) {
         self.set_reg(channel, CH_GROUP_PAGES, pages);
         self.start_with(channel, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST, work);
     }
 
-    /// Gives a channel that is idle at entry 1 more `work`.
-    fn start_again(&self, channel: u32, work: &[Descriptor]) {
+    /// Submits `work` on a channel that is idle at entry 1.
+    fn submit(&self, channel: u32, work: &[Descriptor]) {
         let base = RING + channel as u64 * PAGE;
         for (entry, descriptor) in (1..).zip(work) {
-            self.dma.put(base + entry * DESCRIPTOR_SIZE as u64, &descriptor.to_bytes());
+            self.dma.write_memory(base + entry * DESCRIPTOR_SIZE as u64, &descriptor.to_bytes());
         }
         self.set_reg(channel, CH_DOORBELL, 1 + work.len() as u32);
     }
 
-    /// Starts a copy on channel 0 whose target misses its first page, and returns the request.
+    /// Starts a copy on channel 0 whose first destination page is unmapped, and returns the page
+    /// request.
     fn start_missing_target(&self) -> PageRequest {
         self.dma.unmap(TARGET..=TARGET);
-        self.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
+        self.start_with_page_requests(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
         self.request()
     }
 
@@ -85,24 +87,24 @@ impl Bench {
         group[0]
     }
 
-    /// Gives every channel a turn: there is one between two of the same channel.
-    fn let_pass(&self) {
+    /// Waits until every channel has had a slice: there is one between two slices of a channel.
+    fn wait_for_round(&self) {
         self.start(30, &[descriptor(OP_NOOP, 0, 30), descriptor(OP_NOOP, 0, 31)]);
         self.wait(30);
         self.set_reg(30, CH_CONTROL, 0);
     }
 
     fn assert_waits(&self, channel: u32) {
-        self.let_pass();
+        self.wait_for_round();
         assert!(self.is_busy(channel));
         assert!(self.faults.take_requests().is_empty());
         assert!(self.faults.take().is_empty());
     }
 
-    /// Answers with SUCCESS, but not before the page is there.
-    fn give(&self, request: &PageRequest) {
+    /// Maps the page and responds with SUCCESS.
+    fn resolve(&self, request: &PageRequest) {
         self.dma.map(request.address..=request.address, true);
-        self.faults.answer(request, Response::Success);
+        self.faults.respond(request, Response::Success);
     }
 
     fn assert_pages(&self, group: &[PageRequest], access: Access, first: u64, count: u64) {
@@ -117,27 +119,27 @@ impl Bench {
     }
 }
 
-// What is asked for.
+// Requests.
 
 #[test]
-fn a_fault_becomes_a_request_and_success_lets_it_go_on() {
-    let bench = Bench::asking();
-    bench.dma.put(SOURCE, &numbers(3 * PAGE as usize));
+fn fault_becomes_page_request_and_success_continues() {
+    let bench = Bench::with_page_requests();
+    bench.dma.write_memory(SOURCE, &numbers(3 * PAGE as usize));
     bench.dma.unmap(TARGET + PAGE..=TARGET + PAGE);
-    bench.start_asking(0, 1, &[descriptor(OP_COPY, 3 * PAGE, 0)]);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_COPY, 3 * PAGE, 0)]);
     let group = bench.group();
     bench.assert_pages(&group, Access::Write, TARGET + PAGE, 1);
     bench.assert_waits(0);
     assert_eq!(bench.record(0), Completion::default());
-    bench.give(&group[0]);
+    bench.resolve(&group[0]);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 3 * PAGE));
-    assert_eq!(bench.dma.get(TARGET, 3 * PAGE as usize), numbers(3 * PAGE as usize));
+    assert_eq!(bench.dma.read_memory(TARGET, 3 * PAGE as usize), numbers(3 * PAGE as usize));
     assert!(bench.faults.take().is_empty());
 }
 
 #[test]
-fn a_group_asks_ahead_up_to_the_end_of_its_buffer() {
+fn group_covers_rest_of_buffer_up_to_group_pages() {
     let cases = [
         // group pages, bytes, pages expected
         (0, 8 * PAGE, 1),
@@ -150,55 +152,59 @@ fn a_group_asks_ahead_up_to_the_end_of_its_buffer() {
         (9, PAGE - 0xf, 2),
     ];
     for (pages, length, expected) in cases {
-        let bench = Bench::asking();
+        let bench = Bench::with_page_requests();
         bench.dma.unmap(SOURCE..=SOURCE + 8 * PAGE);
         let source = if length < 8 * PAGE { SOURCE + 0x10 } else { SOURCE };
-        bench.start_asking(0, pages, &[Descriptor { source, ..descriptor(OP_COPY, length, 0) }]);
+        bench.start_with_page_requests(
+            0,
+            pages,
+            &[Descriptor { source, ..descriptor(OP_COPY, length, 0) }],
+        );
         bench.assert_pages(&bench.group(), Access::Read, SOURCE, expected);
     }
 }
 
 #[test]
-fn a_group_has_at_most_32_pages() {
-    let bench = Bench::asking();
+fn group_has_at_most_32_pages() {
+    let bench = Bench::with_page_requests();
     let fill = Descriptor { destination: 1 << 30, ..descriptor(OP_FILL, 1 << 20, 0) };
-    bench.start_asking(0, u32::MAX, &[fill]);
+    bench.start_with_page_requests(0, u32::MAX, &[fill]);
     bench.assert_pages(&bench.group(), Access::Write, 1 << 30, MAX_GROUP_PAGES as u64);
 }
 
 #[test]
-fn requests_carry_the_pasid_of_their_channel() {
-    let bench = Bench::asking();
+fn requests_have_pasid_of_channel() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET..=TARGET);
     bench.set_reg(0, CH_PASID, CH_PASID_VALID | 77);
-    bench.start_asking(0, 1, &[descriptor(OP_FILL, 8, 0)]);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_FILL, 8, 0)]);
     let request = bench.request();
     assert_eq!(request.pasid, Some(Pasid(77)));
-    bench.give(&request);
+    bench.resolve(&request);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 8));
 }
 
 #[test]
-fn a_second_fault_asks_again_with_another_index() {
-    let bench = Bench::asking();
+fn repeated_fault_is_requested_with_new_index() {
+    let bench = Bench::with_page_requests();
     let first = bench.start_missing_target();
-    bench.faults.answer(&first, Response::Success);
+    bench.faults.respond(&first, Response::Success);
     let second = bench.request();
     assert_ne!(second.group, first.group);
     assert_eq!(second, PageRequest { group: second.group, ..first });
-    bench.faults.answer(&first, Response::Invalid);
+    bench.faults.respond(&first, Response::Invalid);
     bench.assert_waits(0);
-    bench.give(&second);
+    bench.resolve(&second);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
 }
 
 #[test]
-fn what_is_no_memory_is_not_asked_for() {
-    let bench = Bench::asking();
-    bench.dma.map_hole(TARGET..=TARGET);
-    bench.start_asking(0, 1, &[descriptor(OP_FILL, 8, 0)]);
+fn bus_error_makes_no_page_request() {
+    let bench = Bench::with_page_requests();
+    bench.dma.map_bus_error(TARGET..=TARGET);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_FILL, 8, 0)]);
     bench.wait(0);
     let status = STATUS_BUS_ERROR;
     assert_eq!(bench.record(0), Completion { status, ..fault(0, TARGET, FAULT_WRITE) });
@@ -206,17 +212,17 @@ fn what_is_no_memory_is_not_asked_for() {
 }
 
 #[test]
-fn unless_all_have_agreed_a_fault_is_final_and_reported() {
+fn fault_is_unrecoverable_unless_all_enables_are_set() {
     let request = CH_CONTROL_PAGE_REQUEST;
     let cases = [
         (ALL, ENABLE, 1, 0),
-        (Allowed { ats: false, ..ALL }, ENABLE, 1, request),
+        (Enables { ats: false, ..ALL }, ENABLE, 1, request),
         (ALL, 0, 1, request),
         (ALL, ENABLE, 0, request),
     ];
     for (allowed, control, allocation, flags) in cases {
         let bench = Bench::new();
-        bench.engine.allow(allowed);
+        bench.engine.set_enables(allowed);
         bench.engine.write_pri(PRI_ALLOCATION, allocation);
         bench.engine.write_pri(PRI_CONTROL, control);
         bench.dma.unmap(TARGET..=TARGET);
@@ -228,64 +234,64 @@ fn unless_all_have_agreed_a_fault_is_final_and_reported() {
     }
 }
 
-// Going on.
+// Continuation.
 
-/// Gives every page that is asked for until channel 0 is idle.
-fn give_all(bench: &Bench) -> usize {
-    let mut given = 0;
+/// Resolves all page requests until channel 0 is idle. Returns their number.
+fn resolve_all(bench: &Bench) -> usize {
+    let mut resolved = 0;
     eventually("channel idle", || {
         for request in bench.faults.take_requests() {
-            given += 1;
+            resolved += 1;
             bench.dma.map(request.address..=request.address, true);
             if request.last {
-                bench.faults.answer(&request, Response::Success);
+                bench.faults.respond(&request, Response::Success);
             }
         }
         !bench.is_busy(0)
     });
-    given
+    resolved
 }
 
 #[test]
-fn a_fill_goes_on_with_the_right_byte_of_its_pattern() {
-    let bench = Bench::asking();
+fn fill_continues_with_correct_pattern_byte() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET..=TARGET + 3 * PAGE);
     let pattern = 0x8877_6655_4433_2211u64;
     let len = 3 * PAGE as usize;
     let destination = TARGET + 5;
     let fill = Descriptor { operand: pattern, destination, ..descriptor(OP_FILL, len as u64, 0) };
-    bench.start_asking(0, 1, &[fill]);
-    assert_eq!(give_all(&bench), 4);
+    bench.start_with_page_requests(0, 1, &[fill]);
+    assert_eq!(resolve_all(&bench), 4);
     assert_eq!(bench.record(0), success(0, len as u64));
     let expected: Vec<u8> = pattern.to_le_bytes().into_iter().cycle().take(len).collect();
-    assert_eq!(bench.dma.get(destination, len), expected);
+    assert_eq!(bench.dma.read_memory(destination, len), expected);
 }
 
 #[test]
-fn a_copy_goes_on_when_both_buffers_come_page_by_page() {
-    let bench = Bench::asking();
+fn copy_continues_as_pages_of_both_buffers_are_mapped() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET..=TARGET + 2 * PAGE);
     bench.dma.unmap(SOURCE..=SOURCE + 2 * PAGE);
     let copy =
         Descriptor { source: SOURCE + 1, destination: TARGET + 7, ..descriptor(OP_COPY, 5000, 0) };
-    bench.start_asking(0, 1, &[copy]);
+    bench.start_with_page_requests(0, 1, &[copy]);
     let first = bench.request();
     assert_eq!((first.address, first.access), (SOURCE, Access::Read));
     bench.dma.map(SOURCE..=SOURCE + PAGE, true);
-    bench.dma.put(SOURCE + 1, &numbers(5000));
-    bench.faults.answer(&first, Response::Success);
-    assert_eq!(give_all(&bench), 2);
+    bench.dma.write_memory(SOURCE + 1, &numbers(5000));
+    bench.faults.respond(&first, Response::Success);
+    assert_eq!(resolve_all(&bench), 2);
     assert_eq!(bench.record(0), success(0, 5000));
-    assert_eq!(bench.dma.get(TARGET + 7, 5000), numbers(5000));
+    assert_eq!(bench.dma.read_memory(TARGET + 7, 5000), numbers(5000));
 }
 
 #[test]
-fn a_checksum_goes_on_from_the_bytes_before() {
-    let bench = Bench::asking();
-    bench.dma.put(SOURCE, &numbers(2 * PAGE as usize));
+fn crc32c_continues_after_page_request() {
+    let bench = Bench::with_page_requests();
+    bench.dma.write_memory(SOURCE, &numbers(2 * PAGE as usize));
     bench.dma.unmap(SOURCE + PAGE..=SOURCE + PAGE);
-    bench.start_asking(0, 1, &[descriptor(OP_CRC32C, 2 * PAGE, 0)]);
-    bench.give(&bench.request());
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_CRC32C, 2 * PAGE, 0)]);
+    bench.resolve(&bench.request());
     bench.wait(0);
     let mut data = numbers(2 * PAGE as usize);
     data[PAGE as usize..].fill(0);
@@ -293,15 +299,15 @@ fn a_checksum_goes_on_from_the_bytes_before() {
 }
 
 #[test]
-fn a_comparison_goes_on_to_a_difference_behind_the_fault() {
-    let bench = Bench::asking();
+fn compare_continues_to_difference_after_fault() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET + PAGE..=TARGET + PAGE);
-    bench.start_asking(0, 1, &[descriptor(OP_COMPARE, 2 * PAGE, 0)]);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_COMPARE, 2 * PAGE, 0)]);
     let request = bench.request();
     assert_eq!(request.access, Access::Read);
     bench.dma.map(TARGET + PAGE..=TARGET + PAGE, true);
-    bench.dma.put(TARGET + PAGE + 9, &[1]);
-    bench.faults.answer(&request, Response::Success);
+    bench.dma.write_memory(TARGET + PAGE + 9, &[1]);
+    bench.faults.respond(&request, Response::Success);
     bench.wait(0);
     let offset = PAGE + 9;
     let mismatch = Completion { status: STATUS_MISMATCH, result: offset, ..success(0, offset) };
@@ -309,44 +315,44 @@ fn a_comparison_goes_on_to_a_difference_behind_the_fault() {
 }
 
 #[test]
-fn a_ring_that_is_not_there_yet_is_asked_for() {
-    let bench = Bench::asking();
+fn ring_fault_becomes_page_request() {
+    let bench = Bench::with_page_requests();
     let ring = END + 1;
     bench.enable_at_with(0, ring, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
     bench.set_reg(0, CH_DOORBELL, 1);
     let group = bench.group();
     bench.assert_pages(&group, Access::Read, ring, 1);
     bench.dma.map(ring..=ring, true);
-    bench.dma.put(ring, &descriptor(OP_FILL, 8, 0).to_bytes());
-    bench.faults.answer(&group[0], Response::Success);
+    bench.dma.write_memory(ring, &descriptor(OP_FILL, 8, 0).to_bytes());
+    bench.faults.respond(&group[0], Response::Success);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 8));
 }
 
 #[test]
-fn a_record_that_is_not_there_yet_is_asked_for() {
-    let bench = Bench::asking();
+fn record_fault_becomes_page_request() {
+    let bench = Bench::with_page_requests();
     bench.dma.map(RECORDS..=RECORDS, false);
-    bench.start_asking(0, 32, &[descriptor(OP_FILL, 8, 0)]);
+    bench.start_with_page_requests(0, 32, &[descriptor(OP_FILL, 8, 0)]);
     let group = bench.group();
     bench.assert_pages(&group, Access::Write, RECORDS, 1);
-    assert_eq!(bench.dma.get(TARGET, 8), [0; 8]);
-    bench.dma.put(TARGET, &[1]);
-    bench.give(&group[0]);
+    assert_eq!(bench.dma.read_memory(TARGET, 8), [0; 8]);
+    bench.dma.write_memory(TARGET, &[1]);
+    bench.resolve(&group[0]);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 8));
-    assert_eq!(bench.dma.get(TARGET, 1), [1], "the data is not written a second time");
+    assert_eq!(bench.dma.read_memory(TARGET, 1), [1], "the data is not written again");
 }
 
 // INVALID.
 
 #[test]
-fn invalid_ends_the_descriptor_with_its_fault_and_no_report() {
-    let bench = Bench::asking();
+fn invalid_completes_descriptor_with_fault_without_report() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(SOURCE + PAGE..=SOURCE + PAGE);
     let copy = Descriptor { source: SOURCE + 0x123, ..descriptor(OP_COPY, 3 * PAGE, 0) };
-    bench.start_asking(0, 1, &[copy, descriptor(OP_FILL, 8, 1)]);
-    bench.faults.answer(&bench.request(), Response::Invalid);
+    bench.start_with_page_requests(0, 1, &[copy, descriptor(OP_FILL, 8, 1)]);
+    bench.faults.respond(&bench.request(), Response::Invalid);
     bench.wait(0);
     let done = PAGE - 0x123;
     assert_eq!(bench.record(0), fault(done, SOURCE + PAGE, FAULT_PAGE_REQUEST));
@@ -355,94 +361,94 @@ fn invalid_ends_the_descriptor_with_its_fault_and_no_report() {
 }
 
 #[test]
-fn the_fault_address_is_that_of_the_byte() {
-    let bench = Bench::asking();
+fn fault_address_is_not_rounded_to_page() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET..=TARGET);
     let fill = Descriptor { destination: TARGET + 0x321, ..descriptor(OP_FILL, 8, 0) };
-    bench.start_asking(0, 1, &[fill]);
+    bench.start_with_page_requests(0, 1, &[fill]);
     let request = bench.request();
     assert_eq!(request.address, TARGET);
-    bench.faults.answer(&request, Response::Invalid);
+    bench.faults.respond(&request, Response::Invalid);
     bench.wait(0);
     assert_eq!(bench.record(0), fault(0, TARGET + 0x321, FAULT_WRITE | FAULT_PAGE_REQUEST));
 }
 
 #[test]
-fn invalid_for_a_descriptor_without_record_stops_the_channel() {
-    let bench = Bench::asking();
+fn invalid_without_record_stops_channel() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET..=TARGET);
-    bench.start_asking(0, 1, &[Descriptor { flags: 0, ..descriptor(OP_FILL, 8, 0) }]);
-    bench.faults.answer(&bench.request(), Response::Invalid);
+    bench.start_with_page_requests(0, 1, &[Descriptor { flags: 0, ..descriptor(OP_FILL, 8, 0) }]);
+    bench.faults.respond(&bench.request(), Response::Invalid);
     bench.wait(0);
     bench.assert_error(ERROR_DESCRIPTOR | (STATUS_FAULT as u32) << 16, TARGET);
     assert!(bench.faults.take().is_empty());
 }
 
 #[test]
-fn invalid_for_the_ring_stops_the_channel() {
-    let bench = Bench::asking();
+fn invalid_for_ring_stops_channel() {
+    let bench = Bench::with_page_requests();
     bench.enable_at_with(0, END + 1, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
     bench.set_reg(0, CH_DOORBELL, 1);
-    bench.faults.answer(&bench.request(), Response::Invalid);
+    bench.faults.respond(&bench.request(), Response::Invalid);
     bench.wait(0);
     bench.assert_error(ERROR_RING_FAULT, END + 1);
     assert!(bench.faults.take().is_empty());
 }
 
 #[test]
-fn invalid_for_the_record_stops_the_channel() {
-    let bench = Bench::asking();
+fn invalid_for_record_stops_channel() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(RECORDS..=RECORDS);
-    bench.start_asking(0, 1, &[descriptor(OP_FILL, 8, 0)]);
-    bench.faults.answer(&bench.request(), Response::Invalid);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_FILL, 8, 0)]);
+    bench.faults.respond(&bench.request(), Response::Invalid);
     bench.wait(0);
     bench.assert_error(ERROR_COMPLETION_FAULT, RECORDS + 8);
     assert!(bench.faults.take().is_empty());
 }
 
 #[test]
-fn a_refused_descriptor_can_ask_for_its_record() {
-    let bench = Bench::asking();
+fn record_can_be_requested_after_invalid() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(TARGET..=TARGET);
     bench.dma.unmap(RECORDS..=RECORDS);
-    bench.start_asking(0, 1, &[descriptor(OP_FILL, 8, 0)]);
-    bench.faults.answer(&bench.request(), Response::Invalid);
-    bench.give(&bench.request());
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_FILL, 8, 0)]);
+    bench.faults.respond(&bench.request(), Response::Invalid);
+    bench.resolve(&bench.request());
     bench.wait(0);
     assert_eq!(bench.record(0), fault(0, TARGET, FAULT_WRITE | FAULT_PAGE_REQUEST));
 }
 
 #[test]
-fn a_refused_group_tells_nothing_of_its_first_page() {
-    let bench = Bench::asking();
+fn invalid_group_is_retried_page_by_page() {
+    let bench = Bench::with_page_requests();
     bench.dma.unmap(SOURCE..=SOURCE + 4 * PAGE);
-    bench.start_asking(0, 8, &[descriptor(OP_CRC32C, 4 * PAGE, 0)]);
+    bench.start_with_page_requests(0, 8, &[descriptor(OP_CRC32C, 4 * PAGE, 0)]);
     let group = bench.group();
     bench.assert_pages(&group, Access::Read, SOURCE, 4);
-    bench.faults.answer(&group[0], Response::Invalid);
+    bench.faults.respond(&group[0], Response::Invalid);
     for page in 0..2 {
         let request = bench.request();
         assert_eq!(request.address, SOURCE + page * PAGE);
-        bench.give(&request);
+        bench.resolve(&request);
     }
-    bench.faults.answer(&bench.request(), Response::Invalid);
+    bench.faults.respond(&bench.request(), Response::Invalid);
     bench.wait(0);
     let record = Completion { result: 0, ..bench.record(0) };
     assert_eq!(record, fault(2 * PAGE, SOURCE + 2 * PAGE, FAULT_PAGE_REQUEST));
 
-    bench.start_again(0, &[descriptor(OP_CRC32C, 4 * PAGE, 0)]);
+    bench.submit(0, &[descriptor(OP_CRC32C, 4 * PAGE, 0)]);
     bench.assert_pages(&bench.group(), Access::Read, SOURCE + 2 * PAGE, 2);
 }
 
 // FAILURE.
 
-/// A bench whose page request was answered with FAILURE; channel 1 was at work, 2 was idle.
+/// Returns a bench after the response FAILURE; channel 1 was busy, channel 2 idle.
 fn failed_bench() -> Bench {
-    let bench = Bench::asking();
+    let bench = Bench::with_page_requests();
     bench.start(1, &[endless(OP_COPY)]);
     bench.start(2, &[]);
     let request = bench.start_missing_target();
-    bench.faults.answer(&request, Response::Failure);
+    bench.faults.respond(&request, Response::Failure);
     eventually("all channels stopped", || bench.engine.read(INT_STATUS) == 0b111);
     bench
 }
@@ -463,7 +469,7 @@ fn failure_stops_every_enabled_channel() {
 }
 
 #[test]
-fn after_failure_channels_fail_until_the_interface_is_reset() {
+fn channels_fail_after_failure_until_pri_reset() {
     let bench = failed_bench();
     let again = |bench: &Bench| {
         (0..3).for_each(|channel| bench.set_reg(channel, CH_CONTROL, 0));
@@ -480,125 +486,126 @@ fn after_failure_channels_fail_until_the_interface_is_reset() {
     assert!(bench.engine.write_pri(PRI_CONTROL, RESET));
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED | STOPPED);
     bench.engine.write_pri(PRI_CONTROL, ENABLE);
-    bench.give(&bench.start_missing_target());
+    bench.resolve(&bench.start_missing_target());
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
 }
 
 #[test]
-fn function_reset_ends_the_failure() {
+fn function_reset_clears_failure() {
     let bench = failed_bench();
     bench.engine.reset();
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED | STOPPED);
-    bench.engine.allow(BUS_MASTER);
+    bench.engine.set_enables(BUS_MASTER);
     bench.dma.map(TARGET..=TARGET, true);
     assert_eq!(bench.result(descriptor(OP_FILL, 8, 0)), success(0, 8));
 }
 
 #[test]
-fn failure_counts_also_without_bus_master() {
-    let bench = Bench::asking();
+fn failure_stops_channels_without_bus_master() {
+    let bench = Bench::with_page_requests();
     let request = bench.start_missing_target();
-    bench.engine.allow(Allowed { bus_master: false, ..ALL });
-    bench.faults.answer(&request, Response::Failure);
+    bench.engine.set_enables(Enables { bus_master: false, ..ALL });
+    bench.faults.respond(&request, Response::Failure);
     assert_fails(&bench, 0);
 }
 
-// Room.
+// Allocation.
 
 #[test]
-fn a_group_is_cut_to_the_allocation() {
+fn group_is_limited_to_allocation() {
     let bench = Bench::with_allocation(3);
     bench.dma.unmap(SOURCE..=SOURCE + 7 * PAGE);
-    bench.start_asking(0, 8, &[descriptor(OP_COPY, 8 * PAGE, 0)]);
+    bench.start_with_page_requests(0, 8, &[descriptor(OP_COPY, 8 * PAGE, 0)]);
     bench.assert_pages(&bench.group(), Access::Read, SOURCE, 3);
 }
 
 #[test]
-fn without_room_a_channel_waits_and_the_others_work() {
+fn channel_waits_for_allocation_while_others_work() {
     let bench = Bench::with_allocation(2);
     bench.dma.unmap(SOURCE..=SOURCE + 7 * PAGE);
     let work = descriptor(OP_CRC32C, 4 * PAGE, 0);
-    bench.start_asking(0, 2, &[work]);
+    bench.start_with_page_requests(0, 2, &[work]);
     let first = bench.group();
-    bench.start_asking(1, 2, &[Descriptor { source: SOURCE + 4 * PAGE, ..work }]);
+    bench.start_with_page_requests(1, 2, &[Descriptor { source: SOURCE + 4 * PAGE, ..work }]);
     bench.assert_waits(1);
-    bench.faults.answer(&first[0], Response::Success);
+    bench.faults.respond(&first[0], Response::Success);
     let second = bench.group();
     bench.assert_pages(&second, Access::Read, SOURCE + 4 * PAGE, 2);
 }
 
 #[test]
-fn channels_that_wait_for_room_get_it_in_turn() {
+fn waiting_channels_get_allocation_round_robin() {
     let bench = Bench::with_allocation(1);
     bench.dma.unmap(SOURCE..=TARGET - 1);
     let page_of = |channel: u64| SOURCE + channel * 2 * PAGE;
     for channel in [2, 0, 3, 1] {
         let source = page_of(channel);
         let work = Descriptor { source, flags: 0, ..descriptor(OP_CRC32C, 2 * PAGE, 0) };
-        bench.start_asking(channel as u32, 1, &[work]);
-        bench.let_pass();
+        bench.start_with_page_requests(channel as u32, 1, &[work]);
+        bench.wait_for_round();
     }
     let mut order = Vec::new();
     for _ in 0..8 {
         let request = bench.request();
         order.push((request.address - SOURCE) / (2 * PAGE));
-        bench.give(&request);
+        bench.resolve(&request);
     }
-    assert_eq!(order, [2, 0, 3, 1, 2, 0, 3, 1], "no channel asks twice before another once");
+    assert_eq!(order, [2, 0, 3, 1, 2, 0, 3, 1], "round robin");
 }
 
 #[test]
-fn who_waits_for_room_looks_before_it_asks() {
+fn waiting_channel_retries_access_before_request() {
     let bench = Bench::with_allocation(1);
     let request = bench.start_missing_target();
-    bench.start_asking(1, 1, &[descriptor(OP_COPY, PAGE, 1)]);
+    bench.start_with_page_requests(1, 1, &[descriptor(OP_COPY, PAGE, 1)]);
     bench.assert_waits(1);
-    bench.give(&request);
+    bench.resolve(&request);
     bench.wait(1);
     assert_eq!(bench.record(1), success(1, PAGE));
-    assert!(bench.faults.take_requests().is_empty(), "the page was there already");
+    assert!(bench.faults.take_requests().is_empty(), "the page was mapped already");
 }
 
 #[test]
-fn a_request_that_finds_no_room_is_made_again_after_resume() {
-    let room = Arc::new(AtomicBool::new(false));
-    let has_room = room.clone();
-    let faults = FakeFaults::with_hook(
-        move |_, _| if has_room.load(SeqCst) { Ok(()) } else { Err(QueueFull) },
-    );
-    let bench = Bench::asking_of(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
+fn rejected_request_is_repeated_when_capacity_is_available() {
+    let capacity = Arc::new(AtomicBool::new(false));
+    let has_capacity = capacity.clone();
+    let faults =
+        FakeFaults::with_hook(
+            move |_, _| if has_capacity.load(SeqCst) { Ok(()) } else { Err(QueueFull) },
+        );
+    let bench = Bench::with_pri(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
     bench.dma.unmap(TARGET..=TARGET);
-    bench.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
-    bench.faults.responder().resume();
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
+    bench.faults.responder().capacity_available();
     bench.assert_waits(0);
-    room.store(true, SeqCst);
+    capacity.store(true, SeqCst);
     bench.assert_waits(0);
-    bench.faults.responder().resume();
-    bench.give(&bench.request());
+    bench.faults.responder().capacity_available();
+    bench.resolve(&bench.request());
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
 }
 
 #[test]
-fn a_doorbell_rung_back_does_not_block_the_queue() {
+fn doorbell_reset_to_head_unblocks_queue() {
     let bench = Bench::with_allocation(1);
     let request = bench.start_missing_target();
     for channel in [1, 2] {
         let work = Descriptor { flags: 0, ..descriptor(OP_COPY, PAGE, 0) };
-        bench.start_asking(channel, 1, &[work]);
-        bench.let_pass();
+        bench.start_with_page_requests(channel, 1, &[work]);
+        bench.wait_for_round();
     }
     bench.set_reg(1, CH_DOORBELL, 0);
-    bench.give(&request);
+    bench.resolve(&request);
     bench.wait(2);
     assert_eq!(bench.reg(2, CH_HEAD), 1);
 }
 
-// Calls and locks.
+// Calls of the fault handler, and locks.
 
 #[test]
-fn the_answer_can_come_within_the_request() {
+fn response_during_request_is_accepted() {
     let dma = Arc::new(FakeDma::mapping(RING..=END));
     dma.unmap(TARGET..=TARGET + PAGE);
     let memory = dma.clone();
@@ -607,20 +614,20 @@ fn the_answer_can_come_within_the_request() {
         if request.last {
             responder.respond(request.pasid, request.group, Response::Success);
         }
-        responder.resume();
+        responder.capacity_available();
         Ok(())
     });
     let bench = Bench::with_parts(dma, faults);
-    bench.engine.allow(ALL);
+    bench.engine.set_enables(ALL);
     enable_pri(&bench.engine, 2);
-    bench.start_asking(0, 2, &[descriptor(OP_COPY, 2 * PAGE, 0)]);
+    bench.start_with_page_requests(0, 2, &[descriptor(OP_COPY, 2 * PAGE, 0)]);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, 2 * PAGE));
     assert_eq!(bench.group().len(), 2);
 }
 
 #[test]
-fn requests_are_made_without_locks_and_waited_for_by_who_stops_the_channel() {
+fn requests_hold_no_lock_and_reset_waits_for_them() {
     let (started, first) = mpsc::channel();
     let (go, barrier) = mpsc::channel::<()>();
     let barrier = Mutex::new(barrier);
@@ -629,24 +636,24 @@ fn requests_are_made_without_locks_and_waited_for_by_who_stops_the_channel() {
         barrier.lock().unwrap().recv().unwrap();
         Ok(())
     });
-    let bench = Bench::asking_of(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
+    let bench = Bench::with_pri(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
     bench.dma.unmap(TARGET..=TARGET);
-    bench.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
     first.recv().unwrap();
-    assert!(bench.is_busy(0), "registers answer during a request");
+    assert!(bench.is_busy(0), "registers are accessible during a request");
     let engine = bench.engine.clone();
     let reset = thread::spawn(move || engine.reset());
     for _ in 0..100 {
         thread::yield_now();
     }
-    assert!(!reset.is_finished(), "a reset cannot overtake a request");
+    assert!(!reset.is_finished(), "the reset waits for the request");
     go.send(()).unwrap();
     reset.join().unwrap();
     assert_eq!(bench.reg(0, CH_STATUS), STATE_DISABLED);
 }
 
 #[test]
-fn withdraw_is_called_without_locks_at_every_kind_of_reset() {
+fn every_kind_of_reset_withdraws_without_locks() {
     let resets: [fn(&mut Device); 4] = [
         |device| device.reset().unwrap(),
         |device| device.disconnect(),
@@ -663,22 +670,22 @@ fn withdraw_is_called_without_locks_at_every_kind_of_reset() {
 }
 
 #[test]
-fn panic_under_a_request_stops_the_channel_only() {
+fn panic_in_request_stops_only_its_channel() {
     let faults = FakeFaults::with_hook(|_, _| panic!("this test's bug"));
-    let bench = Bench::asking_of(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
+    let bench = Bench::with_pri(FakeDma::mapping(RING..=END), faults, PRI_CAPACITY);
     bench.dma.unmap(TARGET..=TARGET);
-    bench.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
     bench.wait(0);
     bench.assert_error(ERROR_INTERNAL, 0);
     bench.start(1, &[descriptor(OP_FILL, 8, 1)]);
     bench.wait(1);
 }
 
-// What happens while a channel waits.
+// Events while a channel waits.
 
 #[test]
-fn pause_and_stop_do_not_wait_for_an_answer() {
-    let bench = Bench::asking();
+fn pause_and_stop_do_not_wait_for_response() {
+    let bench = Bench::with_page_requests();
     bench.start_missing_target();
     bench.engine.pause(|| ());
     assert!(bench.is_busy(0));
@@ -686,27 +693,27 @@ fn pause_and_stop_do_not_wait_for_an_answer() {
 }
 
 #[test]
-fn an_answer_during_a_pause_takes_effect_after_it() {
-    let bench = Bench::asking();
+fn response_during_pause_applies_after_it() {
+    let bench = Bench::with_page_requests();
     let request = bench.start_missing_target();
     bench.dma.map(TARGET..=TARGET, true);
     let engine = bench.engine.clone();
     let (entered, inside) = mpsc::channel();
-    let answers = thread::spawn({
+    let responder = thread::spawn({
         let faults = bench.faults.clone();
         move || {
             inside.recv().unwrap();
-            faults.answer(&request, Response::Success);
+            faults.respond(&request, Response::Success);
         }
     });
     engine.pause(|| entered.send(()).unwrap());
-    answers.join().unwrap();
+    responder.join().unwrap();
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
 }
 
 #[test]
-fn a_disabled_channel_ignores_the_answer_which_still_counts() {
+fn disabled_channel_ignores_response_that_releases_allocation() {
     let stops: [fn(&Bench); 2] = [
         |bench| bench.set_reg(0, CH_CONTROL, 0),
         |bench| bench.engine.write(CONTROL, CONTROL_RESET),
@@ -716,12 +723,12 @@ fn a_disabled_channel_ignores_the_answer_which_still_counts() {
         let old = bench.start_missing_target();
         stop(&bench);
         assert_eq!(bench.reg(0, CH_STATUS), STATE_DISABLED);
-        bench.start_asking(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
+        bench.start_with_page_requests(0, 1, &[descriptor(OP_COPY, PAGE, 0)]);
         bench.assert_waits(0);
-        bench.faults.answer(&old, Response::Invalid);
+        bench.faults.respond(&old, Response::Invalid);
         let new = bench.request();
         assert_ne!(new.group, old.group);
-        bench.give(&new);
+        bench.resolve(&new);
         bench.wait(0);
         assert_eq!(bench.record(0), success(0, PAGE));
         assert_eq!(pri_status(&bench.engine), PASID_REQUIRED);
@@ -729,57 +736,57 @@ fn a_disabled_channel_ignores_the_answer_which_still_counts() {
 }
 
 #[test]
-fn a_reset_function_knows_nothing_of_earlier_requests() {
+fn function_reset_withdraws_requests() {
     let bench = Bench::with_allocation(1);
     let old = bench.start_missing_target();
     bench.engine.reset();
-    bench.faults.answer(&old, Response::Failure);
+    bench.faults.respond(&old, Response::Failure);
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED | STOPPED);
-    bench.engine.allow(ALL);
+    bench.engine.set_enables(ALL);
     enable_pri(&bench.engine, 1);
     let new = bench.start_missing_target();
-    bench.give(&new);
+    bench.resolve(&new);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
 }
 
 #[test]
-fn without_bus_master_an_answer_waits() {
-    let bench = Bench::asking();
+fn response_without_bus_master_applies_later() {
+    let bench = Bench::with_page_requests();
     let request = bench.start_missing_target();
-    bench.engine.allow(Allowed { bus_master: false, ..ALL });
-    bench.give(&request);
+    bench.engine.set_enables(Enables { bus_master: false, ..ALL });
+    bench.resolve(&request);
     assert!(bench.is_busy(0));
     assert_eq!(bench.record(0), Completion::default());
-    bench.engine.allow(ALL);
+    bench.engine.set_enables(ALL);
     bench.wait(0);
     assert_eq!(bench.record(0), success(0, PAGE));
 }
 
 #[test]
-fn without_pasids_a_channel_that_waits_for_one_fails() {
-    let bench = Bench::asking();
+fn clearing_pasid_enable_fails_waiting_channel() {
+    let bench = Bench::with_page_requests();
     bench.set_reg(0, CH_PASID, CH_PASID_VALID | 7);
     let request = bench.start_missing_target();
-    bench.engine.allow(Allowed { pasids: false, ..ALL });
+    bench.engine.set_enables(Enables { pasid: false, ..ALL });
     bench.wait(0);
     bench.assert_error(ERROR_CONFIG, 0);
-    bench.faults.answer(&request, Response::Success);
-    bench.let_pass();
+    bench.faults.respond(&request, Response::Success);
+    bench.wait_for_round();
     assert_eq!(bench.reg(0, CH_ERROR), ERROR_CONFIG);
 }
 
 #[test]
-fn disabled_the_interface_lets_answers_come_and_asks_no_more() {
+fn disabled_pri_accepts_responses_and_makes_no_requests() {
     let bench = Bench::with_allocation(2);
     bench.dma.unmap(TARGET + PAGE..=TARGET + PAGE);
     bench.dma.unmap(TARGET..=TARGET);
-    bench.start_asking(0, 1, &[descriptor(OP_COPY, 2 * PAGE, 0)]);
+    bench.start_with_page_requests(0, 1, &[descriptor(OP_COPY, 2 * PAGE, 0)]);
     let request = bench.request();
     bench.engine.write_pri(PRI_CONTROL, 0);
     bench.assert_waits(0);
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED);
-    bench.give(&request);
+    bench.resolve(&request);
     bench.wait(0);
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED | STOPPED);
     assert_eq!(bench.record(0), fault(PAGE, TARGET + PAGE, FAULT_WRITE));
@@ -787,77 +794,77 @@ fn disabled_the_interface_lets_answers_come_and_asks_no_more() {
 }
 
 #[test]
-fn who_waits_for_room_stops_to_once_nothing_can_be_asked() {
+fn disable_ends_wait_for_allocation() {
     let stops: [fn(&Bench); 2] = [
         |bench| assert!(!bench.engine.write_pri(PRI_CONTROL, 0)),
-        |bench| bench.engine.allow(Allowed { ats: false, ..ALL }),
+        |bench| bench.engine.set_enables(Enables { ats: false, ..ALL }),
     ];
     for stop in stops {
         let bench = Bench::with_allocation(1);
         bench.start_missing_target();
-        bench.start_asking(1, 1, &[descriptor(OP_COPY, PAGE, 0)]);
+        bench.start_with_page_requests(1, 1, &[descriptor(OP_COPY, PAGE, 0)]);
         bench.assert_waits(1);
         stop(&bench);
         bench.wait(1);
         assert_eq!(bench.record(0), fault(0, TARGET, FAULT_WRITE));
         assert_eq!(bench.faults.take().len(), 1);
-        assert!(bench.is_busy(0), "who waits for an answer gets one");
+        assert!(bench.is_busy(0), "channel 0 still waits for its response");
     }
 }
 
 #[test]
-fn a_reset_interface_lets_channels_go_on_without_answer() {
-    let bench = Bench::asking();
+fn pri_reset_continues_channels_without_response() {
+    let bench = Bench::with_page_requests();
     let request = bench.start_missing_target();
     assert!(bench.engine.write_pri(PRI_CONTROL, RESET));
     bench.wait(0);
     assert_eq!(bench.record(0), fault(0, TARGET, FAULT_WRITE));
-    bench.faults.answer(&request, Response::Failure);
+    bench.faults.respond(&request, Response::Failure);
     assert_eq!(pri_status(&bench.engine), PASID_REQUIRED | STOPPED);
 }
 
-// All at once.
+// Many channels.
 
 #[test]
-fn every_channel_ends_with_the_right_data_whoever_answers_when() {
+fn channels_complete_with_responses_in_any_order() {
     let bench = Bench::with_allocation(5);
     let channels = 8;
     let len = 2 * PAGE as usize;
-    bench.dma.put(SOURCE, &numbers(len));
+    bench.dma.write_memory(SOURCE, &numbers(len));
     bench.dma.unmap(TARGET..=TARGET + channels * 2 * PAGE - 1);
     for channel in 0..channels {
         let destination = TARGET + channel * len as u64;
         let copy = Descriptor { destination, ..descriptor(OP_COPY, len as u64, channel) };
-        bench.start_asking(channel as u32, channel as u32 % 3, &[copy]);
+        bench.start_with_page_requests(channel as u32, channel as u32 % 3, &[copy]);
     }
-    // The newest group is answered first, and now and then a page is not there after all.
+    // The newest group is completed first, and some pages are not mapped despite SUCCESS.
     let mut waiting = Vec::new();
-    let mut answers = 0;
+    let mut responses = 0;
     eventually("all channels idle", || {
         waiting.extend(bench.faults.take_requests());
         if waiting.last().is_some_and(|request: &PageRequest| request.last) {
             let last = waiting.pop().unwrap();
             let group = waiting.extract_if(.., |request| request.group == last.group);
             for request in group.chain([last]) {
-                if answers % 3 > 0 {
+                if responses % 3 > 0 {
                     bench.dma.map(request.address..=request.address, true);
                 }
             }
-            answers += 1;
-            bench.faults.answer(&last, Response::Success);
+            responses += 1;
+            bench.faults.respond(&last, Response::Success);
         }
         (0..channels).all(|channel| !bench.is_busy(channel as u32))
     });
     for channel in 0..channels {
         assert_eq!(bench.record(channel), success(channel, len as u64));
-        assert_eq!(bench.dma.get(TARGET + channel * len as u64, len), numbers(len));
+        assert_eq!(bench.dma.read_memory(TARGET + channel * len as u64, len), numbers(len));
     }
 }
 
-// The function as a client sees it.
+// vfio-user client.
 
 #[test]
-fn a_client_enables_the_interface_as_a_driver_does() {
+fn client_enables_pri_like_a_driver() {
     let served = Served::new();
     let mut client = served.client();
     let pri = PRI_CAPABILITY as u64;
