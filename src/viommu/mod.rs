@@ -260,7 +260,7 @@ impl Viommu {
         response: Response,
     ) -> Result<(), RequestError> {
         let capabilities = &self.endpoint(endpoint)?.capabilities;
-        let requests = capabilities.page_requests.ok_or(RequestError::NoGroup)?;
+        let requests = capabilities.page_requests.ok_or(RequestError::NoPageRequests(endpoint))?;
         self.faults.respond(endpoint, group, pasid, requests.response_needs_pasid, response)?;
         Ok(())
     }

@@ -139,7 +139,7 @@ pub enum RequestError {
     ReservedRegion(IovaRange),
     /// MAP over a mapping, or UNMAP of a part of a mapping.
     #[error(transparent)]
-    Space(#[from] MappingError),
+    Mapping(#[from] MappingError),
     /// A limit is reached.
     #[error("limit of {limit} {resource} is reached")]
     Limit {
@@ -156,24 +156,15 @@ pub enum RequestError {
         /// `probe_size` of the configuration space, in bytes.
         required: usize,
     },
-    /// PAGE_RESP for a page request group that expects no response.
-    #[error("page request group expects no response")]
-    NoGroup,
-    /// PAGE_RESP without the PASID of the group, which the endpoint requires.
-    #[error("response does not specify the PASID, which the endpoint requires")]
-    PasidMissing,
+    /// PAGE_RESP for an endpoint that makes no page requests.
+    #[error("endpoint {0} makes no page requests")]
+    NoPageRequests(EndpointId),
+    /// PAGE_RESP that matches no page request group.
+    #[error(transparent)]
+    Response(#[from] RespondError),
     /// Error of the back end.
     #[error("host: {0}")]
     Host(#[from] HostError),
-}
-
-impl From<RespondError> for RequestError {
-    fn from(error: RespondError) -> Self {
-        match error {
-            RespondError::NoSuchGroup => Self::NoGroup,
-            RespondError::PasidMissing => Self::PasidMissing,
-        }
-    }
 }
 
 impl RequestError {
@@ -189,17 +180,19 @@ impl RequestError {
             | Self::BypassDomain(_)
             | Self::InvertedRange { .. }
             | Self::ReservedRegion(_)
-            | Self::Space(MappingError::Overlap)
+            | Self::Mapping(MappingError::Overlap)
             | Self::SmallBuffer { .. }
-            | Self::PasidMissing
+            | Self::Response(RespondError::PasidMissing)
             | Self::Host(HostError::UnmappableRange(_)) => Status::Inval,
-            Self::NoEndpoint(_) | Self::NoDomain(_) | Self::PasidNotAttached(_) | Self::NoGroup => {
-                Status::NoEnt
-            }
+            Self::NoEndpoint(_)
+            | Self::NoDomain(_)
+            | Self::PasidNotAttached(_)
+            | Self::NoPageRequests(_)
+            | Self::Response(RespondError::NoSuchGroup) => Status::NoEnt,
             Self::PasidRange { .. }
             | Self::Unaligned { .. }
             | Self::OutOfRange(_)
-            | Self::Space(MappingError::Split) => Status::Range,
+            | Self::Mapping(MappingError::Split) => Status::Range,
             Self::NoPasids(_) | Self::PasidBypass(_) | Self::Host(HostError::Unsupported(_)) => {
                 Status::Unsupp
             }

@@ -1,4 +1,4 @@
-//! What comes to the socket of the figures, good and bad, and that it disturbs nobody.
+//! HTTP requests to the metrics socket, valid and malformed. None affects other clients.
 
 use std::os::unix::net::UnixStream;
 
@@ -8,7 +8,7 @@ use testing::vm::Vm;
 const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[test]
-fn only_the_figures_are_there_and_only_to_be_read() {
+fn http_get_metrics_is_the_only_valid_request() {
     let vm = Vm::new(METRICS);
     let rows: [(&[u8], u16); 8] = [
         (GET, 200),
@@ -21,9 +21,9 @@ fn only_the_figures_are_there_and_only_to_be_read() {
         (b"GET /metrics SMTP/1.1\r\n\r\n", 400),
     ];
     for (bytes, status) in rows {
-        let answer = request(&vm.daemon, bytes);
-        assert_eq!(answer.status, status, "{}", String::from_utf8_lossy(bytes));
-        assert!(answer.head.contains("\r\nConnection: close"), "{}", answer.head);
+        let response = request(&vm.daemon, bytes);
+        assert_eq!(response.status, status, "{}", String::from_utf8_lossy(bytes));
+        assert!(response.head.contains("\r\nConnection: close"), "{}", response.head);
     }
     let whole = request(&vm.daemon, GET);
     let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,7 +35,7 @@ fn only_the_figures_are_there_and_only_to_be_read() {
 }
 
 #[test]
-fn a_head_can_come_in_pieces_and_is_bounded() {
+fn http_head_may_arrive_in_parts_and_is_limited() {
     let mut vm = Vm::new(METRICS);
     let mut stream = connect(&vm.daemon);
     for byte in GET {
@@ -50,23 +50,23 @@ fn a_head_can_come_in_pieces_and_is_bounded() {
 }
 
 #[test]
-fn one_request_is_answered_whatever_follows_it() {
+fn http_data_after_the_first_request_is_ignored() {
     let mut vm = Vm::new(METRICS);
-    for behind in [GET, b"\0\xff\0\xff", &[b'x'; 10 << 10]] {
-        let answer = request(&vm.daemon, &[GET, behind].concat());
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.body.matches("# EOF\n").count(), 1);
+    for excess in [GET, b"\0\xff\0\xff", &[b'x'; 10 << 10]] {
+        let response = request(&vm.daemon, &[GET, excess].concat());
+        assert_eq!(response.status, 200);
+        assert_eq!(response.body.matches("# EOF\n").count(), 1);
     }
     vm.assert_works();
 }
 
 #[test]
-fn who_goes_in_the_middle_is_forgotten() {
+fn http_client_disconnect_is_tolerated() {
     let mut vm = Vm::new(METRICS);
     for len in 0..GET.len() {
         send(&mut connect(&vm.daemon), &GET[..len]);
     }
-    // Asks, and goes before the answer.
+    // A complete request, disconnected before the response.
     for _ in 0..100 {
         send(&mut connect(&vm.daemon), GET);
     }
@@ -79,9 +79,9 @@ fn who_goes_in_the_middle_is_forgotten() {
 }
 
 #[test]
-fn silent_clients_hold_nobody_up_for_good() {
+fn idle_http_clients_block_others_for_limited_time() {
     let mut vm = Vm::new(METRICS);
-    let silent: Vec<UnixStream> = (0..12)
+    let idle: Vec<UnixStream> = (0..12)
         .map(|index| {
             let mut stream = connect(&vm.daemon);
             send(&mut stream, &GET[..index]);
@@ -90,23 +90,23 @@ fn silent_clients_hold_nobody_up_for_good() {
         .collect();
     vm.assert_works();
     let mut last = connect(&vm.daemon);
-    // Longer than all of them before it can take.
+    // Longer than the time limits of all clients before it together.
     last.set_read_timeout(Some(6 * testing::wait::limit())).unwrap();
     send(&mut last, GET);
     assert_eq!(parse(&receive(&mut last)).status, 200);
-    drop(silent);
+    drop(idle);
 }
 
 #[test]
-fn a_silent_client_does_not_keep_the_daemon_from_its_end() {
+fn idle_http_client_does_not_delay_shutdown() {
     let mut vm = Vm::new(METRICS);
-    let mut silent = connect(&vm.daemon);
+    let mut idle = connect(&vm.daemon);
     vm.daemon.stop(libc::SIGTERM);
-    assert!(receive(&mut silent).is_empty());
+    assert!(receive(&mut idle).is_empty());
 }
 
 #[test]
-fn many_at_once_are_all_answered() {
+fn concurrent_http_requests_are_all_answered() {
     let mut vm = Vm::new(METRICS);
     std::thread::scope(|scope| {
         for _ in 0..32 {
