@@ -1,4 +1,4 @@
-//! The daemon's back end: a domain that an endpoint on a mock device is attached to.
+//! The iommufd back end of the daemon: a domain with an endpoint on a mock device.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ pub struct Copying {
     iommufd: Iommufd,
     pub device: Arc<MockDevice>,
     pub queue: Arc<FaultQueue>,
-    books: Arc<AddressSpace>,
+    space: Arc<AddressSpace>,
 }
 
 impl Copying {
@@ -28,18 +28,18 @@ impl Copying {
         let device = iommufd.add_mock(ENDPOINT).expect("a mock device");
         let queue = iommufd.fault_queue(ENDPOINT).expect("the mock makes page requests");
         iommufd.set_memory(memory);
-        let books = Arc::new(AddressSpace::default());
-        let domain = Translation::Domain(DOMAIN, books.clone());
+        let space = Arc::new(AddressSpace::default());
+        let domain = Translation::Domain(DOMAIN, space.clone());
         iommufd.set_translation(ENDPOINT, None, &domain).expect("attached");
-        Self { iommufd, device, queue, books }
+        Self { iommufd, device, queue, space }
     }
 
-    /// The device finds the memory that is mapped.
+    /// Checks that the device reads the memory that is mapped.
     pub fn assert_reaches(&self, place: Place, memory: &GuestMemoryMmap) {
         let mut found = [0; 8];
         self.device.read(None, place.iova, &mut found).expect("mapped");
         let there: u64 = memory.read_obj(GuestAddress(place.offset)).expect("memory");
-        assert_eq!(u64::from_ne_bytes(found), there, "what the device reads");
+        assert_eq!(u64::from_ne_bytes(found), there, "bytes that the device reads");
     }
 }
 
@@ -50,7 +50,7 @@ impl Side for Copying {
         let start = Instant::now();
         self.iommufd.map(DOMAIN, &mapping).expect("MAP");
         let taken = start.elapsed();
-        self.books.insert(mapping);
+        self.space.insert(mapping);
         taken
     }
 
@@ -59,7 +59,7 @@ impl Side for Copying {
         let start = Instant::now();
         self.iommufd.unmap(DOMAIN, range).expect("UNMAP");
         let taken = start.elapsed();
-        self.books.remove(range);
+        self.space.remove(range);
         taken
     }
 }

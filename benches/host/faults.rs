@@ -1,8 +1,8 @@
-//! A page request of a mock device, from the device to the daemon and back.
+//! The latency of a page request of a mock device, from the device to the daemon and back.
 //!
-//! The device is a thread that asks and sleeps until it is told the answer; a second thread sleeps
-//! until the queue has something, reads it and answers. The yardstick are two threads that do
-//! nothing but wake each other.
+//! One thread is the device: it makes a page request and sleeps until the response. A second thread
+//! sleeps until the fault queue is readable, reads the group and responds. The reference is a
+//! ping-pong of two threads that only wake each other.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use vhost_user_iommu::host::iommufd::FaultQueue;
 use super::copying::Copying;
 
 const FAULTS: u32 = 2000;
-/// Between two measurements, for both threads to have gone to sleep.
+/// The interval between two measurements, in which both threads go to sleep.
 const PAUSE: Duration = Duration::from_micros(600);
 /// Nothing is mapped here.
 const ADDRESS: Iova = Iova(0);
@@ -27,7 +27,7 @@ const ADDRESS: Iova = Iova(0);
 pub fn print(copying: &Copying) {
     let cores = Cores::all();
     let device = Device::new(copying);
-    println!("\nmicroseconds of a fault; the last column counts bare ping-pongs (p50)");
+    println!("\npage request latency in microseconds; last column in bare ping-pongs (p50)");
     for &placement in cores.placements() {
         print_parts(placement, &measure(&cores, placement, copying, &device));
     }
@@ -44,16 +44,16 @@ fn print_parts(placement: Placement, parts: &Parts) {
         let (p50, p99) = (times.p50(), times.p99());
         println!("  {what:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / parts.bare.p50());
     };
-    row("bare ping-pong of two threads, placed likewise", &parts.bare);
-    row("fault: the device asks, and goes on", &parts.whole);
-    row("  asked, until the daemon wakes", &parts.wake);
-    row("  read and answered, until the device is told", &parts.handled);
+    row("bare ping-pong of two threads on the same cores", &parts.bare);
+    row("page request, until the device continues", &parts.whole);
+    row("  request, until the daemon wakes", &parts.wake);
+    row("  read and respond, until the device is notified", &parts.handled);
     row("    of which read", &parts.read);
-    row("    of which answered", &parts.answer);
-    row("  told, until the device wakes", &parts.go_on);
+    row("    of which respond", &parts.answer);
+    row("  notification, until the device wakes", &parts.go_on);
 }
 
-/// The yardstick, and a fault with its parts.
+/// The reference, and a page request with its parts.
 #[derive(Default)]
 struct Parts {
     bare: Times,
@@ -90,34 +90,34 @@ fn measure(cores: &Cores, placement: Placement, copying: &Copying, device: &Devi
     parts
 }
 
-/// When the daemon woke, and had read the fault.
+/// The times when the daemon woke, and when it had read the group.
 struct Served {
     readable: Instant,
     read: Instant,
 }
 
-/// What the daemon does: reads and answers.
+/// The thread of the daemon: reads groups and responds.
 fn serve(queue: &FaultQueue) -> Vec<Served> {
     let fault = || {
         wait(queue.as_fd());
         let readable = Instant::now();
         let groups = queue.read_groups().expect("the fault queue");
         let read = Instant::now();
-        let [group] = &groups[..] else { panic!("not one group: {groups:?}") };
+        let [group] = &groups[..] else { panic!("expected one group: {groups:?}") };
         queue.respond(group.cookie, true);
         Served { readable, read }
     };
     (0..FAULTS).map(|_| fault()).collect()
 }
 
-/// When the device asked, was told, and woke by that.
+/// The times when the device made the request, was notified, and woke.
 struct Fault {
     start: Instant,
     told: Instant,
     end: Instant,
 }
 
-/// What wakes the device, and the answers: when, name, and success.
+/// The eventfd that wakes the device, and responses: time, identifier and success.
 struct Device {
     wake: Arc<OwnedFd>,
     answers: Receiver<(Instant, u32, bool)>,
@@ -146,7 +146,7 @@ impl Device {
     }
 }
 
-/// A thread that sends back what comes.
+/// A thread that returns each notification.
 struct Pong {
     ping: Arc<OwnedFd>,
     pong: Arc<OwnedFd>,
@@ -166,7 +166,7 @@ impl Pong {
         Self { ping, pong, thread: thread::spawn(send_back) }
     }
 
-    /// Wakes the other thread and sleeps until it wakes this one.
+    /// Wakes the other thread, and sleeps until it wakes this one.
     fn round_trip(&self) -> Duration {
         let start = Instant::now();
         signal(&self.ping);

@@ -1,8 +1,8 @@
-//! What the kernel's back end costs: MAP and UNMAP beside the plain calls of iommufd, and a fault
-//! from the device's request to its answer.
+//! The cost of the iommufd back end: MAP and UNMAP compared with plain iommufd calls, and the
+//! latency of a page request.
 //!
 //! `./scripts/bench host` runs it in a virtual machine: it needs `/dev/iommu` with the mock device
-//! of its self test, and 1.1 GiB of memory. All that is compared is measured in turn, in one run.
+//! of its selftest, and 1.1 GiB of memory. The measurements that are compared alternate in one run.
 
 mod copying;
 mod faults;
@@ -20,21 +20,21 @@ const PAGE: u64 = 4 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Mappings that are there besides the one that is measured.
+/// Numbers of other mappings while one is measured.
 const LIVE: [u64; 2] = [1, 10_000];
-/// Bytes of a mapping, and how often one is measured.
+/// Name and size of a mapping in bytes, and the number of measurements.
 const SIZES: [(&str, u64, usize); 3] =
     [("4 KiB", PAGE, 5000), ("2 MiB", 2 * MIB, 500), ("1 GiB", GIB, 15)];
 
-/// Guest memory: what is measured, then a page for each of the others.
+/// Guest memory in bytes: for the measured mapping, then a page for each of the others.
 const MEMORY: u64 = GIB + LIVE[1] * PAGE;
-/// Mappings of one size go round so many places, or as many as there are.
+/// Measured mappings of one size rotate through so many places, or as many as exist.
 const PLACES: u64 = 64;
-/// I/O virtual addresses of what is measured, and of the others.
+/// I/O virtual addresses of the measured mapping, and of the others.
 const HERE: u64 = 4 * GIB;
 const THERE: u64 = 64 * GIB;
 
-/// A mapping: its size, and where it lies in guest memory and in the address space.
+/// A mapping: its address in guest memory, its I/O virtual address, and its size in bytes.
 #[derive(Clone, Copy)]
 struct Place {
     offset: u64,
@@ -43,23 +43,23 @@ struct Place {
 }
 
 impl Place {
-    /// Of a mapping that is measured.
+    /// Returns the place of the `n`th measured mapping.
     fn measured(len: u64, n: u64) -> Self {
         let offset = n % PLACES.min(GIB / len) * len;
         Self { offset, iova: HERE + offset, len }
     }
 
-    /// Of another mapping. None touches the next.
+    /// Returns the place of the `n`th other mapping. None is adjacent to the next.
     fn other(n: u64) -> Self {
         Self { offset: GIB + n * PAGE, iova: THERE + 2 * n * PAGE, len: PAGE }
     }
 }
 
-/// One of the two that are compared.
+/// One of the two implementations that are compared.
 trait Side {
-    /// How long it takes to map.
+    /// Maps, and returns the duration.
     fn map(&self, place: Place) -> Duration;
-    /// How long it takes to unmap.
+    /// Unmaps, and returns the duration.
     fn unmap(&self, place: Place) -> Duration;
 }
 
@@ -74,7 +74,7 @@ fn main() {
     faults::print(&copying);
 }
 
-/// One region from address 0. All of it is there already: no page has to be made first.
+/// Returns one region at address 0 whose pages are all allocated.
 fn memory() -> GuestMemoryMmap {
     let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
     let file = File::from(file);
@@ -88,7 +88,7 @@ fn memory() -> GuestMemoryMmap {
 }
 
 fn print_mappings(sides: &[&dyn Side; 2]) {
-    println!("microseconds (medians) of a mapping beside others of 4 KiB");
+    println!("map and unmap in microseconds (medians), with other mappings of 4 KiB");
     println!("{:14}{:>29}{:>29}", "", "map", "unmap");
     let columns = format!("{:>11} {:>9} {:>7}", "daemon", "plain", "ratio");
     println!("others  size  {columns}{columns}");
@@ -112,15 +112,15 @@ fn print_mappings(sides: &[&dyn Side; 2]) {
     }
 }
 
-/// Times of mapping and of unmapping, for each side. Only one has the mapping at a time, and they
-/// take turns in being the first.
+/// Measures the times of MAP and UNMAP for each side. Only one has the mapping at a time, and they
+/// alternate in being the first.
 fn measure(sides: &[&dyn Side; 2], len: u64, count: usize) -> [(Times, Times); 2] {
     let mut times: [(Times, Times); 2] = Default::default();
     let warm_up = PLACES.min(GIB / len);
     for n in 0..warm_up + count as u64 {
         let place = Place::measured(len, n);
-        for turn in [n, n + 1] {
-            let which = (turn % 2) as usize;
+        for index in [n, n + 1] {
+            let which = (index % 2) as usize;
             let (map, unmap) = (sides[which].map(place), sides[which].unmap(place));
             if n >= warm_up {
                 times[which].0.add(map);

@@ -1,5 +1,5 @@
-//! What the daemon is compared with: iommufd's plain calls, on memory of this process, in an
-//! address space that a mock device of its own is attached to.
+//! The reference: plain iommufd calls on memory of this process, in an IOAS with its own mock
+//! device.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -31,11 +31,11 @@ struct TestCommand {
     words: [u32; 14],
 }
 
-/// The kernel destroys what was made when the file is closed.
+/// An iommufd context, whose objects the kernel destroys when the file is closed.
 pub struct Plain {
     file: File,
     ioas: u32,
-    /// Where guest memory is mapped in this process.
+    /// The address of guest memory in this process.
     memory: u64,
 }
 
@@ -49,12 +49,12 @@ impl Plain {
         plain
     }
 
-    /// Over page tables of the kind that the daemon's have.
+    /// Attaches a mock device, with page tables of the same kind as the daemon's.
     fn attach_a_device(&self) {
-        // A mock device has to be attached to something from the start.
-        let at_first = self.new_ioas();
-        let made = self.test(OP_MOCK_DOMAIN_FLAGS, at_first, 0);
-        // The name for tests, of the page tables at first, and of the device.
+        // A mock device is attached to an IOAS when it is created.
+        let initial = self.new_ioas();
+        let made = self.test(OP_MOCK_DOMAIN_FLAGS, initial, 0);
+        // Object numbers of the selftest, the initial HWPT, and the device.
         let [_, test_id, _, device, ..] = made.words;
         let data = [0, PAGE_TABLE_HUGE];
         let mut page_table = iommufd::iommu_hwpt_alloc {
@@ -66,14 +66,16 @@ impl Plain {
             data_uptr: data.as_ptr() as u64,
             ..Default::default()
         };
-        self.call(iommufd::IOMMUFD_CMD_HWPT_ALLOC, &mut page_table).expect("page tables");
+        // SAFETY: the data is that of `data`, which outlives the call.
+        unsafe { self.call(iommufd::IOMMUFD_CMD_HWPT_ALLOC, &mut page_table) }.expect("an HWPT");
         self.test(OP_MOCK_DOMAIN_REPLACE, test_id, page_table.out_hwpt_id);
     }
 
     fn new_ioas(&self) -> u32 {
         let size = size_of::<iommufd::iommu_ioas_alloc>() as u32;
         let mut alloc = iommufd::iommu_ioas_alloc { size, ..Default::default() };
-        self.call(iommufd::IOMMUFD_CMD_IOAS_ALLOC, &mut alloc).expect("an address space");
+        // SAFETY: the structure contains no address.
+        unsafe { self.call(iommufd::IOMMUFD_CMD_IOAS_ALLOC, &mut alloc) }.expect("an IOAS");
         alloc.out_ioas_id
     }
 
@@ -81,18 +83,20 @@ impl Plain {
         let size = size_of::<TestCommand>() as u32;
         let mut command = TestCommand { size, op, id, ..Default::default() };
         command.words[1] = argument;
-        self.call(COMMAND_TEST, &mut command).expect("a mock device");
+        // SAFETY: the operations here take no address.
+        unsafe { self.call(COMMAND_TEST, &mut command) }.expect("a mock device");
         command
     }
 
-    /// `argument` is the command's structure, and tells its size.
-    fn call<A>(&self, command: u32, argument: &mut A) -> std::io::Result<()> {
+    /// Makes an ioctl.
+    ///
+    /// # Safety
+    /// `argument` is the command's structure, its first field is its size, and addresses in it
+    /// refer to memory that the kernel may access.
+    unsafe fn call<A>(&self, command: u32, argument: &mut A) -> std::io::Result<()> {
         let number = (iommufd::IOMMUFD_TYPE as u32) << 8 | command;
         let argument = std::ptr::from_mut(argument);
-        // SAFETY: the descriptor is open. The kernel reads and writes no more of the structure
-        // than its first field says, which is its size, and behind the pointers in it only what
-        // the callers here keep: memory for page tables' data, and guest memory, which stays
-        // mapped as long as this program runs.
+        // SAFETY: the descriptor is open, and the caller vouches for the structure.
         match unsafe { libc::ioctl(self.file.as_raw_fd(), number.into(), argument) } {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
@@ -112,7 +116,8 @@ impl Side for Plain {
             iova: place.iova,
             ..Default::default()
         };
-        self.call(iommufd::IOMMUFD_CMD_IOAS_MAP, &mut map).expect("IOMMU_IOAS_MAP");
+        // SAFETY: guest memory stays mapped as long as this program runs.
+        unsafe { self.call(iommufd::IOMMUFD_CMD_IOAS_MAP, &mut map) }.expect("IOMMU_IOAS_MAP");
         start.elapsed()
     }
 
@@ -124,7 +129,9 @@ impl Side for Plain {
             iova: place.iova,
             length: place.len,
         };
-        self.call(iommufd::IOMMUFD_CMD_IOAS_UNMAP, &mut unmap).expect("IOMMU_IOAS_UNMAP");
+        // SAFETY: the structure contains no address of memory.
+        unsafe { self.call(iommufd::IOMMUFD_CMD_IOAS_UNMAP, &mut unmap) }
+            .expect("IOMMU_IOAS_UNMAP");
         start.elapsed()
     }
 }

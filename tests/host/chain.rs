@@ -1,5 +1,5 @@
-//! A guest in the host: the daemon's endpoint there, and all that is between it and a process of
-//! the guest. `scripts/guest/chain` runs it.
+//! A nested guest, from the daemon's endpoint in the host to a process of the guest.
+//! `scripts/guest/chain` runs it.
 
 use testing::counters::{self, Counters};
 use testing::machine::kernel_log;
@@ -7,7 +7,7 @@ use testing::testbed::report;
 
 use crate::host::Host;
 
-/// What is in the chain.
+/// The configuration of a nested guest.
 pub struct Chain {
     /// The kind of the endpoint, as the daemon's option names it.
     pub kind: &'static str,
@@ -17,21 +17,21 @@ pub struct Chain {
     pub process: &'static str,
 }
 
-/// The mock maps 38 bits of addresses, so the process must do with them.
+/// The mock device has addresses of 38 bits, so the process must not use higher ones.
 pub const MOCK: Chain =
     Chain { kind: "mock", daemon: "--input-range 0-0x3fffffffff", process: "--below 0x4000000000" };
 
 impl Chain {
-    /// Runs scenarios of `guest-dma sva`, from the daemon's start to its end. Returns what it has
-    /// counted.
+    /// Runs scenarios of `guest-dma sva`, from the daemon's start to its end. Returns the daemon's
+    /// counters.
     pub fn run(&self, host: &mut Host, scenarios: &[&str]) -> Counters {
         let Self { kind, daemon, process } = self;
         let (sva, all) = (format!("sva 00:02.0 {process}"), scenarios.join(" "));
         let output = host.run(&format!("sh /host/chain {kind} '{daemon}' '{sva}' {all}"));
         for scenario in scenarios {
             let start = format!("ok: {scenario}: ");
-            let result = said_by(&output, "guest").find(|line| line.starts_with(&start));
-            let result = result.unwrap_or_else(|| panic!("{scenario} has failed:\n{output}"));
+            let result = lines_of(&output, "guest").find(|line| line.starts_with(&start));
+            let result = result.unwrap_or_else(|| panic!("{scenario} failed:\n{output}"));
             report(&format!("chain with {kind}: {result}"));
         }
         check_guest(&output);
@@ -42,16 +42,16 @@ impl Chain {
 }
 
 fn check_guest(output: &str) {
-    let console = said_by(output, "guest").collect::<Vec<_>>().join("\n");
-    let complaints = kernel_log::failures(&console, &[]);
-    assert!(complaints.is_empty(), "the nested guest's kernel says: {complaints:#?}");
+    let console = lines_of(output, "guest").collect::<Vec<_>>().join("\n");
+    let failures = kernel_log::failures(&console, &[]);
+    assert!(failures.is_empty(), "the nested guest's kernel logged: {failures:#?}");
 }
 
-/// There is one endpoint, which has been at work, and nothing is left of that.
+/// Checks that the daemon has one endpoint, which has made page requests, none of them pending.
 fn check_daemon(output: &str) -> Counters {
-    let log = said_by(output, "daemon").collect::<Vec<_>>().join("\n");
+    let log = lines_of(output, "daemon").collect::<Vec<_>>().join("\n");
     for word in ["ERROR", "panicked at"] {
-        assert!(!log.contains(word), "the daemon says {word}:\n{log}");
+        assert!(!log.contains(word), "the daemon logged {word}:\n{log}");
     }
     let mut counters = counters::page_requests_at_end(&log);
     assert_eq!(counters.len(), 1, "{counters:?}");
@@ -59,8 +59,8 @@ fn check_daemon(output: &str) -> Counters {
     counters.remove(0)
 }
 
-/// What one of them has said.
-fn said_by<'a>(output: &'a str, who: &str) -> impl Iterator<Item = &'a str> {
-    let prefix = format!("{who}: ");
+/// Returns the output of the guest or the daemon.
+fn lines_of<'a>(output: &'a str, program: &str) -> impl Iterator<Item = &'a str> {
+    let prefix = format!("{program}: ");
     output.lines().filter_map(move |line| line.strip_prefix(&prefix))
 }

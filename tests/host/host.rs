@@ -1,4 +1,5 @@
-//! A machine that is a host: `/host` has the programs, `/nested` a QEMU with a kernel for guests.
+//! A virtual machine that is a host. `/host` contains the programs under test, `/nested` a QEMU with
+//! a kernel for nested guests.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -8,19 +9,19 @@ use testing::machine::kernel_log;
 use testing::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive, slot};
 use testing::testbed::{self, make_initrd, variable};
 
-/// Functions that can be given to VFIO: two disks, which nobody else uses ...
+/// PCI functions to bind to VFIO: two unused disks.
 pub const NVME: [&str; 2] = ["0000:00:02.0", "0000:00:03.0"];
 const NVME_MIB: u64 = 64;
 
-/// ... and a teaching device with a simple DMA engine, which reaches all addresses of the IOMMU.
+/// QEMU's edu device, whose DMA can address the whole input range of the IOMMU.
 pub const EDU: &str = "0000:00:04.0";
 const EDU_MASK: &str = "0xffffffffffff";
 
-/// A kernel with the host's side.
+/// The kernel of the host.
 #[derive(Clone, Copy)]
 pub enum Kernel {
     Small,
-    /// It checks its own locks and memory accesses.
+    /// With lockdep and KASAN.
     Debug,
 }
 
@@ -32,7 +33,7 @@ impl Kernel {
         }
     }
 
-    /// What it needs besides of QEMU.
+    /// Returns further options of QEMU for this kernel.
     fn qemu_args(self) -> &'static str {
         match self {
             Self::Small => "",
@@ -47,7 +48,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Boots with so much memory, as QEMU's option says it.
+    /// Boots the host. `memory` is the value of QEMU's option `-m`.
     pub fn boot(kernel: Kernel, memory: &str) -> Self {
         let place = Place::new();
         let args = args(&place, memory) + kernel.qemu_args();
@@ -57,15 +58,15 @@ impl Host {
         host
     }
 
-    /// Runs a command, which must succeed.
+    /// Runs a command, which has to succeed.
     pub fn run(&mut self, command: &str) -> String {
         let Output { text, status } = self.machine.try_run(command, || ());
-        assert_eq!(status, 0, "'{command}' in the host; it says:\n{text}");
+        assert_eq!(status, 0, "'{command}' in the host failed:\n{text}");
         text
     }
 
-    /// Ends it. Its kernel must have had nothing to say but what is `tolerated`, and one that
-    /// checks its locks must still do so.
+    /// Shuts the host down. Its kernel and QEMU must not have logged problems other than
+    /// `tolerated`, and lockdep must still be active.
     pub fn finish(mut self, tolerated: &[&str]) {
         if matches!(self.kernel, Kernel::Debug) {
             let answer = self.run(kernel_log::LOCKDEP_COMMAND);
@@ -91,7 +92,7 @@ fn args(place: &Place, memory: &str) -> String {
     )
 }
 
-/// Its initial ram disk, made once for all tests.
+/// Returns the initial RAM disk, which is made once for all tests.
 fn initrd() -> &'static Path {
     static INITRD: OnceLock<PathBuf> = OnceLock::new();
     INITRD.get_or_init(|| {

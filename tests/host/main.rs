@@ -1,9 +1,9 @@
-//! Linux hosts in QEMU, with an emulated hardware IOMMU, `/dev/iommu`, its self test, and devices
-//! to assign. What the daemon does on the kernel's side of the machine is tested in there.
+//! Tests of the iommufd back end in virtual machines that are Linux hosts, with an emulated hardware
+//! IOMMU, `/dev/iommu` with its selftest, and devices to assign.
 //!
-//! - [`host`] is such a machine; see also [`testing::machine`].
-//! - [`chain`] is a guest in it.
-//! - [`suite`] is the tests.
+//! - [`host`]: the virtual machine; see also [`testing::machine`].
+//! - [`chain`]: a nested guest.
+//! - [`suite`]: the tests.
 
 mod chain;
 mod host;

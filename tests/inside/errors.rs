@@ -1,4 +1,4 @@
-//! Counts what the crate says as errors, in tests that use it without the daemon around it.
+//! Counts the errors that the crate logs, in tests that use it without the daemon.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ impl Log for Counter {
     fn flush(&self) {}
 }
 
-/// Forgets those before.
+/// Starts counting, from zero.
 pub fn count_from_now() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

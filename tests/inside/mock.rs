@@ -1,5 +1,5 @@
-//! What is different where the translation is the kernel's: its addresses, its view of memory,
-//! its groups. The rest is shown by the front-end tests on endpoints of this kind.
+//! Endpoints on the mock device: where translation in the kernel differs. All else is tested by the
+//! front-end tests with this kind of endpoint.
 
 use testing::accel::{fault_read, fault_write};
 use testing::daemon::Daemon;
@@ -13,7 +13,7 @@ const IOVA: u64 = 0x7000_0000;
 const LAST_ADDRESS: u64 = 0x3f_ffff_ffff;
 
 #[test]
-fn the_addresses_are_those_of_the_kernels_page_tables() {
+fn input_range_is_that_of_kernel_page_tables() {
     let mut vm = Vm::strict();
     let config = vm.front_end.read_config(0, 40);
     let le64 = |at: usize| u64::from_le_bytes(config[at..at + 8].try_into().unwrap());
@@ -24,17 +24,17 @@ fn the_addresses_are_those_of_the_kernels_page_tables() {
     vm.ram.write(DATA, b"the last");
     assert_eq!(vm.accel(0).read(LAST_ADDRESS - 0xfff, 8).unwrap(), b"the last");
     vm.ok(unmap(1, 0, u64::MAX));
-    // What cannot be mapped at all is no reserved region of its own.
+    // Addresses beyond the input range are not reported as reserved regions.
     let properties = vm.send(&probe(EP0, 512));
     assert_eq!(properties.status(), OK);
 }
 
 #[test]
-fn every_byte_goes_through_the_mappings_of_the_kernel() {
+fn every_byte_is_translated_by_kernel_mappings() {
     const PAGES: u64 = 64;
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
-    // Backwards, so that pages that follow each other lead to pages that do not.
+    // In descending order, so that contiguous pages do not map to contiguous memory.
     for page in 0..PAGES {
         let (iova, gpa) = (IOVA + page * PAGE, DATA + (PAGES - 1 - page) * PAGE);
         vm.ok(map(1, iova, iova + PAGE - 1, gpa, RW));
@@ -47,7 +47,7 @@ fn every_byte_goes_through_the_mappings_of_the_kernel() {
         let bytes: Vec<u8> = (0..PAGE).map(|at| (page * 7 + at * 13) as u8).collect();
         assert!(copy == bytes, "page {page}");
     }
-    // Over an edge, and with each permission.
+    // Across the end of a mapping, and with each permission.
     vm.ok(map(1, IOVA + PAGES * PAGE, IOVA + (PAGES + 1) * PAGE - 1, DATA, READ));
     vm.ok(map(1, IOVA + (PAGES + 1) * PAGE, IOVA + (PAGES + 2) * PAGE - 1, DATA, WRITE));
     let (read_only, write_only) = (IOVA + PAGES * PAGE, IOVA + (PAGES + 1) * PAGE);
@@ -59,7 +59,7 @@ fn every_byte_goes_through_the_mappings_of_the_kernel() {
 }
 
 #[test]
-fn endpoints_share_a_domain_or_have_their_own_and_their_faults_are_theirs() {
+fn faults_belong_to_their_endpoint_in_shared_and_separate_domains() {
     let mut vm = Vm::paging("");
     let process = [0, 1, 2].map(|index| Channel::new(index, 0, Some(5)));
     let own = [0, 1, 2].map(|index| Channel::new(index, 1, None));
@@ -67,7 +67,7 @@ fn endpoints_share_a_domain_or_have_their_own_and_their_faults_are_theirs() {
         vm.open(channel);
     }
     let groups = [process, own].concat().into_iter().map(|channel| {
-        // Each at its own address, so that none could be taken for another.
+        // Different addresses distinguish the groups.
         let address = IOVA + 0x10_0000 * u64::from(channel.domain());
         (channel, vm.fault(channel, address))
     });
@@ -76,7 +76,7 @@ fn endpoints_share_a_domain_or_have_their_own_and_their_faults_are_theirs() {
         vm.resolve(group);
         assert_eq!(vm.outcome(*channel), Ok(()));
     }
-    // The same domain for all of them.
+    // One domain for all endpoints.
     const SHARED: u32 = 0x99;
     for (index, (_, endpoint)) in ENDPOINTS.iter().enumerate() {
         vm.ok(attach(SHARED, *endpoint));
@@ -97,7 +97,7 @@ fn endpoints_share_a_domain_or_have_their_own_and_their_faults_are_theirs() {
 }
 
 #[test]
-fn an_emulated_endpoint_and_one_of_the_kernels_share_a_domain() {
+fn emulated_and_iommufd_endpoints_share_a_domain() {
     let kinds = ["mock", "sim", "mock"];
     let builder = ENDPOINTS
         .iter()
@@ -107,7 +107,7 @@ fn an_emulated_endpoint_and_one_of_the_kernels_share_a_domain() {
     vm.boot();
     vm.attach_accel(1, 1);
     vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, RW));
-    // It comes to a domain that has mappings.
+    // Attached to a domain that has mappings.
     vm.attach_accel(1, 0);
     vm.ok(map(1, IOVA + PAGE, IOVA + 2 * PAGE - 1, DATA, RW));
     for address in [IOVA, IOVA + PAGE] {
@@ -123,10 +123,10 @@ fn an_emulated_endpoint_and_one_of_the_kernels_share_a_domain() {
 }
 
 #[test]
-fn memory_that_comes_and_goes_is_followed_while_mapped() {
+fn mappings_follow_added_and_removed_memory() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
-    // From the end of one region, over a hole, to the other and beyond.
+    // From the end of one region, across a hole, to the other one and beyond its end.
     let (first, len) = (LOW.1 - PAGE, HIGH.0 + HIGH.1 - LOW.1 + 2 * PAGE);
     vm.ok(map(1, 0x10_0000_0000, 0x10_0000_0000 + len - 1, first, RW));
     let at = |gpa: u64| 0x10_0000_0000 + gpa - first;
@@ -150,7 +150,7 @@ fn memory_that_comes_and_goes_is_followed_while_mapped() {
 }
 
 #[test]
-fn what_bypasses_reaches_all_memory_as_it_is_and_follows_it() {
+fn bypass_follows_added_and_removed_memory() {
     let mut vm = Vm::new("");
     let regions = vm.memory();
     vm.ram.write(DATA, b"the low ");
@@ -172,7 +172,7 @@ fn what_bypasses_reaches_all_memory_as_it_is_and_follows_it() {
 }
 
 #[test]
-fn front_ends_that_go_with_groups_outstanding_leave_none() {
+fn disconnecting_front_ends_leave_no_pending_groups() {
     const TIMES: usize = 100;
     let mut vm = Vm::paging("");
     let channels =
@@ -183,7 +183,7 @@ fn front_ends_that_go_with_groups_outstanding_leave_none() {
         if round % 2 == 0 {
             vm.resolve(&groups[round % 3]);
         }
-        // Some are asked for and were not read yet when the front end goes.
+        // Some requests are not read yet when the front end disconnects.
         vm.write_pages(Channel::new(1, 2, None), IOVA + PAGE, 1);
         vm.replace_front_end();
         vm.expect(NOENT, groups[1].response(SUCCESS));

@@ -1,4 +1,4 @@
-//! A device model on the kernel's back end, without sockets: requests in, statuses out.
+//! A device model with the iommufd back end, without sockets: requests in, statuses out.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use testing::front_end::feature;
 use testing::memory::{GuestMemory, PAGE};
 use testing::request::Request;
 
-/// Of the mock's page tables.
+/// The input range of the page tables of mock devices.
 const ADDRESSES: (u64, u64) = (0, 0x3f_ffff_ffff);
 
 struct Silent;
@@ -29,7 +29,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A device whose driver takes all features, and whose endpoints are blocked.
+    /// Creates a device whose driver accepts all features, and whose endpoints are blocked.
     pub fn new(iommufd: Iommufd, endpoints: &[EndpointId]) -> Self {
         let limits = Limits {
             faults: 64,
@@ -66,7 +66,7 @@ impl Rig {
     }
 }
 
-/// The same memory, but only the lowest so many regions of it.
+/// Returns the lowest `count` regions of guest memory.
 pub fn first_regions(ram: &GuestMemory, count: usize) -> GuestMemory {
     let all: Vec<GuestAddress> = ram.0.iter().map(|region| region.start_addr()).collect();
     let rest = all[count..].iter().fold(ram.0.clone(), |memory, &start| {
@@ -76,7 +76,7 @@ pub fn first_regions(ram: &GuestMemory, count: usize) -> GuestMemory {
     GuestMemory(rest)
 }
 
-/// Fills each page with its own address.
+/// Writes the address of each page to the page.
 pub fn number_pages(ram: &GuestMemory, regions: &[(u64, u64)]) {
     for &(first, len) in regions {
         for page in (first..first + len).step_by(PAGE as usize) {
@@ -85,7 +85,8 @@ pub fn number_pages(ram: &GuestMemory, regions: &[(u64, u64)]) {
     }
 }
 
-/// The number of the page that an access of 8 bytes finds; `None`: it is stopped.
+/// Returns the guest-physical address of the page that an access of 8 bytes reads; `None` if the
+/// access faults.
 pub fn page_at(
     read: impl FnOnce(Option<Pasid>, &mut [u8]) -> Result<(), DmaError>,
     pasid: Option<u32>,

@@ -1,5 +1,5 @@
-//! The n-th call of the kernel fails, for every n: nothing leaks, no domain is half mapped, and
-//! the driver reads the right status.
+//! The n-th ioctl fails, for every n: no object is left, no range is partially mapped, and the
+//! driver reads the right status.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ const EP0: u32 = ENDPOINTS[0].0;
 const EP1: u32 = ENDPOINTS[1].0;
 const PASID: u32 = 5;
 
-/// Guest memory: two regions that meet, one that does not, and one that comes later.
+/// Guest memory: two contiguous regions, a separate one, and one that is added later.
 const REGIONS: [(u64, u64); 4] =
     [(0, 2 * MIB), (2 * MIB, 2 * MIB), (8 * MIB, 2 * MIB), (16 * MIB, 2 * MIB)];
 const ALL: usize = REGIONS.len();
 
-/// Who makes accesses.
+/// The index of an endpoint, and its PASID.
 const REQUESTERS: [(usize, Option<u32>); 3] = [(0, None), (0, Some(PASID)), (1, None)];
 
-/// Pages that are looked at: the first and last of each mapping below, and some beside them.
-const LOOKED_AT: [u64; 10] = [
+/// Pages that are read: the first and last of each mapping below, and some others.
+const CHECKED: [u64; 10] = [
     0x1000,
     0x1000_0000,
     0x103f_f000,
@@ -46,41 +46,41 @@ const LOOKED_AT: [u64; 10] = [
 
 #[derive(Clone, Debug)]
 enum Step {
-    Ask(Request),
-    /// So many of the regions are guest memory.
+    Send(Request),
+    /// The first so many regions are guest memory.
     Memory(usize),
 }
 
 fn steps() -> Vec<Step> {
-    use Step::{Ask, Memory};
+    use Step::{Memory, Send};
     vec![
         Memory(3),
-        Ask(attach(1, EP0)),
-        Ask(map(1, 0x2000_0000, 0x2000_0fff, 0x5000, RW)),
-        // Over two regions that meet, a hole, and a third.
-        Ask(map(1, 0x1000_0000, 0x1000_0000 + 12 * MIB - 1, 0, RW)),
-        Ask(attach(1, EP1)),
-        Ask(map(1, 0x2000_1000, 0x2000_1fff, 8 * MIB, 1)),
-        Ask(attach_pasid(2, EP0, PASID)),
-        // To memory that is not there yet.
-        Ask(map(2, 0x3000_0000, 0x30ff_ffff, 8 * MIB, RW)),
+        Send(attach(1, EP0)),
+        Send(map(1, 0x2000_0000, 0x2000_0fff, 0x5000, RW)),
+        // Across two contiguous regions, a hole, and a third one.
+        Send(map(1, 0x1000_0000, 0x1000_0000 + 12 * MIB - 1, 0, RW)),
+        Send(attach(1, EP1)),
+        Send(map(1, 0x2000_1000, 0x2000_1fff, 8 * MIB, 1)),
+        Send(attach_pasid(2, EP0, PASID)),
+        // To addresses without memory at first.
+        Send(map(2, 0x3000_0000, 0x30ff_ffff, 8 * MIB, RW)),
         Memory(ALL),
-        Ask(attach_pasid(1, EP0, PASID)),
-        Ask(unmap(1, 0x2000_0000, 0x2000_0fff)),
-        Ask(attach(3, EP1)),
-        Ask(map(3, 0x1000, 0x1fff, 0x7000, RW)),
+        Send(attach_pasid(1, EP0, PASID)),
+        Send(unmap(1, 0x2000_0000, 0x2000_0fff)),
+        Send(attach(3, EP1)),
+        Send(map(3, 0x1000, 0x1fff, 0x7000, RW)),
         Memory(1),
         Memory(ALL),
-        Ask(unmap(1, 0, u64::MAX)),
-        Ask(map(1, 0x1000_0000, 0x1000_0fff, 0x9000, RW)),
-        Ask(detach_pasid(1, EP0, PASID)),
-        Ask(attach_with(4, EP1, 1)),
-        Ask(detach(4, EP1)),
-        Ask(detach(1, EP0)),
+        Send(unmap(1, 0, u64::MAX)),
+        Send(map(1, 0x1000_0000, 0x1000_0fff, 0x9000, RW)),
+        Send(detach_pasid(1, EP0, PASID)),
+        Send(attach_with(4, EP1, 1)),
+        Send(detach(4, EP1)),
+        Send(detach(1, EP0)),
     ]
 }
 
-/// What ought to be.
+/// The expected state.
 #[derive(Default)]
 struct Model {
     regions: usize,
@@ -90,7 +90,7 @@ struct Model {
 }
 
 impl Model {
-    /// The request was accepted.
+    /// Applies a request that was accepted.
     fn apply(&mut self, request: &Request) {
         let le32 = |at: usize| u32::from_le_bytes(request.bytes[at..at + 4].try_into().unwrap());
         let le64 = |at: usize| u64::from_le_bytes(request.bytes[at..at + 8].try_into().unwrap());
@@ -122,7 +122,7 @@ impl Model {
         self.mappings.retain(|domain, _| attached.contains(domain));
     }
 
-    /// The guest-physical page behind an address.
+    /// Returns the guest-physical page that an address translates to.
     fn page_at(&self, requester: (usize, Option<u32>), address: u64) -> Option<u64> {
         let gpa = match self.attached.get(&requester)? {
             0 => address,
@@ -132,8 +132,8 @@ impl Model {
                 hit.2 + (address - hit.0)
             }
         };
-        let is_there = |&(first, len): &(u64, u64)| first <= gpa && gpa < first + len;
-        REGIONS[..self.regions].iter().any(is_there).then_some(gpa)
+        let regions = &REGIONS[..self.regions];
+        regions.iter().any(|&(first, len)| first <= gpa && gpa < first + len).then_some(gpa)
     }
 }
 
@@ -154,25 +154,25 @@ impl Bed {
         Self { rig: Rig::new(iommufd, &ENDPOINTS), devices, memories, model: Model::default() }
     }
 
-    /// Does a step, which fails if a call of the kernel does; nothing has changed then.
+    /// Makes a step. If an ioctl fails, the step must fail without effect, and succeed again.
     fn step(&mut self, step: &Step) {
         let armed = inject::is_armed();
         match step {
             Step::Memory(count) => {
                 self.rig.set_memory(&self.memories[*count]);
-                // There is no status. What could not be done is done the next time.
+                // There is no status. Regions that failed are tried again at the next change.
                 if armed && !inject::is_armed() {
                     self.rig.set_memory(&self.memories[*count]);
                 }
                 self.model.regions = *count;
             }
-            Step::Ask(request) => {
+            Step::Send(request) => {
                 let status = self.rig.status(request);
                 if status != status::OK {
                     assert_eq!(status, status::NOMEM, "{request:x?}");
-                    assert!(armed && !inject::is_armed(), "no call has failed: {request:x?}");
+                    assert!(armed && !inject::is_armed(), "no ioctl has failed: {request:x?}");
                     self.check(step);
-                    // The driver tries again.
+                    // The driver repeats the request.
                     self.rig.ok(request.clone());
                 }
                 self.model.apply(request);
@@ -184,7 +184,7 @@ impl Bed {
     #[track_caller]
     fn check(&self, step: &Step) {
         for requester in REQUESTERS {
-            for address in LOOKED_AT {
+            for address in CHECKED {
                 let (index, pasid) = requester;
                 let device = &self.devices[index];
                 let found = page_at(|pasid, buf| device.read(pasid, address, buf), pasid);
@@ -200,7 +200,8 @@ impl Bed {
         }
     }
 
-    /// Nothing is attached and nothing is memory: the kernel has what it had at the start.
+    /// Detaches everything and removes all memory. Returns the next object number, which shows
+    /// whether objects are left.
     fn end(&mut self) -> u32 {
         self.rig.set_memory(&self.memories[0]);
         self.model = Model::default();
@@ -209,7 +210,7 @@ impl Bed {
 }
 
 #[test]
-fn each_call_of_the_kernel_fails_in_turn() {
+fn failure_of_any_ioctl_has_no_effect() {
     let mut bed = Bed::new();
     bed.run();
     let clean = bed.end();
@@ -222,14 +223,14 @@ fn each_call_of_the_kernel_fails_in_turn() {
             inject::fail_nth(0);
             break;
         }
-        assert_eq!(bed.end(), clean, "objects were left by the failure of call {n}");
+        assert_eq!(bed.end(), clean, "the failure of ioctl {n} left objects");
     }
-    println!("{} calls failed in turn", n - 1);
-    assert!(n > 50, "only {n} calls");
+    println!("{} ioctls failed", n - 1);
+    assert!(n > 50, "only {n} ioctls");
 }
 
 #[test]
-fn an_endpoint_that_cannot_be_had_leaves_nothing() {
+fn endpoint_that_cannot_be_added_leaves_no_objects() {
     errors::count_from_now();
     let mut n = 0;
     loop {
@@ -244,22 +245,22 @@ fn an_endpoint_that_cannot_be_had_leaves_nothing() {
         }
         match device {
             Ok(device) => {
-                // It can do with less: the call was one that tries what the kernel can do.
+                // The failed ioctl was one that probes an optional capability.
                 assert!(iommufd.serves(ENDPOINTS[0]));
                 drop(device);
             }
             Err(error) => {
                 assert!(error.to_string().contains("0000:00:02.0"), "{error}");
-                assert_eq!(iommufd.next_object().unwrap(), clean, "call {n}");
+                assert_eq!(iommufd.next_object().unwrap(), clean, "ioctl {n}");
             }
         }
     }
-    assert!(n > 5, "only {n} calls");
+    assert!(n > 5, "only {n} ioctls");
     assert_eq!(errors::count(), 0, "errors in the log");
 }
 
 #[test]
-fn a_kernel_that_takes_no_files_is_given_memory_by_address() {
+fn memory_is_mapped_by_address_without_map_file() {
     errors::count_from_now();
     inject::pretend_unknown(Some("IOMMU_IOAS_MAP_FILE"));
     let mut bed = Bed::new();
@@ -270,7 +271,7 @@ fn a_kernel_that_takes_no_files_is_given_memory_by_address() {
 }
 
 #[test]
-fn a_kernel_without_fault_queues_is_too_old() {
+fn kernel_without_fault_queues_is_rejected() {
     inject::pretend_unknown(Some("IOMMU_FAULT_QUEUE_ALLOC"));
     let error = Iommufd::open().unwrap().add_mock(ENDPOINTS[0]).err();
     inject::pretend_unknown(None);
@@ -279,7 +280,7 @@ fn a_kernel_without_fault_queues_is_too_old() {
 }
 
 #[test]
-fn a_kernel_that_tells_of_no_pasids_has_none() {
+fn no_pasids_without_hw_info() {
     inject::pretend_unknown(Some("IOMMU_GET_HW_INFO"));
     let mut iommufd = Iommufd::open().unwrap();
     let added = iommufd.add_mock(ENDPOINTS[0]).map(drop);

@@ -1,4 +1,4 @@
-//! Devices given to VFIO, behind the (emulated) hardware IOMMU of the host.
+//! Devices bound to VFIO, behind the (emulated) hardware IOMMU of the host.
 
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -23,14 +23,14 @@ const ENDPOINTS: [EndpointId; 2] = [EndpointId(0x10), EndpointId(0x18)];
 const EP0: u32 = ENDPOINTS[0].0;
 const REGIONS: [(u64, u64); 2] = [(0, 4 << 20), (4 << 30, 4 << 20)];
 
-/// The functions that the outer test has given to vfio-pci.
+/// Returns the PCI functions that `tests/host` has bound to vfio-pci.
 fn functions(variable: &str) -> Vec<String> {
     let text = std::env::var(variable);
     let text = text.unwrap_or_else(|_| panic!("{variable} is not set; see tests/host"));
     text.split_whitespace().map(String::from).collect()
 }
 
-/// Its character device.
+/// Returns the VFIO character device of a function.
 fn cdev(function: &str) -> PathBuf {
     let dir = format!("/sys/bus/pci/devices/{function}/vfio-dev");
     let entry = fs::read_dir(&dir).unwrap().next().unwrap().unwrap();
@@ -41,8 +41,8 @@ fn nvme(index: usize) -> PathBuf {
     cdev(&functions("VUI_NVME")[index])
 }
 
-/// The teaching device of QEMU: it copies between its buffer and addresses that the IOMMU
-/// translates (QEMU's `docs/specs/edu.rst`).
+/// QEMU's edu device: its DMA copies between its buffer and I/O virtual addresses (QEMU's
+/// `docs/specs/edu.rst`).
 struct Edu(OwnedFd);
 
 const CONFIG: u64 = 7 << 40;
@@ -57,7 +57,8 @@ const START: u64 = 1;
 const TO_MEMORY: u64 = 2;
 
 impl Edu {
-    /// The device that this process has bound. One file can be bound, so this is that.
+    /// Returns the device at `path`, through the open file that the back end has bound: a device
+    /// can be bound once.
     fn of(path: &Path) -> Self {
         let wanted = fs::metadata(path).unwrap().rdev();
         let is_it = |fd: &i32| {
@@ -74,7 +75,7 @@ impl Edu {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
-        // SAFETY: the buffer lives as long as the call, and its length is right.
+        // SAFETY: the buffer is valid for reads of its length during the call.
         let done = unsafe {
             libc::pwrite(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as i64)
         };
@@ -83,7 +84,7 @@ impl Edu {
 
     fn read(&self, at: u64) -> u64 {
         let mut bytes = [0; 8];
-        // SAFETY: as above.
+        // SAFETY: the buffer is valid for writes of its length during the call.
         let done = unsafe {
             libc::pread(self.0.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), at as i64)
         };
@@ -107,7 +108,7 @@ impl Edu {
     }
 }
 
-/// A device model with the endpoint behind `path`, and guest memory.
+/// Returns a device model with the device at `path` as its endpoint, and guest memory.
 fn rig(path: &Path) -> (Rig, Arc<GuestMemory>) {
     errors::count_from_now();
     let mut iommufd = Iommufd::open().unwrap();
@@ -119,7 +120,7 @@ fn rig(path: &Path) -> (Rig, Arc<GuestMemory>) {
 }
 
 #[test]
-fn the_dma_of_a_device_goes_through_the_mappings_of_its_domain() {
+fn device_dma_is_translated_by_its_domain() {
     const IOVA: u64 = 0x800_0000;
     let path = cdev(&functions("VUI_EDU")[0]);
     let (mut rig, ram) = rig(&path);
@@ -130,37 +131,40 @@ fn the_dma_of_a_device_goes_through_the_mappings_of_its_domain() {
     ram.write(0x10_0000, b"from here");
     ram.fill(REGIONS[1].0, 4096, 0);
 
-    // Verified byte for byte, from one mapping to another.
+    // From one mapping to another, compared byte by byte.
     let bytes: Vec<u8> = (0..PAGE).map(|at| (at * 31 + 7) as u8).collect();
     ram.write(0x10_0000, &bytes);
     edu.move_bytes(IOVA, IOVA + 2 * PAGE, PAGE);
     assert!(ram.read(REGIONS[1].0, PAGE as usize) == bytes);
 
-    // Unmapped: nothing arrives.
+    // Unmapped: nothing is written.
     rig.ok(unmap(1, IOVA + 2 * PAGE, IOVA + 3 * PAGE - 1));
     ram.fill(REGIONS[1].0, 64, 0);
     edu.move_bytes(IOVA, IOVA + 2 * PAGE, 64);
     assert_eq!(ram.read(REGIONS[1].0, 64), [0; 64]);
 
-    // Not writable: nothing arrives.
+    // Read-only: nothing is written.
     rig.ok(map(1, IOVA + 2 * PAGE, IOVA + 3 * PAGE - 1, REGIONS[1].0, READ));
     edu.move_bytes(IOVA, IOVA + 2 * PAGE, 64);
     assert_eq!(ram.read(REGIONS[1].0, 64), [0; 64]);
 
-    // Another domain takes its place: the same addresses lead elsewhere.
+    // Attached to another domain: the same addresses have other translations.
     rig.ok(attach(2, EP0));
     rig.ok(map(2, IOVA, IOVA + PAGE - 1, 0x20_0000, RW));
     ram.write(0x20_0000, b"of another domain");
     edu.move_bytes(IOVA, IOVA + 64, 17);
     assert_eq!(ram.read(0x20_0000 + 64, 17), b"of another domain");
-    assert!(ram.read(0x10_0000, PAGE as usize) == bytes, "the domain before was written to");
+    assert!(
+        ram.read(0x10_0000, PAGE as usize) == bytes,
+        "memory of the previous domain was written"
+    );
 
     // Bypass: guest-physical addresses.
     rig.ok(attach_with(3, EP0, ATTACH_BYPASS));
     edu.move_bytes(0x10_0000, 0x30_0000, PAGE);
     assert!(ram.read(0x30_0000, PAGE as usize) == bytes);
 
-    // Detached: nothing.
+    // Detached: nothing is written.
     rig.ok(detach(3, EP0));
     ram.fill(0x30_0000, 64, 0);
     edu.move_bytes(0x10_0000, 0x30_0000, 64);
@@ -169,7 +173,7 @@ fn the_dma_of_a_device_goes_through_the_mappings_of_its_domain() {
 }
 
 #[test]
-fn a_function_is_bound_attached_mapped_moved_detached_closed_and_had_again() {
+fn function_can_be_used_again_after_close() {
     for _ in 0..3 {
         let (mut rig, _ram) = rig(&nvme(0));
         let clean = rig.iommufd.next_object().unwrap();
@@ -180,13 +184,13 @@ fn a_function_is_bound_attached_mapped_moved_detached_closed_and_had_again() {
         rig.ok(unmap(2, 0, u64::MAX));
         rig.ok(attach_with(3, EP0, ATTACH_BYPASS));
         rig.ok(detach(3, EP0));
-        assert_eq!(rig.iommufd.next_object().unwrap(), clean, "objects were left");
+        assert_eq!(rig.iommufd.next_object().unwrap(), clean, "objects are left");
         assert_eq!(errors::count(), 0);
     }
 }
 
 #[test]
-fn what_the_host_does_for_a_device_is_found_out() {
+fn capabilities_of_a_device_are_probed() {
     let (rig, _ram) = rig(&nvme(0));
     assert!(rig.iommufd.serves(ENDPOINTS[0]));
     let capabilities = rig.iommufd.capabilities(ENDPOINTS[0]);
@@ -203,7 +207,7 @@ fn what_the_host_does_for_a_device_is_found_out() {
 }
 
 #[test]
-fn the_daemon_takes_devices_and_says_what_they_cannot() {
+fn daemon_serves_devices_and_logs_missing_page_requests() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::builder();
     for index in 0..2 {
@@ -218,11 +222,11 @@ fn the_daemon_takes_devices_and_says_what_they_cannot() {
         assert!(log.contains(&text), "{log}");
     }
     assert!(log.contains("capabilities: IPC_LOCK"), "{log}");
-    // Who comes second is told so.
+    // A second daemon reports that the device is in use.
     let second = run(&dir, &format!("vfio={}", nvme(0).display()));
-    refused(&second, &["cannot bind", "another program uses it"]);
+    assert_fails(&second, &["cannot bind", "another program uses it"]);
     drop(daemon);
-    // And can have it when the first has gone.
+    // It can use the device when the first daemon has ended.
     let endpoint = format!("--endpoint 00:02.0,vfio={}", nvme(0).display());
     drop(Daemon::builder().args(&endpoint).start());
 }
@@ -239,19 +243,19 @@ fn run(dir: &tempfile::TempDir, endpoint: &str) -> Output {
     command(dir, endpoint).output().unwrap()
 }
 
-/// It has ended with an error that says all of `words`.
+/// Asserts that the daemon has ended with an error that contains all of `texts`.
 #[track_caller]
-fn refused(output: &Output, words: &[&str]) {
+fn assert_fails(output: &Output, texts: &[&str]) {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(matches!(output.status.code(), Some(1..)), "{}: {error}", output.status);
-    for word in words {
-        assert!(error.contains(word), "not told '{word}': {error}");
+    for text in texts {
+        assert!(error.contains(text), "no '{text}' in: {error}");
     }
     assert!(!error.contains("panicked"), "{error}");
 }
 
 #[test]
-fn what_is_no_device_is_named() {
+fn file_that_is_not_a_device_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
@@ -263,12 +267,12 @@ fn what_is_no_device_is_named() {
         ("/dev".into(), "cannot open /dev"),
     ];
     for (path, message) in rows {
-        refused(&run(&dir, &format!("vfio={path}")), &[message, &path]);
+        assert_fails(&run(&dir, &format!("vfio={path}")), &[message, &path]);
     }
 }
 
 #[test]
-fn who_may_not_is_told_what_to_do() {
+fn missing_permissions_are_reported_with_advice() {
     const NOBODY: u32 = 65534;
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -285,17 +289,17 @@ fn who_may_not_is_told_what_to_do() {
     for (file, mode) in files.iter().zip(before) {
         fs::set_permissions(file, mode).unwrap();
     }
-    refused(&no_iommufd, &["cannot open /dev/iommu", "give the daemon's user access"]);
+    assert_fails(&no_iommufd, &["cannot open /dev/iommu", "give the daemon's user access"]);
     let name = path.display().to_string();
-    refused(&no_device, &["cannot open", &name, "give the daemon's user access"]);
+    assert_fails(&no_device, &["cannot open", &name, "give the daemon's user access"]);
 }
 
 #[test]
-fn a_host_without_iommufd_is_told_so() {
+fn missing_iommufd_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let away = Path::new("/dev/iommu.away");
     fs::rename("/dev/iommu", away).unwrap();
     let output = run(&dir, &format!("vfio={}", nvme(0).display()));
     fs::rename(away, "/dev/iommu").unwrap();
-    refused(&output, &["cannot open /dev/iommu", "CONFIG_IOMMUFD"]);
+    assert_fails(&output, &["cannot open /dev/iommu", "CONFIG_IOMMUFD"]);
 }
