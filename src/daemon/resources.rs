@@ -1,6 +1,6 @@
-//! What the daemon opens before anything else, so that a wrong path ends the start early.
+//! The files and sockets that the daemon opens first, so that a wrong path fails early.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::front_ends::FrontEnds;
 use super::signalfd::SignalFd;
@@ -12,9 +12,9 @@ use crate::service::Manager;
 use crate::socket::ListeningSocket;
 use crate::vhost::check_realtime;
 
-/// All that has a path, a number or a right that may be missing.
+/// All resources that depend on paths, descriptors or privileges.
 pub(super) struct Resources {
-    pub(super) manager: Manager,
+    pub(super) manager: Arc<Manager>,
     pub(super) signals: SignalFd,
     pub(super) endpoints: Vec<Bound>,
     pub(super) front_ends: FrontEnds,
@@ -22,19 +22,21 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// To be made before the process opens anything else, and before it has threads.
-    pub(super) fn new(args: &DaemonArgs) -> Result<Self, Error> {
-        let passed = FrontEnds::inherit(args)?;
+    /// Opens all resources. Call it before the process opens any descriptor or starts any thread.
+    pub(super) fn open(args: &DaemonArgs) -> Result<Self, Error> {
+        let inherited = FrontEnds::inherit(args)?;
         if args.realtime {
             check_realtime().map_err(Error::Realtime)?;
         }
-        let manager = Manager::from_environment();
+        let manager = Arc::new(Manager::from_environment());
         let signals = SignalFd::new(&signals::HANDLED)?;
         let endpoints = endpoint::bind(&args.endpoints, args.socket_access())?;
-        let bind_metrics = |path: &PathBuf| ListeningSocket::bind(path, args.socket_access());
-        let metrics = args.metrics_socket.as_ref().map(bind_metrics).transpose()?;
-        // The last one: who waits for it to appear finds the others, too.
-        let front_ends = passed.map_or_else(|| FrontEnds::bind(args), Ok)?;
+        let metrics = match &args.metrics_socket {
+            Some(path) => Some(ListeningSocket::bind(path, args.socket_access())?),
+            None => None,
+        };
+        // Last, so that a process which waits for this socket finds the others.
+        let front_ends = inherited.map_or_else(|| FrontEnds::bind(args), Ok)?;
         Ok(Self { manager, signals, endpoints, front_ends, metrics })
     }
 }

@@ -1,6 +1,6 @@
-//! What the sandbox has to leave possible.
+//! The requirements of the daemon inside the sandbox.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::thread::CapabilitySet;
 
@@ -10,20 +10,19 @@ use crate::host::iommufd;
 use crate::sandbox::Requirements;
 use crate::socket::directory_of;
 
-/// What the daemon still does once it runs.
+/// Returns the operations that the daemon with these options requires.
 pub(super) fn requirements(args: &DaemonArgs) -> Requirements {
     let kinds = || args.endpoints.iter().map(|endpoint| &endpoint.kind);
-    let own = args.socket_path.iter().chain(&args.metrics_socket).map(PathBuf::as_path);
-    let sockets = kinds().filter_map(EndpointKind::socket).chain(own);
-    let on_host = kinds().any(EndpointKind::uses_iommufd);
-    let kept = [
-        // The kernel counts pinned memory otherwise, of which a guest has much.
-        (on_host, CapabilitySet::IPC_LOCK),
-        (args.realtime, CapabilitySet::SYS_NICE),
-    ];
+    let uses_iommufd = kinds().any(EndpointKind::uses_iommufd);
+    let own_sockets = args.socket_path.iter().chain(&args.metrics_socket).map(PathBuf::as_path);
+    let sockets = kinds().filter_map(EndpointKind::socket).chain(own_sockets);
+    let mut capabilities = CapabilitySet::empty();
+    // Exempts the guest memory that the kernel pins from RLIMIT_MEMLOCK.
+    capabilities.set(CapabilitySet::IPC_LOCK, uses_iommufd);
+    capabilities.set(CapabilitySet::SYS_NICE, args.realtime);
     Requirements {
-        removable: sockets.map(|path| directory_of(path).into()).collect(),
-        ioctls: if on_host { iommufd::ioctls() } else { Vec::new() },
-        capabilities: kept.iter().filter(|(needed, _)| *needed).map(|(_, one)| *one).collect(),
+        removable: sockets.map(directory_of).map(Path::to_path_buf).collect(),
+        ioctls: if uses_iommufd { iommufd::ioctls() } else { Vec::new() },
+        capabilities,
     }
 }

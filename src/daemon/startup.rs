@@ -1,12 +1,13 @@
-//! All parts, put together.
+//! Creates the parts of the daemon and connects them.
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::front_ends::FrontEnds;
 use super::resources::Resources;
+use super::shutdown::shut_down;
 use super::signalfd::SignalFd;
-use super::signals::{self, log_counters};
+use super::signals;
 use crate::address::EndpointId;
 use crate::cli::args::DaemonArgs;
 use crate::endpoint::{self, Idle};
@@ -20,7 +21,7 @@ use crate::socket::ListeningSocket;
 use crate::vhost::{FaultNotifier, Phase, Server};
 use crate::viommu::{Settings, Viommu};
 
-/// The daemon before it works: no thread runs yet, and nothing is left to open.
+/// The daemon before it enters the sandbox: no thread runs yet, and all files are open.
 pub(super) struct Startup {
     manager: Arc<Manager>,
     signals: SignalFd,
@@ -28,27 +29,22 @@ pub(super) struct Startup {
     metrics: Option<ListeningSocket>,
     host: Arc<Backends>,
     endpoints: Vec<Idle>,
-    faults: Arc<Iopf>,
     sources: Sources,
     server: Server,
     heartbeats: Heartbeats,
 }
 
 impl Startup {
-    /// Makes the host's side, the fault path, the device model and the transport.
+    /// Creates the host back ends, the fault path, the device model and the transport.
     pub(super) fn new(
         args: &DaemonArgs,
         settings: Settings,
         resources: Resources,
     ) -> Result<Self, Error> {
         let Resources { manager, signals, endpoints, front_ends, metrics } = resources;
-        let doorbell = FaultNotifier::new()?;
         let ids: Vec<EndpointId> = args.endpoints.iter().map(|endpoint| endpoint.id).collect();
-        let notifier = Box::new(doorbell.clone());
-        let faults = Arc::new(Iopf::new(ids.iter().copied(), args.fault_limits(), notifier));
-        if metrics.is_some() {
-            faults.enable_response_times();
-        }
+        let notifier = FaultNotifier::new()?;
+        let faults = fault_path(args, &ids, &notifier);
         let (host, endpoints) = endpoint::add(&settings, endpoints)?;
         let settings = endpoint::fit(settings, &host, &ids)?;
         let host = Arc::new(host);
@@ -60,11 +56,10 @@ impl Startup {
             args.transport(),
             Arc::new(Mutex::new(viommu)),
             faults.clone(),
-            doorbell,
+            notifier,
             heartbeats.clone(),
         )?;
-        let sources = Sources { device, transport: server.counters(), faults: faults.clone() };
-        let manager = Arc::new(manager);
+        let sources = Sources { device, transport: server.counters(), faults };
         Ok(Self {
             manager,
             signals,
@@ -72,46 +67,53 @@ impl Startup {
             metrics,
             host,
             endpoints,
-            faults,
             sources,
             server,
             heartbeats,
         })
     }
 
-    /// Works until told to stop, and ends in order: no fault is left without an answer.
+    /// Starts the threads, serves front ends until a stop request, and shuts down.
     pub(super) fn run(self) -> Result<(), Error> {
-        let running = endpoint::start(self.endpoints, &self.host, &self.faults)?;
-        let serve_figures = |socket| Metrics::start(socket, self.sources.clone());
-        let metrics = self.metrics.map(serve_figures).transpose()?;
+        let endpoints = endpoint::start(self.endpoints, &self.host, &self.sources.faults)?;
+        let metrics = match self.metrics {
+            Some(socket) => Some(Metrics::start(socket, self.sources.clone())?),
+            None => None,
+        };
         signals::start(self.signals, self.server.stop(), self.sources.clone())?;
         start_watchdog(self.manager.clone(), self.heartbeats)?;
         serve(self.server, self.front_ends, &self.manager)?;
         self.manager.stopping();
-        drop(running);
-        // What still waits to be delivered never will be.
-        self.faults.reset();
-        drop(metrics);
-        log_counters(&self.sources);
+        shut_down(endpoints, metrics, &self.sources);
         Ok(())
     }
 }
 
-/// Serves front ends until told to stop, or until the only one has gone.
+fn fault_path(args: &DaemonArgs, ids: &[EndpointId], notifier: &FaultNotifier) -> Arc<Iopf> {
+    let notifier = Box::new(notifier.clone());
+    let faults = Iopf::new(ids.iter().copied(), args.fault_limits(), notifier);
+    if args.metrics_socket.is_some() {
+        faults.enable_response_times();
+    }
+    Arc::new(faults)
+}
+
+/// Serves front ends until a stop request, or until the only one of an inherited connection
+/// disconnects.
 fn serve(mut server: Server, front_ends: FrontEnds, manager: &Manager) -> io::Result<()> {
     let waiting = format!("waiting for a front end on {front_ends}");
     log::info!("ready: {waiting}");
     manager.ready();
-    let told = |phase| match phase {
+    let on_phase = |phase| match phase {
         Phase::Waiting => manager.status(&waiting),
         Phase::Connected => manager.status("front end connected"),
     };
     match front_ends {
         FrontEnds::Connected(_listener, relay) => {
             relay.start()?;
-            server.run_once(&told);
+            server.run_once(&on_phase);
         }
-        FrontEnds::Bound(_) | FrontEnds::Inherited(..) => server.run(&told),
+        FrontEnds::Bound(_) | FrontEnds::Inherited(..) => server.run(&on_phase),
     }
     Ok(())
 }
