@@ -1,4 +1,4 @@
-//! Unrecoverable faults, as the event queue reports them.
+//! Unrecoverable faults on the event queue.
 
 use testing::accel::{Accel, regs};
 use testing::event::{EVENT_LEN, Fault};
@@ -9,21 +9,21 @@ use testing::vm::{DATA, EP0, EP1, Vm};
 use testing::wait;
 
 const IOVA: u64 = 0x7000_0000;
-/// An address that no test maps.
+/// An address that is not mapped in any test.
 const MARK: u64 = 0x6666_6000;
 
 fn fault(reason: u8, access: u32, endpoint: u32, address: u64) -> Fault {
     Fault { reason, flags: access | Fault::ADDRESS, endpoint, address, ..Default::default() }
 }
 
-/// A fault that tells how far the event queue is.
+/// Causes a fault that marks a position in the event queue, and returns the expected event.
 fn marker(vm: &mut Vm) -> Fault {
     vm.accel(0).read(MARK, 8).unwrap_err();
     fault(Fault::R_MAPPING, Fault::READ, EP0, MARK)
 }
 
-/// Makes marker faults until one is reported, for it may find all buffers taken by faults that
-/// have waited. Returns those.
+/// Causes marker faults until one is reported: pending faults may use all buffers. Returns the
+/// events before the marker.
 fn until_marker(vm: &mut Vm) -> Vec<Fault> {
     let mut before = Vec::new();
     wait::until("a marker", || {
@@ -37,7 +37,7 @@ fn until_marker(vm: &mut Vm) -> Vec<Fault> {
 }
 
 #[test]
-fn an_access_of_an_unattached_endpoint_has_reason_domain() {
+fn access_without_attachment_has_reason_domain() {
     let mut vm = Vm::strict();
     for index in [0, 1] {
         vm.accel(index).read(IOVA, 8).unwrap_err();
@@ -51,7 +51,7 @@ fn an_access_of_an_unattached_endpoint_has_reason_domain() {
 }
 
 #[test]
-fn an_access_without_a_mapping_has_reason_mapping() {
+fn access_without_mapping_has_reason_mapping() {
     let mut vm = Vm::strict();
     for index in [0, 1] {
         let endpoint = [EP0, EP1][index];
@@ -67,7 +67,7 @@ fn an_access_without_a_mapping_has_reason_mapping() {
 }
 
 #[test]
-fn an_access_without_permission_has_reason_mapping() {
+fn access_without_permission_has_reason_mapping() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, READ));
@@ -76,13 +76,13 @@ fn an_access_without_permission_has_reason_mapping() {
     assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::WRITE, EP0, IOVA));
     vm.accel(0).read(IOVA + PAGE, 1).unwrap_err();
     assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::READ, EP0, IOVA + PAGE));
-    // Up to the end of the first it reads.
+    // The access can read up to the end of the first page.
     vm.accel(0).read(IOVA + PAGE - 8, 16).unwrap_err();
     assert_eq!(vm.events.receive(), fault(Fault::R_MAPPING, Fault::READ, EP0, IOVA + PAGE));
 }
 
 #[test]
-fn an_access_to_a_reserved_region_faults() {
+fn access_to_a_reserved_region_faults() {
     let mut vm = Vm::new("--boot-bypass off --reserved-region 0x10000-0x1ffff");
     vm.attach_accel(1, 0);
     vm.accel(0).read(0x1_0000, 4).unwrap_err();
@@ -90,7 +90,7 @@ fn an_access_to_a_reserved_region_faults() {
 }
 
 #[test]
-fn an_allowed_access_reports_nothing() {
+fn allowed_access_causes_no_event() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, RW));
@@ -104,7 +104,7 @@ fn an_allowed_access_reports_nothing() {
 }
 
 #[test]
-fn faults_come_in_order_and_their_buffers_can_be_used_again() {
+fn faults_are_in_order_and_buffers_can_be_reused() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     for page in 0..300 {
@@ -114,16 +114,16 @@ fn faults_come_in_order_and_their_buffers_can_be_used_again() {
 }
 
 #[test]
-fn buffers_that_were_never_kicked_are_used() {
-    // Linux fills its event queue and does not kick before the first event has come back.
+fn buffers_without_a_kick_are_used() {
+    // Linux fills its event queue and does not kick before the first event has been used.
     let mut vm = Vm::strict();
-    assert!(vm.events.queue.kick.read().is_err(), "the test has kicked");
+    assert!(vm.events.queue.kick.read().is_err(), "the test sent a kick");
     vm.accel(0).read(IOVA, 8).unwrap_err();
     assert_eq!(vm.events.receive().reason, Fault::R_DOMAIN);
 }
 
 #[test]
-fn buffers_that_appear_after_the_start_are_used() {
+fn buffers_made_available_after_the_start_are_used() {
     let mut vm = Vm::realized("--boot-bypass off");
     vm.event_buffers = (0, EVENT_LEN);
     vm.start();
@@ -134,7 +134,7 @@ fn buffers_that_appear_after_the_start_are_used() {
 }
 
 #[test]
-fn without_a_buffer_nothing_stalls() {
+fn faults_without_buffers_do_not_block_requests() {
     let mut vm = Vm::realized("--boot-bypass off");
     vm.event_buffers = (0, EVENT_LEN);
     vm.start();
@@ -146,14 +146,14 @@ fn without_a_buffer_nothing_stalls() {
     }
     vm.events.fill(8, EVENT_LEN);
     vm.events.queue.submit();
-    // Some of the earlier ones may have waited; not all of them, and in order.
+    // Some of the earlier faults may have been queued, but not all, and in order.
     let events: Vec<_> = until_marker(&mut vm).iter().map(|event| event.address).collect();
-    assert!(events.len() < 2000, "an endless queue");
+    assert!(events.len() < 2000, "unbounded fault queue");
     assert!(events.is_sorted(), "{events:x?}");
 }
 
 #[test]
-fn too_small_a_buffer_never_holds_a_part_of_an_event() {
+fn buffer_that_is_too_small_gets_no_part_of_an_event() {
     for len in [1, 4, 8, 16, EVENT_LEN - 1] {
         let mut vm = Vm::realized("--boot-bypass off");
         vm.event_buffers = (4, len);
@@ -165,7 +165,7 @@ fn too_small_a_buffer_never_holds_a_part_of_an_event() {
         vm.ok(map(1, IOVA, IOVA + PAGE - 1, DATA, RW));
         vm.accel(0).read(IOVA, 8).unwrap();
         while let Some((_, used)) = vm.events.queue.take_used() {
-            assert_eq!(used, 0, "an event in {len} bytes");
+            assert_eq!(used, 0, "event in a buffer of {len} bytes");
         }
         vm.reset();
         assert!(vm.accel(0).read(IOVA, 8).is_err());
@@ -173,26 +173,31 @@ fn too_small_a_buffer_never_holds_a_part_of_an_event() {
 }
 
 #[test]
-fn a_fault_after_too_small_buffers_is_reported_in_the_next_good_one() {
+fn fault_skips_small_buffers() {
     let mut vm = Vm::realized("--boot-bypass off");
     vm.event_buffers = (0, EVENT_LEN);
     vm.start();
     vm.attach_accel(1, 0);
-    // Two small ones, then whole ones, all in different places.
+    // Two small buffers, then sufficient ones, at different addresses.
     let ring = &mut vm.events.queue;
-    let place = |slot: u16| 0x20_0000 + 64 * u64::from(slot);
     for (slot, len) in [(0, 8), (1, 23), (2, 24), (3, 24), (4, 24), (5, 24)] {
-        ring.descriptor(slot, place(slot), len, testing::virtqueue::flags::WRITE, 0);
+        ring.descriptor(
+            slot,
+            0x20_0000 + 64 * u64::from(slot),
+            len,
+            testing::virtqueue::flags::WRITE,
+            0,
+        );
         ring.offer(slot);
     }
     ring.publish();
     let seen = wait::until("an event", || {
         vm.accel(0).read(MARK, 8).unwrap_err();
-        // A barrier for whatever is injected now.
+        // A synchronous request, after which the event has been delivered.
         vm.requests.transact(&testing::request::probe(EP0, 512).chain());
         while let Some((slot, len)) = vm.events.queue.take_used() {
             match slot {
-                0 | 1 => assert_eq!(len, 0, "an event in a small buffer"),
+                0 | 1 => assert_eq!(len, 0, "event in a small buffer"),
                 _ => return Some((slot, len)),
             }
         }
@@ -202,7 +207,7 @@ fn a_fault_after_too_small_buffers_is_reported_in_the_next_good_one() {
 }
 
 #[test]
-fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
+fn larger_buffer_is_written_up_to_the_event_length() {
     let mut vm = Vm::realized("--boot-bypass off");
     vm.event_buffers = (8, 64);
     vm.start();
@@ -214,7 +219,7 @@ fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
 }
 
 #[test]
-fn a_buffer_split_over_descriptors_holds_a_whole_event() {
+fn event_can_span_several_descriptors() {
     let mut vm = Vm::realized("--boot-bypass off");
     vm.event_buffers = (0, EVENT_LEN);
     vm.start();
@@ -230,7 +235,7 @@ fn a_buffer_split_over_descriptors_holds_a_whole_event() {
 }
 
 #[test]
-fn a_noisy_endpoint_does_not_silence_another() {
+fn noisy_endpoint_does_not_suppress_faults_of_another() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.attach_accel(1, 1);
@@ -246,7 +251,7 @@ fn a_noisy_endpoint_does_not_silence_another() {
     let noise = [noise; Accel::RING_ENTRIES as usize - 1];
     for round in 0..8 {
         let address = MARK + round * PAGE;
-        wait::until("a fault of the quiet endpoint", || {
+        wait::until("fault of the quiet endpoint", || {
             if !vm.accel(0).is_busy() {
                 vm.accel(0).start(0, &noise);
             }
@@ -258,7 +263,7 @@ fn a_noisy_endpoint_does_not_silence_another() {
 }
 
 #[test]
-fn faults_while_the_event_queue_is_disabled_do_no_harm() {
+fn faults_work_after_the_event_queue_was_disabled() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.front_end.enable(EVENT_QUEUE, false);
@@ -270,7 +275,7 @@ fn faults_while_the_event_queue_is_disabled_do_no_harm() {
 }
 
 #[test]
-fn events_are_signalled_without_event_idx_too() {
+fn events_are_signalled_without_event_idx() {
     let mut vm = Vm::realized("--boot-bypass off");
     vm.features &= !feature::EVENT_IDX;
     vm.start();

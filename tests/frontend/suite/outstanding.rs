@@ -1,4 +1,4 @@
-//! What ends groups that nobody has answered: each is answered once, and none is left.
+//! Completion of outstanding groups by the device: each gets one response, and none is left.
 
 use std::time::Duration;
 use std::{iter, thread};
@@ -20,7 +20,7 @@ const OTHER: Channel = Channel::new(0, 2, Some(7));
 const BESIDE: Channel = Channel::new(1, 0, Some(PASID));
 const ALL: [Channel; 4] = [PROCESS, OWN, OTHER, BESIDE];
 
-/// A machine with a group of each channel delivered and unanswered.
+/// Returns a virtual machine with a delivered and outstanding group of each channel.
 fn outstanding(args: &str) -> (Vm, [Group; 4]) {
     let mut vm = Vm::paging(args);
     ALL.into_iter().for_each(|channel| vm.open(channel));
@@ -28,17 +28,17 @@ fn outstanding(args: &str) -> (Vm, [Group; 4]) {
     (vm, groups)
 }
 
-/// Each channel begins to ask for a page. Waits until the groups wait.
-fn ask_all(vm: &mut Vm) {
+/// Makes each channel request a page. Returns when all groups are outstanding.
+fn request_all(vm: &mut Vm) {
     ALL.into_iter().for_each(|channel| vm.write_pages(channel, IOVA, 1));
     vm.assert_groups(0, &[("waiting", 3)]);
     vm.assert_groups(1, &[("waiting", 1)]);
 }
 
-/// The channel got INVALID. If its address space goes at once, it cannot write (all of) its
-/// record.
+/// Asserts that the channel received INVALID. If its address space was detached immediately, it
+/// could not write (all of) its completion record.
 #[track_caller]
-fn assert_cut_off(vm: &mut Vm, channel: Channel) {
+fn assert_invalid(vm: &mut Vm, channel: Channel) {
     let record = vm.accel(channel.index).record(channel.number);
     match vm.outcome(channel) {
         Err(AccessError::Channel { error: regs::ERROR_COMPLETION_FAULT, address }) => {
@@ -48,12 +48,12 @@ fn assert_cut_off(vm: &mut Vm, channel: Channel) {
     }
 }
 
-/// A driver comes to a device that was reset, and attaches as before.
+/// Attaches all channels, as the driver does after a device reset.
 fn open_all(vm: &mut Vm) {
     ALL.into_iter().for_each(|channel| vm.open(channel));
 }
 
-/// The device has no groups left, and works.
+/// Asserts that page requests of all channels work.
 #[track_caller]
 fn assert_all_work(vm: &mut Vm) {
     for channel in ALL {
@@ -64,12 +64,12 @@ fn assert_all_work(vm: &mut Vm) {
 }
 
 #[test]
-fn detach_of_a_pasid_answers_its_groups_and_no_others() {
+fn detach_of_a_pasid_completes_only_its_groups() {
     let (mut vm, groups) = outstanding("");
     let [process, own, other, beside] = &groups;
     vm.ok(PROCESS.detach());
     vm.expect(NOENT, process.response(SUCCESS));
-    assert_cut_off(&mut vm, PROCESS);
+    assert_invalid(&mut vm, PROCESS);
     for (group, channel) in [(own, OWN), (other, OTHER), (beside, BESIDE)] {
         assert!(vm.is_pending(channel));
         vm.resolve(group);
@@ -80,12 +80,12 @@ fn detach_of_a_pasid_answers_its_groups_and_no_others() {
 }
 
 #[test]
-fn detach_of_the_endpoint_answers_the_groups_of_its_own_space_and_not_those_of_its_pasids() {
+fn detach_of_an_endpoint_keeps_groups_of_its_pasids() {
     let (mut vm, groups) = outstanding("");
     let [process, own, other, beside] = &groups;
     vm.ok(OWN.detach());
     vm.expect(NOENT, own.response(SUCCESS));
-    assert_cut_off(&mut vm, OWN);
+    assert_invalid(&mut vm, OWN);
     for (group, channel) in [(process, PROCESS), (other, OTHER), (beside, BESIDE)] {
         assert!(vm.is_pending(channel));
         vm.resolve(group);
@@ -95,7 +95,7 @@ fn detach_of_the_endpoint_answers_the_groups_of_its_own_space_and_not_those_of_i
 }
 
 #[test]
-fn attach_to_another_domain_answers_the_groups_of_the_space_before() {
+fn attach_to_another_domain_completes_groups() {
     for channel in [PROCESS, OWN] {
         const NEXT: u32 = 0x4444;
         let mut vm = Vm::open_on("", channel);
@@ -114,7 +114,7 @@ fn attach_to_another_domain_answers_the_groups_of_the_space_before() {
 }
 
 #[test]
-fn attach_to_the_same_domain_changes_nothing() {
+fn attach_to_the_same_domain_keeps_groups() {
     let (mut vm, groups) = outstanding("");
     for (group, channel) in groups.iter().zip(ALL) {
         vm.ok(channel.attach(channel.domain()));
@@ -126,7 +126,7 @@ fn attach_to_the_same_domain_changes_nothing() {
 }
 
 #[test]
-fn a_refused_attach_or_detach_changes_nothing() {
+fn rejected_attach_or_detach_keeps_groups() {
     let (mut vm, groups) = outstanding("");
     vm.expect(INVAL, testing::request::detach(OTHER.domain(), EP0));
     vm.expect(INVAL, testing::request::detach_pasid(OTHER.domain(), EP0, PASID));
@@ -138,17 +138,17 @@ fn a_refused_attach_or_detach_changes_nothing() {
 }
 
 #[test]
-fn a_pasid_that_is_attached_again_starts_without_groups() {
+fn reattached_pasid_starts_without_groups() {
     let mut vm = Vm::open_on("", PROCESS);
     for _ in 0..50 {
         let old = vm.fault(PROCESS, IOVA);
         vm.ok(PROCESS.detach());
-        assert_cut_off(&mut vm, PROCESS);
+        assert_invalid(&mut vm, PROCESS);
         vm.open(PROCESS);
         let new = vm.fault(PROCESS, IOVA);
         assert_ne!(old.id, new.id);
         vm.expect(NOENT, old.response(SUCCESS));
-        assert!(vm.is_pending(PROCESS), "the answer to an old group reached a new one");
+        assert!(vm.is_pending(PROCESS), "stale response completed the new group");
         vm.resolve(&new);
         assert_eq!(vm.outcome(PROCESS), Ok(()));
         vm.ok(PROCESS.detach());
@@ -157,7 +157,7 @@ fn a_pasid_that_is_attached_again_starts_without_groups() {
 }
 
 #[test]
-fn a_device_reset_answers_all_groups() {
+fn device_reset_completes_all_groups() {
     for reset in [Vm::reset, |vm: &mut Vm| {
         vm.front_end.stop();
         vm.front_end.reset_device();
@@ -165,7 +165,7 @@ fn a_device_reset_answers_all_groups() {
     }] {
         let (mut vm, groups) = outstanding("");
         reset(&mut vm);
-        ALL.into_iter().for_each(|channel| assert_cut_off(&mut vm, channel));
+        ALL.into_iter().for_each(|channel| assert_invalid(&mut vm, channel));
         open_all(&mut vm);
         for group in groups {
             vm.expect(NOENT, group.response(SUCCESS));
@@ -177,7 +177,7 @@ fn a_device_reset_answers_all_groups() {
 }
 
 #[test]
-fn vhost_reset_device_answers_before_it_is_answered() {
+fn vhost_reset_device_returns_after_groups_are_complete() {
     let (mut vm, _) = outstanding("");
     vm.front_end.stop();
     vm.front_end.reset_device();
@@ -187,10 +187,10 @@ fn vhost_reset_device_answers_before_it_is_answered() {
 }
 
 #[test]
-fn after_a_reset_no_event_of_a_group_before_is_delivered() {
-    // The event queue may start before the request queue has found out that it was a reset.
+fn events_from_before_a_reset_are_not_delivered() {
+    // The event queue may start before the request queue has detected the reset.
     for _ in 0..20 {
-        // Only the first of four groups has a buffer, and of that one only the first request.
+        // There is a buffer only for the first request of the first of four groups.
         let mut vm = Vm::paging_with("", 1);
         open_all(&mut vm);
         vm.accel(0).group_pages = 2;
@@ -202,14 +202,14 @@ fn after_a_reset_no_event_of_a_group_before_is_delivered() {
         vm.event_buffers.0 = 16;
         vm.events.hold = false;
         vm.reset();
-        assert_cut_off(&mut vm, BESIDE);
+        assert_invalid(&mut vm, BESIDE);
         vm.open(BESIDE);
         vm.assert_no_event(BESIDE);
     }
 }
 
 #[test]
-fn a_stopped_vm_that_goes_on_keeps_its_groups() {
+fn stop_and_cont_keep_groups() {
     let (mut vm, groups) = outstanding("");
     for _ in 0..3 {
         let bases = vm.pause();
@@ -224,11 +224,11 @@ fn a_stopped_vm_that_goes_on_keeps_its_groups() {
 }
 
 #[test]
-fn what_is_asked_for_while_the_vm_is_stopped_is_delivered_afterwards() {
+fn page_requests_of_a_stopped_vm_are_delivered_after_cont() {
     let mut vm = Vm::paging("");
     open_all(&mut vm);
     let bases = vm.pause();
-    ask_all(&mut vm);
+    request_all(&mut vm);
     vm.cont(bases);
     for _ in ALL {
         let group = vm.group();
@@ -238,10 +238,10 @@ fn what_is_asked_for_while_the_vm_is_stopped_is_delivered_afterwards() {
 }
 
 #[test]
-fn the_groups_of_a_front_end_that_has_gone_are_answered() {
+fn front_end_disconnect_completes_delivered_groups() {
     let (mut vm, groups) = outstanding("");
     vm.reconnect();
-    ALL.into_iter().for_each(|channel| assert_cut_off(&mut vm, channel));
+    ALL.into_iter().for_each(|channel| assert_invalid(&mut vm, channel));
     vm.assert_groups(0, &[("reset", 3)]);
     vm.send_messages(&REALIZE, [0; 2]);
     vm.boot();
@@ -253,20 +253,20 @@ fn the_groups_of_a_front_end_that_has_gone_are_answered() {
 }
 
 #[test]
-fn groups_that_no_front_end_was_told_of_are_answered_when_it_goes() {
+fn front_end_disconnect_completes_undelivered_groups() {
     let mut vm = Vm::paging_with("", 0);
     open_all(&mut vm);
-    ask_all(&mut vm);
+    request_all(&mut vm);
     vm.reconnect();
-    ALL.into_iter().for_each(|channel| assert_cut_off(&mut vm, channel));
+    ALL.into_iter().for_each(|channel| assert_invalid(&mut vm, channel));
     vm.assert_groups(0, &[("reset", 3)]);
 }
 
 #[test]
-fn requests_while_no_front_end_is_connected_are_refused() {
+fn page_requests_without_a_front_end_are_rejected() {
     let (mut vm, _) = outstanding("");
     vm.reconnect();
-    assert_cut_off(&mut vm, BESIDE);
+    assert_invalid(&mut vm, BESIDE);
     vm.assert_groups(1, &[("reset", 1)]);
     let before = vm.page_requests(1)["refused"];
     vm.write_pages(BESIDE, IOVA, 1);
@@ -275,20 +275,20 @@ fn requests_while_no_front_end_is_connected_are_refused() {
 }
 
 #[test]
-fn a_signal_answers_all_groups_before_the_daemon_ends() {
+fn signal_completes_all_groups_before_the_daemon_exits() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         let (mut vm, _) = outstanding("");
         vm.daemon.stop(signal);
         for (bdf, groups) in [("00:02.0", 3), ("0001:02:03.4", 1)] {
             let last = testing::counters::page_requests(&vm.daemon.log(), bdf).pop().unwrap();
-            // A channel may still ask for the page of its record.
+            // A channel may still request the page of its completion record.
             assert_eq!((last["reset"], last["waiting"]), (groups, 0), "{last:?}");
         }
     }
 }
 
 #[test]
-fn a_function_that_is_reset_takes_its_groups_back() {
+fn function_reset_withdraws_its_groups() {
     let (mut vm, groups) = outstanding("");
     let [process, own, other, beside] = &groups;
     vm.accel(0).reset();
@@ -302,7 +302,7 @@ fn a_function_that_is_reset_takes_its_groups_back() {
 }
 
 #[test]
-fn a_function_whose_vmm_side_goes_takes_its_groups_back() {
+fn vfio_user_disconnect_withdraws_groups() {
     let (mut vm, groups) = outstanding("");
     vm.drop_accel(0);
     vm.assert_groups(0, &[("withdrawn", 3)]);
@@ -315,10 +315,10 @@ fn a_function_whose_vmm_side_goes_takes_its_groups_back() {
 }
 
 #[test]
-fn a_group_that_was_taken_back_before_it_was_delivered_is_not_delivered() {
+fn withdrawn_group_is_not_delivered() {
     let mut vm = Vm::paging_with("", 0);
     open_all(&mut vm);
-    ask_all(&mut vm);
+    request_all(&mut vm);
     vm.accel(0).reset();
     vm.ok(BESIDE.detach());
     vm.assert_groups(1, &[("detached", 1)]);
@@ -330,23 +330,23 @@ fn a_group_that_was_taken_back_before_it_was_delivered_is_not_delivered() {
 }
 
 #[test]
-fn a_group_of_which_a_part_was_delivered_is_delivered_to_its_end_whatever_has_answered_it() {
-    let ends: [fn(&mut Vm); 3] = [
+fn partially_delivered_group_is_delivered_to_its_end() {
+    let completions: [fn(&mut Vm); 3] = [
         |vm| vm.ok(PROCESS.detach()),
         |vm| vm.ok(PROCESS.attach(OTHER.domain())),
         |vm| vm.accel(0).reset(),
     ];
-    for (end, counted) in ends.into_iter().zip(["detached", "detached", "withdrawn"]) {
+    for (complete, counter) in completions.into_iter().zip(["detached", "detached", "withdrawn"]) {
         let mut vm = Vm::paging_with("", 1);
         open_all(&mut vm);
         vm.events.hold = true;
         vm.accel(0).group_pages = 3;
         vm.write_pages(PROCESS, IOVA, 3);
         let first = vm.events.receive();
-        // Else it would ask again, page by page.
+        // A running channel would repeat the requests, page by page.
         vm.accel(0).stop(PROCESS.number);
-        end(&mut vm);
-        assert_eq!(vm.page_requests(0)[counted], 1);
+        complete(&mut vm);
+        assert_eq!(vm.page_requests(0)[counter], 1);
         vm.events.hold = false;
         vm.events.refill();
         let group = vm.rest_of(first);
@@ -357,7 +357,7 @@ fn a_group_of_which_a_part_was_delivered_is_delivered_to_its_end_whatever_has_an
 }
 
 #[test]
-fn a_group_that_nobody_answers_is_answered_when_its_time_is_up() {
+fn response_timeout_completes_delivered_groups() {
     let (mut vm, groups) = outstanding("--page-response-timeout 0.3");
     for (group, channel) in groups.iter().zip(ALL) {
         assert_eq!(vm.outcome(channel), denied_write(IOVA));
@@ -368,7 +368,7 @@ fn a_group_that_nobody_answers_is_answered_when_its_time_is_up() {
 }
 
 #[test]
-fn a_group_that_was_never_delivered_is_answered_when_its_time_is_up() {
+fn response_timeout_completes_undelivered_groups() {
     let mut vm = Vm::paging_with("--page-response-timeout 0.3", 0);
     open_all(&mut vm);
     ALL.into_iter().for_each(|channel| vm.write_pages(channel, IOVA, 1));
@@ -380,7 +380,7 @@ fn a_group_that_was_never_delivered_is_answered_when_its_time_is_up() {
 }
 
 #[test]
-fn a_driver_that_never_answers_does_not_stop_the_next_group() {
+fn response_timeout_makes_capacity_for_the_next_group() {
     let mut vm = Vm::open_on("--page-response-timeout 0.1 --max-page-groups 1", PROCESS);
     let ids: Vec<_> = (0..5)
         .map(|page| {
@@ -394,7 +394,7 @@ fn a_driver_that_never_answers_does_not_stop_the_next_group() {
 }
 
 #[test]
-fn time_stands_still_while_the_vm_is_stopped() {
+fn response_timeout_excludes_the_time_of_a_stopped_vm() {
     let mut vm = Vm::open_on("--page-response-timeout 2", PROCESS);
     vm.fault(PROCESS, IOVA);
     let bases = vm.pause();
@@ -406,7 +406,7 @@ fn time_stands_still_while_the_vm_is_stopped() {
 }
 
 #[test]
-fn groups_whose_events_lie_unread_in_the_ring_are_answered_by_detach_too() {
+fn detach_completes_groups_with_unread_events() {
     let mut vm = Vm::open_on("", PROCESS);
     let channels: Vec<_> = (0..32).map(|n| Channel::new(0, n, Some(PASID))).collect();
     for round in 0..5 {
@@ -417,7 +417,7 @@ fn groups_whose_events_lie_unread_in_the_ring_are_answered_by_detach_too() {
         for channel in &channels {
             vm.outcome(*channel).unwrap_err();
         }
-        wait::until("the end of all groups", || {
+        wait::until("completion of all groups", || {
             (vm.page_requests(0)["waiting"] == 0).then_some(())
         });
         let seen: Vec<_> = iter::from_fn(|| vm.try_group()).collect();

@@ -17,7 +17,7 @@ const OWN: Channel = Channel::new(0, 0, None);
 const PROCESS: Channel = Channel::new(0, 1, Some(PASID));
 const PAGE_REQUEST: u16 = 0x802;
 
-/// What the property `kind` of an endpoint holds, its head included, if it has it.
+/// Returns the property `kind` of an endpoint, including its head, if the endpoint has it.
 fn property(vm: &mut Vm, endpoint: u32, kind: u16) -> Option<Vec<u8>> {
     let size = vm.front_end.config().probe_size as usize;
     let reply = vm.send(&probe(endpoint, size));
@@ -32,7 +32,7 @@ fn property(vm: &mut Vm, endpoint: u32, kind: u16) -> Option<Vec<u8>> {
     None
 }
 
-/// Boots with features beside those of the specification's device.
+/// Boots with `features` in addition to those of the standard.
 fn boot(args: &str, features: u64, event_len: u32) -> Vm {
     let mut vm = Vm::realized(&format!("--boot-bypass off {args}"));
     vm.features |= features;
@@ -42,14 +42,14 @@ fn boot(args: &str, features: u64, event_len: u32) -> Vm {
 }
 
 #[test]
-fn the_feature_is_offered() {
+fn page_request_feature_is_offered_with_probe() {
     let vm = Vm::realized("");
     assert_ne!(vm.front_end.features & feature::PAGE_REQUEST, 0);
     assert_ne!(vm.front_end.features & feature::PROBE, 0, "offered only with PROBE");
 }
 
 #[test]
-fn probe_shows_how_many_groups_wait_and_that_responses_need_the_pasid() {
+fn probe_returns_max_groups_and_the_pasid_flag() {
     let head = |groups: u16| [&[0x02, 0x08, 4, 0, 1, 0], &groups.to_le_bytes()[..]].concat();
     for (args, groups) in [("", 64), ("--max-page-groups 1", 1), ("--max-page-groups 32767", 32767)]
     {
@@ -61,13 +61,13 @@ fn probe_shows_how_many_groups_wait_and_that_responses_need_the_pasid() {
 }
 
 #[test]
-fn a_driver_that_does_not_accept_it_sees_nothing_of_it() {
+fn extension_is_invisible_unless_negotiated() {
     let mut vm = boot("", feature::PASID, LONG_EVENT_LEN);
     vm.open(OWN);
     vm.open(PROCESS);
     assert_eq!(property(&mut vm, EP0, PAGE_REQUEST), None);
-    assert!(vm.send(&page_resp(EP0, None, 0, SUCCESS)).is_unwritten(), "an unknown type");
-    // Events keep their length and have no PASID.
+    assert!(vm.send(&page_resp(EP0, None, 0, SUCCESS)).is_unwritten(), "unknown request type");
+    // Events have the standard length and no PASID.
     for channel in [OWN, PROCESS] {
         vm.write_pages(channel, IOVA, 1);
         assert_eq!(vm.outcome(channel), denied_write(IOVA));
@@ -78,13 +78,13 @@ fn a_driver_that_does_not_accept_it_sees_nothing_of_it() {
 }
 
 #[test]
-fn without_the_feature_each_request_is_refused_at_once_and_reported_as_a_fault() {
+fn unnegotiated_page_requests_are_rejected_and_reported_as_faults() {
     let mut vm = boot("", feature::PASID, EVENT_LEN);
     vm.open(OWN);
     vm.accel(0).group_pages = 4;
     vm.write_pages(OWN, IOVA, 4);
     assert_eq!(vm.outcome(OWN), denied_write(IOVA));
-    // The accelerator asks once more for the first page alone.
+    // The accelerator retries the first page in a group of its own.
     for page in [0, 1, 2, 3, 0] {
         let event = vm.events.receive();
         assert_eq!((event.reason, event.address), (Fault::R_MAPPING, IOVA + page * PAGE));
@@ -100,7 +100,7 @@ fn without_the_feature_each_request_is_refused_at_once_and_reported_as_a_fault()
 }
 
 #[test]
-fn nor_does_a_driver_get_any_that_comes_after_one_that_accepted_it() {
+fn next_driver_without_the_feature_gets_no_page_requests() {
     let mut vm = Vm::open_on("", OWN);
     let group = vm.fault(OWN, IOVA);
     vm.resolve(&group);
@@ -115,7 +115,7 @@ fn nor_does_a_driver_get_any_that_comes_after_one_that_accepted_it() {
 }
 
 #[test]
-fn a_request_tells_endpoint_pasid_address_access_and_group() {
+fn page_request_has_endpoint_pasid_address_access_and_group() {
     let mut vm = Vm::paging("");
     let flags = Fault::PAGE_REQ | Fault::ADDRESS | Fault::GROUP_ID | Fault::LAST;
     for (index, pasid) in [(0, None), (1, Some(PASID)), (2, Some(1))] {
@@ -145,7 +145,7 @@ fn a_request_tells_endpoint_pasid_address_access_and_group() {
 }
 
 #[test]
-fn a_page_that_is_mapped_without_the_permission_is_asked_for_too() {
+fn access_without_permission_causes_a_page_request() {
     let mut vm = Vm::open_on("", PROCESS);
     vm.ok(map(PROCESS.domain(), IOVA, IOVA + PAGE - 1, DATA, READ));
     vm.read_byte(PROCESS, IOVA);
@@ -156,7 +156,7 @@ fn a_page_that_is_mapped_without_the_permission_is_asked_for_too() {
 }
 
 #[test]
-fn the_requests_of_a_group_follow_each_other_and_the_last_says_so() {
+fn page_requests_of_a_group_are_consecutive_and_end_with_last() {
     let mut vm = Vm::open_on("", PROCESS);
     for pages in [2, 3, 32] {
         vm.accel(0).group_pages = pages;
@@ -173,7 +173,7 @@ fn the_requests_of_a_group_follow_each_other_and_the_last_says_so() {
 }
 
 #[test]
-fn a_channel_of_the_accelerator_that_does_not_ask_has_unrecoverable_faults_of_the_long_format() {
+fn unrecoverable_faults_have_the_long_format_if_negotiated() {
     let mut vm = Vm::paging("");
     for channel in [OWN, PROCESS] {
         vm.open(channel);
@@ -195,17 +195,17 @@ fn a_channel_of_the_accelerator_that_does_not_ask_has_unrecoverable_faults_of_th
 }
 
 #[test]
-fn a_fault_of_a_pasid_names_no_pasid_if_the_driver_knows_none() {
+fn fault_has_no_pasid_without_the_pasid_feature() {
     let mut vm = boot("", feature::PAGE_REQUEST, LONG_EVENT_LEN);
     vm.accel(0).use_pasid(Some(PASID));
-    let refused: Result<Vec<u8>, AccessError> = ring_fault(vm.accel(0));
-    assert_eq!(vm.accel(0).read(IOVA, 1), refused);
+    let rejected: Result<Vec<u8>, AccessError> = ring_fault(vm.accel(0));
+    assert_eq!(vm.accel(0).read(IOVA, 1), rejected);
     let event = vm.events.receive();
     assert_eq!((event.reason, event.has(Fault::PASID)), (Fault::R_DOMAIN, false));
 }
 
 #[test]
-fn a_driver_without_pasids_gets_the_requests_of_the_endpoint_itself() {
+fn page_requests_work_without_the_pasid_feature() {
     let mut vm = boot("", feature::PAGE_REQUEST, LONG_EVENT_LEN);
     vm.open(OWN);
     let group = vm.fault(OWN, IOVA);
@@ -214,21 +214,21 @@ fn a_driver_without_pasids_gets_the_requests_of_the_endpoint_itself() {
 }
 
 #[test]
-fn where_nothing_is_attached_requests_are_refused_and_nobody_is_told() {
+fn page_requests_without_attachment_are_rejected_silently() {
     let witness = Channel::new(1, 0, Some(1));
     let mut vm = Vm::open_on("", witness);
     vm.accel(0).enable_page_requests();
     for channel in [Channel::new(0, 0, None), Channel::new(0, 0, Some(PASID))] {
         vm.write_pages(channel, IOVA, 1);
-        let refused: Result<(), AccessError> = ring_fault(vm.accel(0));
-        assert_eq!(vm.outcome(channel), refused);
+        let rejected: Result<(), AccessError> = ring_fault(vm.accel(0));
+        assert_eq!(vm.outcome(channel), rejected);
     }
     vm.assert_no_event(witness);
     vm.assert_groups(0, &[("refused", 2)]);
 }
 
 #[test]
-fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
+fn larger_buffer_is_written_up_to_the_event_length() {
     let mut vm = Vm::paging_with("", 0);
     vm.events.fill(8, 64);
     vm.open(PROCESS);
@@ -242,7 +242,7 @@ fn a_larger_buffer_is_written_up_to_the_length_of_an_event() {
 }
 
 #[test]
-fn a_buffer_split_over_descriptors_holds_a_whole_event() {
+fn event_can_span_several_descriptors() {
     let mut vm = Vm::paging_with("", 0);
     vm.open(PROCESS);
     let head = vm.events.queue.add(&Chain::new(vec![], vec![1, 7, 5, 12, 20, 3]));
@@ -257,7 +257,7 @@ fn a_buffer_split_over_descriptors_holds_a_whole_event() {
 }
 
 #[test]
-fn a_buffer_below_48_bytes_holds_no_page_request() {
+fn page_request_needs_a_buffer_of_48_bytes() {
     let mut vm = Vm::paging_with("", 0);
     vm.open(PROCESS);
     vm.events.fill_with(&[0, 23, 24, 47, 48, 48]);
@@ -274,28 +274,28 @@ fn a_buffer_below_48_bytes_holds_no_page_request() {
 }
 
 #[test]
-fn a_buffer_of_24_to_47_bytes_holds_an_unrecoverable_fault_of_the_old_format() {
-    for (room, written) in [(23, None), (24, Some(24)), (47, Some(24)), (48, Some(48))] {
+fn buffer_of_24_to_47_bytes_gets_a_fault_in_the_standard_format() {
+    for (capacity, written) in [(23, None), (24, Some(24)), (47, Some(24)), (48, Some(48))] {
         let mut vm = Vm::paging_with("", 0);
         vm.open(PROCESS);
         vm.accel(0).makes_page_requests = false;
-        vm.events.fill_with(&[room, 64]);
+        vm.events.fill_with(&[capacity, 64]);
         vm.write_pages(PROCESS, IOVA, 1);
         assert_eq!(vm.outcome(PROCESS), fault_write(IOVA));
         let (len, data) = vm.events.receive_raw();
-        assert_eq!(len, written.unwrap_or(0), "into {room} bytes");
+        assert_eq!(len, written.unwrap_or(0), "buffer of {capacity} bytes");
         assert!(data[len as usize..].iter().all(|&byte| byte == 0xEE));
         if len == EVENT_LEN {
             let flags = Fault::WRITE | Fault::ADDRESS;
             let expected =
                 Fault { reason: 2, flags, endpoint: EP0, address: IOVA, ..Fault::default() };
-            assert_eq!(Fault::parse(&data[..24]), expected, "the field of the PASID is reserved");
+            assert_eq!(Fault::parse(&data[..24]), expected, "the PASID field is reserved");
         }
     }
 }
 
 #[test]
-fn no_two_unanswered_groups_of_an_endpoint_have_the_same_id_whatever_their_pasid() {
+fn outstanding_groups_of_an_endpoint_have_distinct_ids() {
     let mut vm = Vm::paging("");
     let pasids = [None, Some(1), Some(PASID)];
     let channels: Vec<_> =
@@ -307,26 +307,26 @@ fn no_two_unanswered_groups_of_an_endpoint_have_the_same_id_whatever_their_pasid
         .collect();
     let ids: HashSet<_> = groups.iter().map(|group| group.id).collect();
     assert_eq!(ids.len(), groups.len());
-    // Each leads to its own channel, in whatever order they are answered.
+    // Each response completes the group of its channel, in any order.
     for (group, channel) in groups.iter().zip(channels).rev() {
         assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
         let page = vm.ram.read(backing(group.pages[0]), 8);
-        assert_eq!(page, group.pages[0].to_le_bytes(), "the page that was asked for is written");
+        assert_eq!(page, group.pages[0].to_le_bytes(), "contents of the requested page");
     }
     vm.assert_groups(0, &[("success", u64::from(Accel::CHANNELS))]);
 }
 
 #[test]
-fn an_id_is_not_used_again_at_once_nor_while_its_group_is_unanswered() {
-    let waiting = Channel::new(0, 0, Some(PASID));
-    let mut vm = Vm::open_on("", waiting);
-    let kept = vm.fault(waiting, IOVA);
+fn group_id_is_not_reused_immediately_or_while_outstanding() {
+    let pending = Channel::new(0, 0, Some(PASID));
+    let mut vm = Vm::open_on("", pending);
+    let kept = vm.fault(pending, IOVA);
     let busy = Channel::new(0, 1, None);
     vm.open(busy);
     let mut before = vm.fault(busy, IOVA);
-    // Until 16 bits have wrapped. The page is never there, so the channel asks again and again.
+    // Until the 16-bit identifiers wrap. The page is never mapped, so the channel repeats the request.
     for _ in 0..0x1_0010 {
         vm.ok(before.response(SUCCESS));
         let group = vm.group();
@@ -335,11 +335,11 @@ fn an_id_is_not_used_again_at_once_nor_while_its_group_is_unanswered() {
     }
     vm.ok(before.response(INVALID));
     vm.resolve(&kept);
-    assert_eq!(vm.outcome(waiting), Ok(()));
+    assert_eq!(vm.outcome(pending), Ok(()));
 }
 
 #[test]
-fn a_page_that_is_not_there_after_success_is_asked_for_again() {
+fn success_without_a_mapping_causes_a_new_group() {
     let mut vm = Vm::open_on("", PROCESS);
     let first = vm.fault(PROCESS, IOVA);
     vm.ok(first.response(SUCCESS));
@@ -351,7 +351,7 @@ fn a_page_that_is_not_there_after_success_is_asked_for_again() {
 }
 
 #[test]
-fn the_ring_and_the_record_are_asked_for_too() {
+fn descriptor_ring_and_completion_record_cause_page_requests() {
     let mut vm = Vm::paging("");
     vm.ok(PROCESS.attach(PROCESS.domain()));
     vm.accel(0).enable_page_requests();

@@ -1,4 +1,4 @@
-//! PAGE_RESP: right, wrong, twice, for others.
+//! PAGE_RESP requests: valid, invalid, repeated, and for other endpoints and PASIDs.
 
 use testing::accel::{AccessError, denied_write, regs};
 use testing::memory::PAGE;
@@ -17,36 +17,36 @@ const OTHER: Channel = Channel::new(0, 2, Some(7));
 /// Another endpoint, the same PASID.
 const BESIDE: Channel = Channel::new(1, 0, Some(PASID));
 
-/// Answers of which each has one thing wrong, with their statuses.
-fn mistakes(group: &Group) -> Vec<(&'static str, Request, u8)> {
-    let (id, right) = (group.id, group.response(SUCCESS));
-    let mut mistakes = vec![
-        ("no such code", group.response(3), INVAL),
-        ("the highest code", group.response(u16::MAX), INVAL),
-        ("an unknown flag", right.clone().patched(8, 3), INVAL),
-        ("an unknown flag far up", right.clone().patched(11, 0x80), INVAL),
-        ("a PASID without its flag", right.clone().patched(8, 0), INVAL),
+/// Returns responses with one error each, and the expected statuses.
+fn invalid_responses(group: &Group) -> Vec<(&'static str, Request, u8)> {
+    let (id, valid) = (group.id, group.response(SUCCESS));
+    let mut responses = vec![
+        ("unknown code", group.response(3), INVAL),
+        ("highest code", group.response(u16::MAX), INVAL),
+        ("unknown flag", valid.clone().patched(8, 3), INVAL),
+        ("unknown flag in the last byte", valid.clone().patched(11, 0x80), INVAL),
+        ("PASID without its flag", valid.clone().patched(8, 0), INVAL),
         ("no PASID", page_resp(EP0, None, id, SUCCESS), INVAL),
-        ("no such endpoint", page_resp(NO_ENDPOINT, group.pasid, id, SUCCESS), NOENT),
-        ("another endpoint", page_resp(EP1, group.pasid, id, SUCCESS), NOENT),
-        ("no such group", page_resp(EP0, group.pasid, id.wrapping_add(1), SUCCESS), NOENT),
-        ("a group far away", page_resp(EP0, group.pasid, id ^ 0x8000, SUCCESS), NOENT),
-        ("another PASID", page_resp(EP0, Some(PASID + 1), id, SUCCESS), NOENT),
+        ("unknown endpoint", page_resp(NO_ENDPOINT, group.pasid, id, SUCCESS), NOENT),
+        ("wrong endpoint", page_resp(EP1, group.pasid, id, SUCCESS), NOENT),
+        ("unknown group", page_resp(EP0, group.pasid, id.wrapping_add(1), SUCCESS), NOENT),
+        ("distant group", page_resp(EP0, group.pasid, id ^ 0x8000, SUCCESS), NOENT),
+        ("wrong PASID", page_resp(EP0, Some(PASID + 1), id, SUCCESS), NOENT),
         ("PASID 0", page_resp(EP0, Some(0), id, SUCCESS), NOENT),
-        ("no PASID has so many bits", page_resp(EP0, Some(u32::MAX), id, SUCCESS), NOENT),
-        ("cut short", right.clone().cut(27), INVAL),
-        ("no more than the head", right.clone().cut(4), INVAL),
+        ("PASID out of range", page_resp(EP0, Some(u32::MAX), id, SUCCESS), NOENT),
+        ("truncated", valid.clone().cut(27), INVAL),
+        ("head only", valid.clone().cut(4), INVAL),
     ];
-    mistakes.extend((20..28).map(|at| ("reserved", right.clone().patched(at, 1), INVAL)));
-    mistakes
+    responses.extend((20..28).map(|at| ("reserved", valid.clone().patched(at, 1), INVAL)));
+    responses
 }
 
 #[test]
-fn success_makes_the_access_happen() {
+fn success_retries_the_access() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
     vm.ok(map(PROCESS.domain(), IOVA, IOVA + PAGE - 1, DATA, RW));
-    assert!(vm.is_pending(PROCESS), "the mapping alone answers nothing");
+    assert!(vm.is_pending(PROCESS), "MAP alone does not complete the group");
     vm.ok(group.response(SUCCESS));
     assert_eq!(vm.outcome(PROCESS), Ok(()));
     assert_eq!(vm.ram.read(DATA, 8), IOVA.to_le_bytes());
@@ -54,7 +54,7 @@ fn success_makes_the_access_happen() {
 }
 
 #[test]
-fn invalid_fails_this_access_and_no_other() {
+fn invalid_fails_only_the_accesses_of_its_group() {
     let mut vm = Vm::open_on("", PROCESS);
     vm.open(OTHER);
     let group = vm.fault(PROCESS, IOVA);
@@ -83,7 +83,7 @@ fn failure_stops_the_endpoint_until_its_function_is_reset() {
         assert!(stopped, "{outcome:x?}");
     }
     vm.resolve(&beside);
-    assert_eq!(vm.outcome(BESIDE), Ok(()), "another endpoint goes on");
+    assert_eq!(vm.outcome(BESIDE), Ok(()), "other endpoint stopped");
     vm.accel(0).reset();
     vm.expect(NOENT, other.response(SUCCESS));
     let again = vm.fault(PROCESS, IOVA);
@@ -93,12 +93,12 @@ fn failure_stops_the_endpoint_until_its_function_is_reset() {
 }
 
 #[test]
-fn a_wrong_response_is_refused_and_leaves_the_group_to_be_answered_rightly() {
+fn invalid_response_is_rejected_and_leaves_the_group_outstanding() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
-    for (what, request, status) in mistakes(&group) {
+    for (what, request, status) in invalid_responses(&group) {
         assert_eq!(vm.status(&request), status, "{what}: status of {request:x?}");
-        assert!(vm.is_pending(PROCESS), "{what} was an answer");
+        assert!(vm.is_pending(PROCESS), "{what}: completed the group");
     }
     vm.assert_groups(0, &[("waiting", 1)]);
     vm.resolve(&group);
@@ -107,25 +107,25 @@ fn a_wrong_response_is_refused_and_leaves_the_group_to_be_answered_rightly() {
 }
 
 #[test]
-fn what_is_wrong_by_itself_is_invalid_before_endpoint_and_group_are_looked_for() {
+fn format_errors_take_precedence_over_unknown_endpoint_or_group() {
     let mut vm = Vm::open_on("", PROCESS);
-    let nowhere = page_resp(NO_ENDPOINT, Some(PASID), 0, SUCCESS);
+    let no_endpoint = page_resp(NO_ENDPOINT, Some(PASID), 0, SUCCESS);
     let no_group = page_resp(EP0, Some(PASID), 0, SUCCESS);
-    for request in [nowhere, no_group] {
+    for request in [no_endpoint, no_group] {
         vm.table([
-            ("nothing wrong by itself", request.clone(), NOENT),
+            ("valid format", request.clone(), NOENT),
             ("code", request.clone().patched(18, 3), INVAL),
             ("flags", request.clone().patched(8, 5), INVAL),
             ("reserved", request.clone().patched(27, 1), INVAL),
-            ("a PASID without its flag", request.clone().patched(8, 0), INVAL),
-            ("cut short", request.cut(27), INVAL),
+            ("PASID without its flag", request.clone().patched(8, 0), INVAL),
+            ("truncated", request.cut(27), INVAL),
         ]);
     }
-    vm.table([("no PASID, no group", page_resp(EP0, None, 0, SUCCESS), NOENT)]);
+    vm.table([("no PASID and no group", page_resp(EP0, None, 0, SUCCESS), NOENT)]);
 }
 
 #[test]
-fn head_reserved_and_bytes_behind_the_request_are_ignored() {
+fn reserved_head_bytes_and_trailing_bytes_are_ignored() {
     let mut vm = Vm::open_on("", PROCESS);
     for page in 0..4 {
         let group = vm.fault(PROCESS, IOVA + page * PAGE);
@@ -140,10 +140,10 @@ fn head_reserved_and_bytes_behind_the_request_are_ignored() {
 }
 
 #[test]
-fn a_group_is_answered_once() {
+fn second_response_returns_noent() {
     let mut vm = Vm::open_on("", PROCESS);
     vm.open(OTHER);
-    let waiting = vm.fault(OTHER, IOVA);
+    let outstanding = vm.fault(OTHER, IOVA);
     for (page, code) in (0..).zip([SUCCESS, INVALID]) {
         let group = vm.fault(PROCESS, IOVA + page * PAGE);
         vm.ok(map(PROCESS.domain(), group.pages[0], group.pages[0] + PAGE - 1, DATA, RW));
@@ -155,13 +155,13 @@ fn a_group_is_answered_once() {
         vm.expect(NOENT, group.response(SUCCESS));
     }
     assert!(vm.is_pending(OTHER));
-    vm.resolve(&waiting);
+    vm.resolve(&outstanding);
     assert_eq!(vm.outcome(OTHER), Ok(()));
     vm.assert_groups(0, &[("success", 2), ("invalid", 1)]);
 }
 
 #[test]
-fn two_answers_in_one_batch_count_once() {
+fn second_response_in_the_same_batch_returns_noent() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
     let heads = [INVALID, SUCCESS].map(|code| vm.requests.add(&group.response(code).chain()));
@@ -175,7 +175,7 @@ fn two_answers_in_one_batch_count_once() {
 }
 
 #[test]
-fn a_mapping_and_the_response_can_share_a_batch() {
+fn map_and_response_work_in_the_same_batch() {
     let mut vm = Vm::open_on("", PROCESS);
     for page in 0..20 {
         let address = IOVA + page * PAGE;
@@ -192,7 +192,7 @@ fn a_mapping_and_the_response_can_share_a_batch() {
 }
 
 #[test]
-fn a_group_is_not_answered_in_the_name_of_another_endpoint_or_pasid() {
+fn response_requires_the_endpoint_and_pasid_of_the_group() {
     let mut vm = Vm::open_on("", PROCESS);
     [OWN, OTHER, BESIDE].into_iter().for_each(|channel| vm.open(channel));
     let channels = [PROCESS, OWN, OTHER, BESIDE];
@@ -221,12 +221,12 @@ fn a_group_is_not_answered_in_the_name_of_another_endpoint_or_pasid() {
 }
 
 #[test]
-fn a_group_that_was_not_delivered_is_not_there_to_be_answered() {
+fn response_to_an_undelivered_group_returns_noent() {
     let mut vm = Vm::paging_with("", 0);
     vm.open(PROCESS);
     vm.write_pages(PROCESS, IOVA, 1);
     vm.assert_groups(0, &[("waiting", 1)]);
-    // Whatever its number may be.
+    // No identifier matches.
     for first in (0..=u16::MAX).step_by(64) {
         let requests: Vec<_> =
             (first..=first + 63).map(|id| page_resp(EP0, Some(PASID), id, INVALID)).collect();
@@ -245,7 +245,7 @@ fn a_group_that_was_not_delivered_is_not_there_to_be_answered() {
 }
 
 #[test]
-fn a_group_of_which_a_part_was_delivered_is_not_there_to_be_answered() {
+fn response_to_a_partially_delivered_group_returns_noent() {
     let mut vm = Vm::paging_with("", 2);
     vm.open(PROCESS);
     vm.events.hold = true;
@@ -264,7 +264,7 @@ fn a_group_of_which_a_part_was_delivered_is_not_there_to_be_answered() {
 }
 
 #[test]
-fn an_answer_that_the_channel_no_longer_waits_for_is_taken() {
+fn response_for_a_stopped_channel_is_accepted() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
     vm.accel(0).stop(PROCESS.number);
@@ -277,7 +277,7 @@ fn an_answer_that_the_channel_no_longer_waits_for_is_taken() {
 }
 
 #[test]
-fn requests_are_served_while_groups_wait_for_their_answers() {
+fn requests_are_served_while_groups_are_outstanding() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
     let size = vm.front_end.config().probe_size as usize;

@@ -1,4 +1,4 @@
-//! Groups and the buffers of the event queue: waiting for them, in whose turn, and unbroken.
+//! Delivery of groups when event buffers are scarce: queuing, service order, consecutive events.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,13 +15,13 @@ use testing::wait;
 const IOVA: u64 = 0x7000_0000;
 const PASID: u32 = 0x12345;
 
-/// Channels of one endpoint.
+/// Returns channels of one endpoint.
 fn channels(index: usize, count: u32) -> impl Iterator<Item = Channel> {
     (0..count).map(move |number| Channel::new(index, number, Some(PASID)))
 }
 
-/// Makes each channel ask for `pages` pages of its own, and waits until they wait.
-fn ask(vm: &mut Vm, index: usize, count: u32, pages: u64) {
+/// Makes each channel request `pages` pages of its own. Returns when all groups are outstanding.
+fn request_pages(vm: &mut Vm, index: usize, count: u32, pages: u64) {
     vm.accel(index).group_pages = pages as u32;
     for channel in channels(index, count) {
         vm.write_pages(channel, IOVA + u64::from(channel.number) * 0x10_0000, pages);
@@ -29,7 +29,7 @@ fn ask(vm: &mut Vm, index: usize, count: u32, pages: u64) {
     vm.assert_groups(index, &[("waiting", count.into())]);
 }
 
-/// A machine with an address space for each endpoint and so many event buffers.
+/// Returns a virtual machine with one attached PASID of each endpoint and `buffers` event buffers.
 fn vm(buffers: u16) -> Vm {
     let mut vm = Vm::paging_with("", buffers);
     (0..ENDPOINTS.len()).for_each(|index| vm.open(Channel::new(index, 0, Some(PASID))));
@@ -37,7 +37,7 @@ fn vm(buffers: u16) -> Vm {
 }
 
 #[test]
-fn groups_wait_for_buffers_and_none_is_lost() {
+fn groups_stay_queued_until_buffers_are_available() {
     for event_idx in [true, false] {
         let mut vm = Vm::realized("--boot-bypass off");
         vm.features |= feature::PASID | feature::PAGE_REQUEST;
@@ -47,14 +47,14 @@ fn groups_wait_for_buffers_and_none_is_lost() {
         vm.event_buffers = (0, LONG_EVENT_LEN);
         vm.boot();
         vm.open(Channel::new(0, 0, Some(PASID)));
-        ask(&mut vm, 0, 32, 1);
-        // The driver does not kick unless the device asks for it.
+        request_pages(&mut vm, 0, 32, 1);
+        // The driver does not kick unless the device enabled notifications.
         vm.events.fill(3, LONG_EVENT_LEN);
         vm.events.queue.submit();
         vm.events.hold = true;
         let mut pages = Vec::new();
-        for turn in 0..32 {
-            if turn % 3 == 0 {
+        for index in 0..32 {
+            if index % 3 == 0 {
                 vm.events.refill();
             }
             let group = vm.group();
@@ -69,9 +69,9 @@ fn groups_wait_for_buffers_and_none_is_lost() {
 }
 
 #[test]
-fn requests_are_served_while_groups_wait_for_buffers() {
+fn requests_are_served_while_groups_lack_buffers() {
     let mut vm = vm(0);
-    ask(&mut vm, 0, 8, 4);
+    request_pages(&mut vm, 0, 8, 4);
     for _ in 0..100 {
         vm.ok(map(0x10 * PASID + 1, IOVA, IOVA + PAGE - 1, DATA, RW));
         vm.ok(unmap(0x10 * PASID + 1, IOVA, IOVA + PAGE - 1));
@@ -79,9 +79,9 @@ fn requests_are_served_while_groups_wait_for_buffers() {
 }
 
 #[test]
-fn a_group_larger_than_the_queue_is_delivered_as_buffers_come() {
+fn group_larger_than_the_event_queue_is_delivered_in_parts() {
     let mut vm = vm(3);
-    ask(&mut vm, 0, 2, 32);
+    request_pages(&mut vm, 0, 2, 32);
     for _ in 0..2 {
         let group = vm.group();
         assert_eq!(group.pages.len(), 32);
@@ -91,8 +91,9 @@ fn a_group_larger_than_the_queue_is_delivered_as_buffers_come() {
     vm.assert_requests(0, 64);
 }
 
-/// Takes `count` events, of groups of `pages`, with a single buffer for them all.
-fn one_by_one(vm: &mut Vm, mut events: Vec<Fault>, count: usize, pages: usize) {
+/// Receives events one at a time until there are `count`, and asserts that each `pages` of them
+/// form a group.
+fn assert_consecutive(vm: &mut Vm, mut events: Vec<Fault>, count: usize, pages: usize) {
     while events.len() < count {
         vm.events.refill();
         events.push(vm.events.receive());
@@ -103,25 +104,25 @@ fn one_by_one(vm: &mut Vm, mut events: Vec<Fault>, count: usize, pages: usize) {
 }
 
 #[test]
-fn nothing_comes_between_the_events_of_a_group() {
-    // Whichever of them the device has begun with, the others ask when it has.
-    for beginner in 0..ENDPOINTS.len() {
+fn page_requests_do_not_separate_the_events_of_a_group() {
+    // The other endpoints make their requests after the delivery of the first group has started.
+    for first_endpoint in 0..ENDPOINTS.len() {
         let mut vm = vm(1);
         vm.events.hold = true;
-        ask(&mut vm, beginner, 5, 5);
+        request_pages(&mut vm, first_endpoint, 5, 5);
         let first = vm.events.receive();
-        let others = (0..ENDPOINTS.len()).filter(|index| *index != beginner);
-        others.for_each(|index| ask(&mut vm, index, 5, 5));
-        one_by_one(&mut vm, vec![first], 3 * 5 * 5, 5);
+        let others = (0..ENDPOINTS.len()).filter(|index| *index != first_endpoint);
+        others.for_each(|index| request_pages(&mut vm, index, 5, 5));
+        assert_consecutive(&mut vm, vec![first], 3 * 5 * 5, 5);
     }
 }
 
 #[test]
-fn nor_do_faults_that_are_only_reported() {
+fn faults_do_not_separate_the_events_of_a_group() {
     const NOISY: u32 = 9;
     let mut vm = vm(1);
     vm.events.hold = true;
-    ask(&mut vm, 0, 1, 32);
+    request_pages(&mut vm, 0, 1, 32);
     let mut events = vec![vm.events.receive()];
     for index in [0, 1] {
         vm.accel(index).use_pasid(Some(PASID));
@@ -138,17 +139,17 @@ fn nor_do_faults_that_are_only_reported() {
     assert_eq!(Group::new(&events).pages.len(), 32);
 }
 
-/// Work that faults and does not stop the channel.
+/// Returns a descriptor that faults without stopping the channel.
 fn noise(completion: u64) -> Descriptor {
     let (opcode, flags) = (regs::OP_CRC32C, regs::FLAG_COMPLETION);
     Descriptor { opcode, flags, source: IOVA, length: 1, completion, ..Default::default() }
 }
 
 #[test]
-fn faults_that_are_only_reported_are_dropped_and_counted_while_a_group_waits_for_buffers() {
+fn faults_are_dropped_and_counted_while_a_group_lacks_buffers() {
     let quiet = Channel::new(1, 0, Some(PASID));
     let mut vm = vm(0);
-    ask(&mut vm, 0, 1, 1);
+    request_pages(&mut vm, 0, 1, 1);
     vm.accel(1).makes_page_requests = false;
     for page in 0..4 {
         vm.write_pages(quiet, IOVA + page * PAGE, 1);
@@ -164,21 +165,21 @@ fn faults_that_are_only_reported_are_dropped_and_counted_while_a_group_waits_for
 }
 
 #[test]
-fn endpoints_take_turns_group_by_group() {
+fn endpoints_are_served_round_robin() {
     let mut vm = vm(1);
     vm.events.hold = true;
-    // The first one has much to ask for, and did so before the others.
-    ask(&mut vm, 0, 20, 2);
-    ask(&mut vm, 1, 3, 2);
-    ask(&mut vm, 2, 3, 2);
+    // The first endpoint has most groups, and requested them first.
+    request_pages(&mut vm, 0, 20, 2);
+    request_pages(&mut vm, 1, 3, 2);
+    request_pages(&mut vm, 2, 3, 2);
     let first = vm.events.receive();
     vm.events.hold = false;
     vm.events.refill();
     let mut order = vec![vm.rest_of(first).endpoint];
     order.extend((0..25).map(|_| vm.group().endpoint));
-    let [one, others] = [&order[..1], &order[1..]];
-    assert_eq!(one, [EP0]);
-    // Until the others have no more, nobody gets two turns in a round.
+    let (first, others) = order.split_at(1);
+    assert_eq!(first, [EP0]);
+    // As long as all have pending groups, each round serves each endpoint once.
     for round in others[..9].chunks(3) {
         let endpoints: HashSet<_> = round.iter().collect();
         assert_eq!(endpoints.len(), 3, "{order:x?}");
@@ -189,10 +190,10 @@ fn endpoints_take_turns_group_by_group() {
 }
 
 #[test]
-fn the_turns_hold_for_groups_of_any_length() {
+fn service_order_is_independent_of_group_length() {
     let mut vm = vm(0);
-    ask(&mut vm, 0, 8, 8);
-    ask(&mut vm, 1, 8, 1);
+    request_pages(&mut vm, 0, 8, 8);
+    request_pages(&mut vm, 1, 8, 1);
     vm.events.fill(16, LONG_EVENT_LEN);
     vm.events.queue.submit();
     let order: Vec<_> = (0..16).map(|_| vm.group().endpoint).collect();
@@ -200,17 +201,17 @@ fn the_turns_hold_for_groups_of_any_length() {
 }
 
 #[test]
-fn a_storm_that_nobody_answers_leaves_another_endpoint_its_turns() {
+fn unanswered_groups_do_not_delay_another_endpoint() {
     let mut vm = vm(4);
-    ask(&mut vm, 0, 32, 1);
-    let stuck: Vec<_> = (0..32).map(|_| vm.group()).collect();
+    request_pages(&mut vm, 0, 32, 1);
+    let unanswered: Vec<_> = (0..32).map(|_| vm.group()).collect();
     let quiet = Channel::new(1, 0, Some(PASID));
     for page in 0..100 {
         let group = vm.fault(quiet, IOVA + page * PAGE);
         vm.resolve(&group);
         assert_eq!(vm.outcome(quiet), Ok(()));
     }
-    for group in stuck {
+    for group in unanswered {
         vm.ok(group.response(INVALID));
     }
     vm.assert_groups(0, &[("invalid", 32)]);

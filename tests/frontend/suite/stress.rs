@@ -1,5 +1,5 @@
-//! Everything at once: endpoints that ask, a driver that answers rightly, wrongly, late and for
-//! others, and address spaces that come and go. Each status is foreseen, and the sums add up.
+//! Random sequences of all operations: page requests, valid, invalid, late and repeated responses,
+//! attach and detach, resets. The test predicts each status, and the counters must add up.
 
 use testing::accel::denied_write;
 use testing::daemon;
@@ -14,13 +14,13 @@ use testing::wait;
 
 const STEPS: u32 = 10_000;
 const CHANNELS: u32 = 6;
-/// Channels share them in turn.
+/// Assigned to channels cyclically.
 const PASIDS: [Option<u32>; 3] = [None, Some(1), Some(0xf_ffff)];
-/// Where jobs write: a window for each.
+/// The first of the address windows to which jobs write.
 const WINDOWS: u64 = 0x1_0000_0000;
 const WINDOW: u64 = 0x10_0000;
 
-fn whatever_happens_each_group_is_answered_once_and_the_sums_add_up(seed: u64) {
+fn each_group_is_completed_once(seed: u64) {
     let mut stress = Stress::new(seed);
     for _ in 0..STEPS {
         stress.step();
@@ -30,41 +30,42 @@ fn whatever_happens_each_group_is_answered_once_and_the_sums_add_up(seed: u64) {
 
 #[test]
 fn seed_1() {
-    whatever_happens_each_group_is_answered_once_and_the_sums_add_up(1);
+    each_group_is_completed_once(1);
 }
 
 #[test]
 fn seed_2() {
-    whatever_happens_each_group_is_answered_once_and_the_sums_add_up(2);
+    each_group_is_completed_once(2);
 }
 
 #[test]
 fn seed_3() {
-    whatever_happens_each_group_is_answered_once_and_the_sums_add_up(3);
+    each_group_is_completed_once(3);
 }
 
 #[test]
 fn seed_4() {
-    whatever_happens_each_group_is_answered_once_and_the_sums_add_up(0xdead_beef);
+    each_group_is_completed_once(0xdead_beef);
 }
 
-/// What the driver knows of a group that is answered now.
+/// What the driver knows of a group when it responds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
-    Waits,
-    Gone,
-    /// Its space has moved: whether it was asked for before or after that shows in the answer.
-    Open,
+enum GroupState {
+    Outstanding,
+    Complete,
+    /// The attachment was replaced, before or after the page request: the status of the response
+    /// shows which.
+    Unknown,
 }
 
-/// Work of a channel; its number gives its window.
+/// A job of a channel. Its index determines its address window.
 struct Job {
     channel: Channel,
-    fate: Fate,
+    state: GroupState,
     denied: bool,
 }
 
-/// An address space of an endpoint.
+/// An endpoint or a PASID of one.
 struct Space {
     index: usize,
     pasid: Option<u32>,
@@ -77,14 +78,14 @@ struct Stress {
     spaces: Vec<Space>,
     next_domain: u32,
     jobs: Vec<Job>,
-    /// What each channel of each endpoint works on.
+    /// The job of each channel of each endpoint.
     running: Vec<(Channel, Option<usize>)>,
-    /// Events of a group whose last one has not come.
-    parts: Vec<Fault>,
-    waiting: Vec<Group>,
+    /// Events of a group whose last event was not received yet.
+    partial: Vec<Fault>,
+    outstanding: Vec<Group>,
     answered: Vec<Group>,
-    /// Answers that were taken, by endpoint and code.
-    taken: [[u64; 3]; ENDPOINTS.len()],
+    /// Accepted responses by endpoint and code.
+    accepted: [[u64; 3]; ENDPOINTS.len()],
 }
 
 impl Stress {
@@ -102,10 +103,10 @@ impl Stress {
             running: endpoints
                 .flat_map(|index| (0..CHANNELS).map(move |n| (channel(index, n), None)))
                 .collect(),
-            parts: Vec::new(),
-            waiting: Vec::new(),
+            partial: Vec::new(),
+            outstanding: Vec::new(),
             answered: Vec::new(),
-            taken: Default::default(),
+            accepted: Default::default(),
         };
         (0..stress.spaces.len()).for_each(|space| stress.attach(space));
         stress
@@ -115,19 +116,19 @@ impl Stress {
         match self.random.below(100) {
             0..30 => self.start_job(),
             30..50 => self.read_events(),
-            50..75 => self.answer_one(),
-            75..82 => self.answer_wrongly(),
-            82..90 => self.look_at_outcomes(),
+            50..75 => self.respond_to_one(),
+            75..82 => self.respond_incorrectly(),
+            82..90 => self.check_outcomes(),
             90 | 91 => self.detach_or_attach(),
-            92 => self.attach_elsewhere(),
-            93 => self.attach_again(),
-            94 => self.starve(),
+            92 => self.attach_to_new_domain(),
+            93 => self.attach_to_same_domain(),
+            94 => self.hold_buffers(),
             95..97 => self.refill(),
-            97 => self.stop_and_go_on(),
-            98 => self.reset_a_function(),
+            97 => self.pause_and_continue(),
+            98 => self.reset_random_function(),
             _ => match self.random.below(10) {
-                0 => self.begin_anew(Vm::reset),
-                1 => self.begin_anew(Vm::lose_front_end),
+                0 => self.restart(Vm::reset),
+                1 => self.restart(Vm::lose_front_end),
                 _ => {}
             },
         }
@@ -144,41 +145,43 @@ impl Stress {
         self.vm.accel(channel.index).group_pages = 1 + self.random.below(most) as u32;
         let job = self.jobs.len();
         self.vm.write_pages(channel, WINDOWS + job as u64 * WINDOW, pages as u64);
-        self.jobs.push(Job { channel, fate: Fate::Waits, denied: false });
+        self.jobs.push(Job { channel, state: GroupState::Outstanding, denied: false });
         self.running[chosen].1 = Some(job);
     }
 
     fn space_of(&self, channel: Channel) -> usize {
-        let is_its = |space: &Space| (space.index, space.pasid) == (channel.index, channel.pasid);
-        self.spaces.iter().position(is_its).unwrap()
+        self.spaces
+            .iter()
+            .position(|space| (space.index, space.pasid) == (channel.index, channel.pasid))
+            .unwrap()
     }
 
     fn read_events(&mut self) {
         while let Some(event) = self.vm.events.try_receive() {
-            self.parts.push(event);
+            self.partial.push(event);
             if event.has(Fault::LAST) {
-                self.waiting.push(Group::new(&std::mem::take(&mut self.parts)));
+                self.outstanding.push(Group::new(&std::mem::take(&mut self.partial)));
             }
         }
     }
 
-    /// The job that a group is for; none if it asks for what the accelerator itself needs.
+    /// Returns the job of a group; `None` if the pages are the accelerator's own data structures.
     fn job_of(&mut self, group: &Group) -> Option<&mut Job> {
         let window = group.pages[0].checked_sub(WINDOWS)? / WINDOW;
         self.jobs.get_mut(window as usize)
     }
 
-    fn answer_one(&mut self) {
-        if self.waiting.is_empty() {
+    fn respond_to_one(&mut self) {
+        if self.outstanding.is_empty() {
             return;
         }
-        let chosen = self.random.below(self.waiting.len());
-        let group = self.waiting.swap_remove(chosen);
+        let chosen = self.random.below(self.outstanding.len());
+        let group = self.outstanding.swap_remove(chosen);
         match self.random.below(20) {
-            0 => self.answer(&group, FAILURE),
-            1..5 => self.answer(&group, INVALID),
-            // The page is not there: it is asked for again.
-            5..7 => self.answer(&group, SUCCESS),
+            0 => self.respond(&group, FAILURE),
+            1..5 => self.respond(&group, INVALID),
+            // Without a mapping: the endpoint repeats the page request.
+            5..7 => self.respond(&group, SUCCESS),
             _ => self.resolve(&group),
         }
     }
@@ -186,47 +189,47 @@ impl Stress {
     fn resolve(&mut self, group: &Group) {
         for &page in &group.pages {
             let space = self.space_of(group.channel());
-            // It can have been mapped, or gone, meanwhile.
+            // The page may already be mapped, or the domain may be gone.
             let domain = self.spaces[space].domain.unwrap_or(u32::MAX);
             let status = self.vm.status(&map(domain, page, page + PAGE - 1, backing(page), RW));
             assert!([OK, INVAL, NOENT].contains(&status), "MAP: {status}");
         }
-        self.answer(group, SUCCESS);
+        self.respond(group, SUCCESS);
     }
 
-    /// Answers a group that has not been answered.
-    fn answer(&mut self, group: &Group, code: u16) {
+    /// Sends the first response to a group.
+    fn respond(&mut self, group: &Group, code: u16) {
         let status = self.vm.status(&group.response(code));
-        let fate = self.job_of(group).map_or(Fate::Open, |job| job.fate);
-        let foreseen = match fate {
-            Fate::Waits => status == OK,
-            Fate::Gone => status == NOENT,
-            Fate::Open => status == OK || status == NOENT,
+        let state = self.job_of(group).map_or(GroupState::Unknown, |job| job.state);
+        let expected = match state {
+            GroupState::Outstanding => status == OK,
+            GroupState::Complete => status == NOENT,
+            GroupState::Unknown => status == OK || status == NOENT,
         };
-        assert!(foreseen, "status {status} for {group:x?} that is {fate:?}");
+        assert!(expected, "status {status} for {state:?} {group:x?}");
         self.answered.push(group.clone());
         if status != OK {
             return;
         }
         let index = group.channel().index;
-        self.taken[index][usize::from(code)] += 1;
+        self.accepted[index][usize::from(code)] += 1;
         match (code, self.job_of(group)) {
-            // A larger group that is refused is asked for again, page by page.
+            // After INVALID, a group of several pages is requested again page by page.
             (INVALID, Some(job)) => job.denied = group.pages.len() == 1,
             (FAILURE, _) => self.reset_function(index),
             _ => {}
         }
     }
 
-    /// One of the waiting groups with something wrong, or one that was answered.
-    fn answer_wrongly(&mut self) {
-        let some = |groups: &[Group], random: &mut Random| {
+    /// Sends an invalid response to an outstanding group, and a response to a completed one.
+    fn respond_incorrectly(&mut self) {
+        let choose = |groups: &[Group], random: &mut Random| {
             (!groups.is_empty()).then(|| groups[random.below(groups.len())].clone())
         };
-        if let Some(group) = some(&self.answered, &mut self.random) {
+        if let Some(group) = choose(&self.answered, &mut self.random) {
             self.vm.expect(NOENT, group.response(SUCCESS));
         }
-        let Some(group) = some(&self.waiting, &mut self.random) else { return };
+        let Some(group) = choose(&self.outstanding, &mut self.random) else { return };
         let other = (group.endpoint, Some(0xabc));
         let (request, status) = match self.random.below(5) {
             0 => (group.response(3), INVAL),
@@ -238,7 +241,7 @@ impl Stress {
         self.vm.expect(status, request);
     }
 
-    fn look_at_outcomes(&mut self) {
+    fn check_outcomes(&mut self) {
         for slot in 0..self.running.len() {
             let (channel, Some(job)) = self.running[slot] else { continue };
             let Some(outcome) = self.vm.accel(channel.index).outcome(channel.number) else {
@@ -249,7 +252,7 @@ impl Stress {
             } else if let Err(testing::accel::AccessError::Denied { address, .. }) = outcome {
                 assert_eq!(outcome, denied_write(address), "job {job}");
             } else {
-                panic!("job {job} was denied and has ended with {outcome:x?}");
+                panic!("job {job} was denied, but its outcome is {outcome:x?}");
             }
             self.running[slot].1 = None;
         }
@@ -262,18 +265,20 @@ impl Stress {
             Some(domain) => {
                 let channel = self.channel_in(space);
                 self.vm.ok(channel.detach_from(domain));
-                self.end_jobs(Fate::Gone, |channel_of_job| same_space(channel_of_job, channel));
+                self.end_jobs(GroupState::Complete, |channel_of_job| {
+                    same_space(channel_of_job, channel)
+                });
             }
         }
     }
 
-    /// Any channel that stands for the space.
+    /// Returns a channel with the endpoint and PASID of the space.
     fn channel_in(&self, space: usize) -> Channel {
         let Space { index, pasid, .. } = self.spaces[space];
         Channel::new(index, 0, pasid)
     }
 
-    /// Attaches a space, from wherever it was, to a new domain.
+    /// Attaches a space to a new domain.
     fn attach(&mut self, space: usize) {
         let domain = self.next_domain;
         self.next_domain += 1;
@@ -284,39 +289,40 @@ impl Stress {
         self.spaces[space].domain = Some(domain);
     }
 
-    /// Channels go on meanwhile, or are stopped before.
-    fn attach_elsewhere(&mut self) {
+    /// Attaches a space to a new domain, with its channels stopped or running.
+    fn attach_to_new_domain(&mut self) {
         let space = self.random.below(self.spaces.len());
         let channel = self.channel_in(space);
         let stop_before = self.random.coin();
         if stop_before {
-            self.end_jobs(Fate::Gone, |other| same_space(other, channel));
+            self.end_jobs(GroupState::Complete, |other| same_space(other, channel));
         }
         self.attach(space);
         if !stop_before {
-            self.end_jobs(Fate::Open, |other| same_space(other, channel));
+            self.end_jobs(GroupState::Unknown, |other| same_space(other, channel));
         }
     }
 
-    fn attach_again(&mut self) {
+    fn attach_to_same_domain(&mut self) {
         let space = self.random.below(self.spaces.len());
         if let Some(domain) = self.spaces[space].domain {
             self.vm.ok(self.channel_in(space).attach(domain));
         }
     }
 
-    /// Stops the channels chosen. What becomes of the groups of their jobs is `fate`.
-    fn end_jobs(&mut self, fate: Fate, chosen: impl Fn(Channel) -> bool) {
-        for (channel, job) in self.running.iter_mut().filter(|(channel, _)| chosen(*channel)) {
+    /// Stops the channels that match `predicate`. The groups of their jobs are in `state` afterwards.
+    fn end_jobs(&mut self, state: GroupState, predicate: impl Fn(Channel) -> bool) {
+        for (channel, job) in self.running.iter_mut().filter(|(channel, _)| predicate(*channel)) {
             self.vm.accel(channel.index).stop(channel.number);
             *job = None;
         }
-        for job in self.jobs.iter_mut().filter(|job| chosen(job.channel)) {
-            job.fate = if job.fate == Fate::Gone { Fate::Gone } else { fate };
+        for job in self.jobs.iter_mut().filter(|job| predicate(job.channel)) {
+            job.state =
+                if job.state == GroupState::Complete { GroupState::Complete } else { state };
         }
     }
 
-    fn starve(&mut self) {
+    fn hold_buffers(&mut self) {
         self.vm.events.hold = true;
     }
 
@@ -325,56 +331,57 @@ impl Stress {
         self.vm.events.refill();
     }
 
-    fn stop_and_go_on(&mut self) {
+    fn pause_and_continue(&mut self) {
         let bases = self.vm.pause();
         self.vm.cont(bases);
     }
 
-    fn reset_a_function(&mut self) {
+    fn reset_random_function(&mut self) {
         let index = self.random.below(ENDPOINTS.len());
         self.reset_function(index);
     }
 
     fn reset_function(&mut self, index: usize) {
         self.vm.accel(index).reset();
-        self.end_jobs(Fate::Gone, |channel| channel.index == index);
+        self.end_jobs(GroupState::Complete, |channel| channel.index == index);
     }
 
-    /// The driver resets the device, or the front end goes and another comes.
-    fn begin_anew(&mut self, how: fn(&mut Vm)) {
+    /// Resets the device, or replaces the front end.
+    fn restart(&mut self, reset: fn(&mut Vm)) {
         self.vm.events.hold = false;
-        how(&mut self.vm);
-        self.end_jobs(Fate::Gone, |_| true);
-        // The events of before have gone with their ring.
-        self.parts.clear();
-        self.answered.append(&mut self.waiting);
+        reset(&mut self.vm);
+        self.end_jobs(GroupState::Complete, |_| true);
+        // Events from before the reset are lost with their virtqueue.
+        self.partial.clear();
+        self.answered.append(&mut self.outstanding);
         (0..self.spaces.len()).for_each(|space| self.attach(space));
     }
 
-    /// Answers all there is until every channel has ended.
+    /// Responds to all groups until every channel is idle.
     fn finish(mut self) {
         self.refill();
-        wait::until("the end of all work", || {
+        wait::until("completion of all jobs", || {
             self.read_events();
-            for group in std::mem::take(&mut self.waiting) {
+            for group in std::mem::take(&mut self.outstanding) {
                 self.resolve(&group);
             }
-            self.look_at_outcomes();
+            self.check_outcomes();
             self.running.iter().all(|(_, job)| job.is_none()).then_some(())
         });
-        wait::until("the last groups", || {
+        wait::until("completion of all groups", || {
             self.read_events();
-            for group in std::mem::take(&mut self.waiting) {
-                self.answer(&group, INVALID);
+            for group in std::mem::take(&mut self.outstanding) {
+                self.respond(&group, INVALID);
             }
-            let waits = |index| self.vm.page_requests(index)["waiting"] > 0;
-            (!(0..ENDPOINTS.len()).any(waits)).then_some(())
+            (0..ENDPOINTS.len())
+                .all(|index| self.vm.page_requests(index)["waiting"] == 0)
+                .then_some(())
         });
-        assert_eq!(self.parts, []);
+        assert_eq!(self.partial, []);
         for index in 0..ENDPOINTS.len() {
             let counted = self.vm.page_requests(index);
-            let taken = ["success", "invalid", "failure"].map(|name| counted[name]);
-            assert_eq!(taken, self.taken[index], "{counted:?}");
+            let responses = ["success", "invalid", "failure"].map(|name| counted[name]);
+            assert_eq!(responses, self.accepted[index], "{counted:?}");
         }
     }
 }
