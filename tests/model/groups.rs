@@ -1,8 +1,9 @@
-//! The life of page request groups: whatever happens in whatever order, each group is answered
-//! once, by whom the model says; groups are shown whole and in order; bounds are kept.
+//! Compares the fault path with a model, for sequences of page requests, deliveries, responses,
+//! attachments and resets. Each group must get one response, the one that the model predicts; its
+//! events must be consecutive and in order; limits must hold.
 //!
-//! Everything that changes an endpoint's groups does so under one lock, so the sequences of calls
-//! are all the interleavings there are.
+//! All changes of an endpoint's groups are made under one lock, so that sequences of calls cover
+//! all interleavings.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,27 +19,27 @@ use vhost_user_iommu::iopf::{
 
 const ENDPOINTS: [EndpointId; 2] = [EndpointId(8), EndpointId(16)];
 const PASIDS: [Option<Pasid>; 2] = [None, Some(Pasid(5))];
-/// Unanswered groups of an endpoint.
+/// Maximum number of outstanding groups of an endpoint.
 const LIMIT: usize = 3;
-/// A group is given up after this many ticks.
-const PATIENCE: u32 = 3;
+/// The response timeout in ticks.
+const TIMEOUT: u32 = 3;
 const TICK: Duration = Duration::from_secs(1);
 const CODES: [Response; 3] = [Response::Success, Response::Invalid, Response::Failure];
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The source makes a request: the next of the group that it is making, else a new group's.
+    /// The source makes a page request, in its partial group or otherwise in a new one.
     Request {
         endpoint: usize,
         pasid: usize,
         last: bool,
     },
-    /// The driver has so many buffers.
+    /// Events are delivered to a driver with this number of buffers.
     Deliver {
         buffers: usize,
     },
-    /// The guest answers a group that it has seen, counted from the newest, or one that it has
-    /// not (`nth` too large).
+    /// The guest responds to the `nth` of the groups that it has received, counted from the
+    /// newest, or to an undelivered one if `nth` is too large.
     Respond {
         endpoint: usize,
         nth: usize,
@@ -60,51 +61,51 @@ enum Step {
     /// The device is reset.
     Reset,
     Tick,
-    /// The driver takes page requests, or does not.
-    Accept(bool),
+    /// The driver negotiates features, with or without page requests.
+    Negotiate(bool),
 }
 
-/// What a source is told.
+/// Records the calls of the fault path.
 #[derive(Default)]
-struct Recorder {
-    answers: Mutex<Vec<(Option<Pasid>, u32, Response)>>,
-    resumed: AtomicUsize,
+struct RecordingSource {
+    responses: Mutex<Vec<(Option<Pasid>, u32, Response)>>,
+    capacity_notifications: AtomicUsize,
 }
 
-impl Source for Recorder {
+impl Source for RecordingSource {
     fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
-        self.answers.lock().unwrap().push((pasid, cookie.0, response));
+        self.responses.lock().unwrap().push((pasid, cookie.0, response));
     }
 
     fn capacity_available(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
+        self.capacity_notifications.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-struct Silent;
+struct NoNotifier;
 
-impl EventNotifier for Silent {
+impl EventNotifier for NoNotifier {
     fn notify(&self) {}
 }
 
-/// A group as the model knows it.
+/// A group in the model.
 #[derive(Clone, Debug)]
 struct Group {
     cookie: u32,
     pasid: Option<Pasid>,
     pages: u64,
     age: u32,
-    /// What the guest calls it, once it has seen the whole.
+    /// The guest's identifier, if the group is delivered.
     id: Option<GroupId>,
 }
 
-/// The group of which the guest has seen the beginning only.
+/// The partially delivered group.
 #[derive(Clone, Copy, Debug)]
-struct Amid {
+struct PartialDelivery {
     endpoint: usize,
     cookie: u32,
     pages: u64,
-    shown: u64,
+    delivered: u64,
     id: GroupId,
 }
 
@@ -112,52 +113,52 @@ struct Amid {
 struct Endpoint {
     attached: Vec<Option<Pasid>>,
     stopped_by: Option<Option<Pasid>>,
-    /// What the source is making.
+    /// The group of which the source has not made the last request.
     partial: Option<Group>,
-    /// Complete and not answered, oldest first.
+    /// Outstanding groups with all their requests, oldest first.
     groups: Vec<Group>,
-    /// What the guest has seen the whole of, answered or not, newest last.
-    seen: Vec<GroupId>,
+    /// Delivered groups, outstanding or not, newest last.
+    delivered: Vec<GroupId>,
     last_id: Option<GroupId>,
     next_cookie: u32,
-    /// The source was told that there is no room.
-    waits: bool,
+    /// The source received `QueueFull` and was not notified since.
+    blocked: bool,
 }
 
 impl Endpoint {
-    fn waiting(&self) -> usize {
+    fn outstanding(&self) -> usize {
         self.groups.len() + usize::from(self.partial.is_some())
     }
 
-    /// Takes those of the complete groups that `which` chooses.
-    fn take(&mut self, which: impl Fn(&Group) -> bool) -> Vec<Group> {
-        let (taken, kept) = std::mem::take(&mut self.groups).into_iter().partition(which);
+    /// Removes the groups that match `predicate`.
+    fn take(&mut self, predicate: impl Fn(&Group) -> bool) -> Vec<Group> {
+        let (taken, kept) = std::mem::take(&mut self.groups).into_iter().partition(predicate);
         self.groups = kept;
         taken
     }
 }
 
-type Answers = Vec<(Option<Pasid>, u32, Response)>;
+type Responses = Vec<(Option<Pasid>, u32, Response)>;
 
-fn invalid(groups: Vec<Group>) -> Answers {
+fn invalid_responses(groups: Vec<Group>) -> Responses {
     groups.iter().map(|group| (group.pasid, group.cookie, Response::Invalid)).collect()
 }
 
 struct Test {
     iopf: Iopf,
-    sources: [Arc<Recorder>; 2],
+    sources: [Arc<RecordingSource>; 2],
     endpoints: [Endpoint; 2],
-    amid: Option<Amid>,
-    accepted: bool,
-    /// The endpoint whose group was begun last.
-    last_begun: Option<usize>,
+    partial_delivery: Option<PartialDelivery>,
+    page_requests_enabled: bool,
+    /// The endpoint of the group whose delivery started last.
+    last_started: Option<usize>,
 }
 
 impl Test {
     fn new() -> Self {
-        let limits = Limits { faults: 4, groups: LIMIT, response_timeout: TICK * PATIENCE };
-        let iopf = Iopf::new(ENDPOINTS, limits, Box::new(Silent));
-        let sources: [Arc<Recorder>; 2] = Default::default();
+        let limits = Limits { faults: 4, groups: LIMIT, response_timeout: TICK * TIMEOUT };
+        let iopf = Iopf::new(ENDPOINTS, limits, Box::new(NoNotifier));
+        let sources: [Arc<RecordingSource>; 2] = Default::default();
         for (endpoint, source) in ENDPOINTS.into_iter().zip(&sources) {
             iopf.set_source(endpoint, source.clone());
         }
@@ -166,9 +167,9 @@ impl Test {
             iopf,
             sources,
             endpoints: Default::default(),
-            amid: None,
-            accepted: true,
-            last_begun: None,
+            partial_delivery: None,
+            page_requests_enabled: true,
+            last_started: None,
         };
         for endpoint in 0..2 {
             for pasid in 0..2 {
@@ -178,9 +179,9 @@ impl Test {
         test
     }
 
-    /// Does it, and checks everything.
+    /// Executes a step, and checks all responses and counters.
     fn step(&mut self, step: Step) {
-        let mut expected: [Answers; 2] = Default::default();
+        let mut expected: [Responses; 2] = Default::default();
         match step {
             Step::Request { endpoint, pasid, last } => {
                 expected[endpoint] = self.request(endpoint, PASIDS[pasid], last);
@@ -196,9 +197,9 @@ impl Test {
             Step::Withdraw { endpoint } => expected[endpoint] = self.withdraw(endpoint),
             Step::Reset => expected = self.reset(),
             Step::Tick => expected = self.advance_clock(),
-            Step::Accept(accepted) => {
-                self.iopf.enable_page_requests(accepted);
-                self.accepted = accepted;
+            Step::Negotiate(enabled) => {
+                self.iopf.enable_page_requests(enabled);
+                self.page_requests_enabled = enabled;
             }
         }
         for (endpoint, expected) in expected.into_iter().enumerate() {
@@ -206,17 +207,17 @@ impl Test {
         }
     }
 
-    fn check(&mut self, endpoint: usize, mut expected: Answers) {
+    fn check(&mut self, endpoint: usize, mut expected: Responses) {
         let (model, source) = (&mut self.endpoints[endpoint], &self.sources[endpoint]);
-        let mut answers = std::mem::take(&mut *source.answers.lock().unwrap());
-        answers.sort_by_key(|answer| answer.1);
-        expected.sort_by_key(|answer| answer.1);
-        assert_eq!(answers, expected, "endpoint {endpoint}");
-        // Whoever waits for room hears of the first there is.
-        let hears = model.waits && !answers.is_empty();
-        assert_eq!(source.resumed.swap(0, Ordering::SeqCst), usize::from(hears));
-        model.waits &= !hears;
-        assert!(model.waiting() <= LIMIT);
+        let mut responses = std::mem::take(&mut *source.responses.lock().unwrap());
+        responses.sort_by_key(|response| response.1);
+        expected.sort_by_key(|response| response.1);
+        assert_eq!(responses, expected, "endpoint {endpoint}");
+        // A blocked source is notified once, by the first response.
+        let notified = model.blocked && !responses.is_empty();
+        assert_eq!(source.capacity_notifications.swap(0, Ordering::SeqCst), usize::from(notified));
+        model.blocked &= !notified;
+        assert!(model.outstanding() <= LIMIT);
         self.check_counters(endpoint);
     }
 
@@ -225,10 +226,10 @@ impl Test {
         let by_guest = all.success + all.invalid + all.failure;
         let by_daemon = all.detached + all.rejected + all.timed_out + all.reset + all.withdrawn;
         assert_eq!(all.groups, by_guest + by_daemon + all.outstanding, "{all}");
-        assert_eq!(all.outstanding as usize, self.endpoints[endpoint].waiting(), "{all}");
+        assert_eq!(all.outstanding as usize, self.endpoints[endpoint].outstanding(), "{all}");
     }
 
-    fn request(&mut self, endpoint: usize, pasid: Option<Pasid>, last: bool) -> Answers {
+    fn request(&mut self, endpoint: usize, pasid: Option<Pasid>, last: bool) -> Responses {
         let model = &mut self.endpoints[endpoint];
         let is_new = model.partial.is_none();
         let new = Group { cookie: model.next_cookie, pasid, pages: 0, age: 0, id: None };
@@ -242,24 +243,24 @@ impl Test {
             privileged: false,
             last,
         };
-        let full = is_new && model.waiting() >= LIMIT;
+        let full = is_new && model.outstanding() >= LIMIT;
         let result = self.iopf.report_page_request(ENDPOINTS[endpoint], request);
         assert_eq!(result, if full { Err(QueueFull) } else { Ok(()) });
         if full {
-            model.waits = true;
+            model.blocked = true;
             return vec![];
         }
         model.next_cookie += u32::from(is_new);
         (group.pages, group.age) = (group.pages + 1, 0);
         if !last {
             model.partial = Some(group);
-        } else if self.accepted
+        } else if self.page_requests_enabled
             && model.attached.contains(&group.pasid)
             && model.stopped_by.is_none()
         {
             model.groups.push(group);
         } else {
-            return invalid(vec![group]);
+            return invalid_responses(vec![group]);
         }
         vec![]
     }
@@ -283,51 +284,60 @@ impl Test {
                 break delivered;
             }
         };
-        // Faults take turns too, which are not counted here.
-        self.last_begun.take_if(|_| faults);
+        // Faults count in the service order, too, but not in the model.
+        self.last_started.take_if(|_| faults);
         for &(endpoint, id, request) in &events {
             let endpoint = ENDPOINTS.iter().position(|&id| id == endpoint).unwrap();
-            self.shown(endpoint, id, &request);
+            self.receive(endpoint, id, &request);
         }
-        self.last_begun.take_if(|_| faults);
-        let unseen = self.endpoints.iter().any(|e| e.groups.iter().any(|g| g.id.is_none()));
-        let more = unseen || self.amid.is_some();
+        self.last_started.take_if(|_| faults);
+        let undelivered = self.endpoints.iter().any(|e| e.groups.iter().any(|g| g.id.is_none()));
+        let more = undelivered || self.partial_delivery.is_some();
         assert_eq!(
             delivered,
             if more { DeliveryStatus::NoBuffer } else { DeliveryStatus::Complete }
         );
-        assert!(!more || events.len() == buffers, "buffers are left, and events too");
+        assert!(!more || events.len() == buffers, "events were not delivered despite free buffers");
     }
 
-    /// The guest sees a request.
-    fn shown(&mut self, endpoint: usize, id: GroupId, request: &PageRequest) {
-        let mut amid = self.amid.take().unwrap_or_else(|| self.begin(endpoint, id));
-        assert_eq!((endpoint, id), (amid.endpoint, amid.id), "something came between");
-        assert_eq!(request.cookie.0, amid.cookie, "not the oldest");
-        assert_eq!(request.address, page(amid.cookie, amid.shown));
-        amid.shown += 1;
-        assert_eq!(request.last, amid.shown == amid.pages);
+    /// The guest receives a page request.
+    fn receive(&mut self, endpoint: usize, id: GroupId, request: &PageRequest) {
+        let mut partial =
+            self.partial_delivery.take().unwrap_or_else(|| self.start_delivery(endpoint, id));
+        assert_eq!(
+            (endpoint, id),
+            (partial.endpoint, partial.id),
+            "events of a group are not consecutive"
+        );
+        assert_eq!(request.cookie.0, partial.cookie, "not the oldest group");
+        assert_eq!(request.address, page(partial.cookie, partial.delivered));
+        partial.delivered += 1;
+        assert_eq!(request.last, partial.delivered == partial.pages);
         if !request.last {
-            self.amid = Some(amid);
+            self.partial_delivery = Some(partial);
             return;
         }
         let model = &mut self.endpoints[endpoint];
-        model.seen.push(id);
-        if let Some(group) = model.groups.iter_mut().find(|group| group.cookie == amid.cookie) {
+        model.delivered.push(id);
+        if let Some(group) = model.groups.iter_mut().find(|group| group.cookie == partial.cookie) {
             group.id = Some(id);
         }
     }
 
-    fn begin(&mut self, endpoint: usize, id: GroupId) -> Amid {
-        let has_unseen = |e: &Endpoint| e.groups.iter().any(|group| group.id.is_none());
-        let other = has_unseen(&self.endpoints[1 - endpoint]);
-        let again = self.last_begun.replace(endpoint) == Some(endpoint);
-        assert!(!other || !again, "two turns, and the other waits");
+    fn start_delivery(&mut self, endpoint: usize, id: GroupId) -> PartialDelivery {
+        let has_undelivered = |e: &Endpoint| e.groups.iter().any(|group| group.id.is_none());
+        let other_is_pending = has_undelivered(&self.endpoints[1 - endpoint]);
+        let same_endpoint = self.last_started.replace(endpoint) == Some(endpoint);
+        assert!(!other_is_pending || !same_endpoint, "not round robin");
         let model = &mut self.endpoints[endpoint];
-        assert!(model.groups.iter().all(|group| group.id != Some(id)), "in use");
-        assert_ne!(model.last_id.replace(id), Some(id), "used again at once");
-        let group = model.groups.iter().find(|group| group.id.is_none()).expect("answered");
-        Amid { endpoint, cookie: group.cookie, pages: group.pages, shown: 0, id }
+        assert!(
+            model.groups.iter().all(|group| group.id != Some(id)),
+            "identifier of an outstanding group"
+        );
+        assert_ne!(model.last_id.replace(id), Some(id), "identifier was reused immediately");
+        let group =
+            model.groups.iter().find(|group| group.id.is_none()).expect("no undelivered group");
+        PartialDelivery { endpoint, cookie: group.cookie, pages: group.pages, delivered: 0, id }
     }
 
     fn respond(
@@ -336,10 +346,13 @@ impl Test {
         nth: usize,
         pasid: Option<Pasid>,
         code: Response,
-    ) -> Answers {
+    ) -> Responses {
         let model = &mut self.endpoints[endpoint];
-        let amid = self.amid.filter(|amid| amid.endpoint == endpoint).map(|amid| amid.id);
-        let id = model.seen.iter().rev().nth(nth).copied().or(amid).unwrap_or(GroupId(999));
+        let partial = self
+            .partial_delivery
+            .filter(|partial| partial.endpoint == endpoint)
+            .map(|partial| partial.id);
+        let id = model.delivered.iter().rev().nth(nth).copied().or(partial).unwrap_or(GroupId(999));
         let index = model.groups.iter().position(|group| group.id == Some(id));
         let expected = match index.map(|index| model.groups[index].pasid) {
             Some(of_group) if of_group == pasid => Ok(()),
@@ -365,55 +378,55 @@ impl Test {
         attached.push(pasid);
     }
 
-    fn detach(&mut self, endpoint: usize, pasid: Option<Pasid>) -> Answers {
+    fn detach(&mut self, endpoint: usize, pasid: Option<Pasid>) -> Responses {
         self.iopf.detach(ENDPOINTS[endpoint], pasid);
         let model = &mut self.endpoints[endpoint];
         model.attached.retain(|other| *other != pasid);
         if pasid.is_none() || model.stopped_by == Some(pasid) {
             model.stopped_by = None;
         }
-        invalid(model.take(|group| group.pasid == pasid))
+        invalid_responses(model.take(|group| group.pasid == pasid))
     }
 
-    fn withdraw(&mut self, endpoint: usize) -> Answers {
+    fn withdraw(&mut self, endpoint: usize) -> Responses {
         self.iopf.withdraw(ENDPOINTS[endpoint]);
         let model = &mut self.endpoints[endpoint];
         model.stopped_by = None;
         let partial = model.partial.take();
-        invalid(model.take(|_| true).into_iter().chain(partial).collect())
+        invalid_responses(model.take(|_| true).into_iter().chain(partial).collect())
     }
 
-    fn reset(&mut self) -> [Answers; 2] {
+    fn reset(&mut self) -> [Responses; 2] {
         self.iopf.reset();
-        (self.amid, self.last_begun) = (None, None);
+        (self.partial_delivery, self.last_started) = (None, None);
         self.endpoints.each_mut().map(|model| {
             model.stopped_by = None;
-            model.seen.clear();
-            invalid(model.take(|_| true))
+            model.delivered.clear();
+            invalid_responses(model.take(|_| true))
         })
     }
 
-    fn advance_clock(&mut self) -> [Answers; 2] {
+    fn advance_clock(&mut self) -> [Responses; 2] {
         self.iopf.advance_clock(TICK);
         self.endpoints.each_mut().map(|model| {
             model.groups.iter_mut().for_each(|group| group.age += 1);
-            invalid(model.take(|group| group.age >= PATIENCE))
+            invalid_responses(model.take(|group| group.age >= TIMEOUT))
         })
     }
 
-    /// Whatever has happened, nothing is left once the device and its sources have been reset.
+    /// Asserts that no group is left after a reset of the device and its sources.
     fn finish(mut self) {
         self.step(Step::Reset);
         for endpoint in 0..2 {
             self.step(Step::Withdraw { endpoint });
-            assert_eq!(self.endpoints[endpoint].waiting(), 0);
+            assert_eq!(self.endpoints[endpoint].outstanding(), 0);
         }
         self.step(Step::Deliver { buffers: 100 });
         assert!(!self.iopf.has_outstanding_groups());
     }
 }
 
-/// Where the `nth` request of a group points.
+/// Returns the address of the `nth` request of a group.
 fn page(cookie: u32, nth: u64) -> Iova {
     Iova((u64::from(cookie) << 32) + (nth << 12))
 }
@@ -425,21 +438,19 @@ fn run(steps: &[Step]) {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    let endpoint = || 0..2usize;
-    let pasid = || 0..2usize;
     prop_oneof![
-        8 => (endpoint(), pasid(), prop::bool::weighted(0.7))
+        8 => (0..2usize, 0..2usize, prop::bool::weighted(0.7))
             .prop_map(|(endpoint, pasid, last)| Step::Request { endpoint, pasid, last }),
         6 => (0..5usize).prop_map(|buffers| Step::Deliver { buffers }),
-        6 => (endpoint(), 0..4usize, pasid(), 0..3usize).prop_map(
+        6 => (0..2usize, 0..4usize, 0..2usize, 0..3usize).prop_map(
             |(endpoint, nth, pasid, code)| Step::Respond { endpoint, nth, pasid, code }
         ),
-        2 => (endpoint(), pasid()).prop_map(|(endpoint, pasid)| Step::Attach { endpoint, pasid }),
-        2 => (endpoint(), pasid()).prop_map(|(endpoint, pasid)| Step::Detach { endpoint, pasid }),
-        1 => endpoint().prop_map(|endpoint| Step::Withdraw { endpoint }),
+        2 => (0..2usize, 0..2usize).prop_map(|(endpoint, pasid)| Step::Attach { endpoint, pasid }),
+        2 => (0..2usize, 0..2usize).prop_map(|(endpoint, pasid)| Step::Detach { endpoint, pasid }),
+        1 => (0..2usize).prop_map(|endpoint| Step::Withdraw { endpoint }),
         1 => Just(Step::Reset),
         2 => Just(Step::Tick),
-        1 => prop::bool::weighted(0.8).prop_map(Step::Accept),
+        1 => prop::bool::weighted(0.8).prop_map(Step::Negotiate),
     ]
 }
 
@@ -447,16 +458,16 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn each_group_is_answered_once_by_whom_the_model_says(
+    fn random_sequences_match_the_model(
         steps in prop::collection::vec(steps(), 1..80)
     ) {
         run(&steps);
     }
 }
 
-/// All sequences of five steps that concern one attachment, after a group was begun.
+/// Runs all sequences of five steps on one attachment, after the first request of a group.
 #[test]
-fn every_short_sequence_of_events_answers_each_group_once() {
+fn all_short_sequences_match_the_model() {
     let alphabet = [
         Step::Request { endpoint: 0, pasid: 1, last: true },
         Step::Request { endpoint: 0, pasid: 1, last: false },
