@@ -9,7 +9,7 @@
 //! - [`machine::Machine`] is QEMU with a Linux guest that runs commands. [`testbed`] knows where
 //!   QEMU and kernels are.
 //!
-//! Both use the [`daemon`] under test, its [`counters`] and its [`metrics`]. [`bench`] has peers without
+//! Both use the [`daemon`] under test, its [`counters`] and its [`metrics`]. [`mod@bench`] has peers without
 //! checks for benchmarks.
 //!
 //! This crate does not depend on the daemon's library: tests see the daemon as its peers do.
