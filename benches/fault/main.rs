@@ -1,17 +1,19 @@
-//! What a recoverable fault costs: from the access that finds no page, over the event queue to a
-//! front end that answers at once, and back.
+//! Cost of a recoverable fault: from the access that finds no page, over the event queue to a driver
+//! that responds at once, and back.
 //!
-//! `cargo bench --bench fault`, or `./scripts/bench fault`. The yardstick is a bare ping-pong of
-//! two processes over eventfds, on the same cores as front end and daemon, measured in turn with
-//! everything else. A fault cannot be cheaper than one of them: the front end has to be woken, and
-//! to wake who waits for it.
+//! `cargo bench --bench fault`, or `./scripts/bench fault`. The unit is a bare ping-pong of two
+//! processes over eventfds, on the same cores as front end and daemon, measured alternately with
+//! everything else. A fault cannot cost less than one of them: it wakes the front end, and the front
+//! end wakes the peer that waits.
 //!
 //! - Round trip: a job with a fault less the same job without, both from the doorbell to the
-//!   interrupt. Of that the front end spends the time from its wake-up until MAP and PAGE_RESP are
+//!   interrupt. The front end spends a part of it, from its wake-up until MAP and PAGE_RESP are
 //!   written, and the daemon adds the rest: its own work, and all wake-ups on the way.
-//! - Beside a storm: the same, while another endpoint makes page requests on all its channels, as
-//!   fast as they are answered. The front end answers those too, which is not the daemon's time.
-//! - Sustained: groups answered in a second, channels asking again as soon as they are answered.
+//! - Beside a storm: the same, while another endpoint makes page requests on all its channels as
+//!   fast as they are completed. The front end responds to those too, which does not count as the
+//!   daemon's time.
+//! - Sustained: groups completed per second, when channels make a page request again as soon as the
+//!   last one is completed.
 
 mod accel;
 mod guest;
@@ -32,25 +34,25 @@ use pong::Pong;
 
 /// Jobs of each kind.
 const JOBS: usize = 1000;
-/// Long enough for polling threads to have gone to sleep.
+/// Long enough for polling threads to go to sleep.
 const PAUSE: Duration = Duration::from_micros(600);
-/// How long the groups of a sustained load are counted.
+/// Time for which the groups of a sustained load are counted.
 const LOAD: Duration = Duration::from_secs(2);
 /// Channels of each endpoint that make a sustained load.
 const LOAD_CHANNELS: u32 = 8;
 /// Numbers of endpoints that make a sustained load.
 const ENDPOINTS: [u32; 3] = [1, 8, 64];
-/// Channels of the one endpoint that storms: all.
+/// Channels of the endpoint that storms: all.
 const STORM_CHANNELS: u32 = regs::CHANNELS as u32;
 
-/// No address space has anything here.
+/// No address space has a mapping here.
 const HOLE: u64 = 0x7000_0000;
-/// What a job with a fault asks for.
+/// Page that a job with a fault requests.
 const JOB_PAGE: u64 = 0x6000_0000;
-/// What a job reads first, so that whoever rang the doorbell sleeps before the fault comes.
+/// Bytes that a job reads first, so that the front end sleeps before the fault.
 const LEAD: u64 = 512 << 10;
 
-/// What wakes the front end: the interrupt of a job, events.
+/// Events that wake the front end: the interrupt of a job, the call of the event queue.
 const DONE: u64 = 0;
 const SIGNALLED: u64 = 1;
 
@@ -71,7 +73,7 @@ fn main() {
     print_sustained();
 }
 
-/// Everything that is compared is measured in turn.
+/// Measures everything that is compared alternately.
 fn print_round_trips(cores: &Cores, placement: Placement) {
     let pong = cores.start(placement, Pong::start);
     let mut machine = cores.start(placement, || Machine::start(2));
@@ -84,7 +86,7 @@ fn print_round_trips(cores: &Cores, placement: Placement) {
         sleep(PAUSE);
         bare.add(pong.round_trip());
         alone.measure(&mut machine, || sleep(PAUSE));
-        machine.answer_storm();
+        machine.feed_storm();
         beside.measure(&mut machine, || ());
         machine.calm();
     }
@@ -147,7 +149,7 @@ fn print_sustained() {
     for endpoints in ENDPOINTS {
         let mut machine = Machine::start(endpoints);
         (0..endpoints).for_each(|index| machine.storm(index, LOAD_CHANNELS));
-        machine.answer_storm();
+        machine.feed_storm();
         machine.run_storm(LOAD / 4);
         let groups = machine.run_storm(LOAD) / LOAD.as_secs_f64();
         let each = 1e6 / groups;
@@ -160,17 +162,17 @@ fn print_sustained() {
 struct Machine {
     guest: Guest,
     accels: Vec<Accel>,
-    /// Whether the requests of storms are answered, or kept.
-    answering: bool,
+    /// Whether the driver responds to the page requests of storms, or keeps them.
+    responding: bool,
     kept: Vec<PageRequest>,
-    /// Requests of storms that were answered.
-    answered: u64,
-    /// What [`wait`](Self::wait) waits for.
-    sleep: Epoll,
+    /// Number of responses to page requests of storms.
+    responses: u64,
+    /// The events of [`wait`](Self::wait).
+    epoll: Epoll,
     _daemon: Daemon,
 }
 
-/// How long a job took, and how much of that the front end.
+/// Duration of a job, and the front end's part of it.
 struct Job {
     total: Duration,
     handled: Duration,
@@ -183,20 +185,20 @@ impl Machine {
         let home = |index| FREE + u64::from(index) * Accel::SPAN;
         let accel = |index| Accel::connect(&daemon, index, &guest.ram, home(index));
         let accels: Vec<_> = (0..endpoints).map(accel).collect();
-        let sleep = Epoll::new().expect("epoll");
+        let epoll = Epoll::new().expect("epoll");
         let fds = [
             (accels[0].interrupt.as_raw_fd(), DONE),
             (guest.events.queue.call.as_raw_fd(), SIGNALLED),
         ];
         for (fd, name) in fds {
             let event = EpollEvent::new(EventSet::IN, name);
-            sleep.ctl(ControlOperation::Add, fd, event).expect("epoll");
+            epoll.ctl(ControlOperation::Add, fd, event).expect("epoll");
         }
-        let (kept, answering, answered) = (Vec::new(), false, 0);
-        Self { guest, accels, answering, kept, answered, sleep, _daemon: daemon }
+        let (kept, responding, responses) = (Vec::new(), false, 0);
+        Self { guest, accels, responding, kept, responses, epoll, _daemon: daemon }
     }
 
-    /// Makes channels of an endpoint ask for pages that never come, again and again.
+    /// Starts channels of an endpoint that repeat page requests for pages that are never mapped.
     fn storm(&mut self, index: u32, channels: u32) {
         let accel = &mut self.accels[index as usize];
         for channel in 0..channels {
@@ -207,40 +209,40 @@ impl Machine {
         }
     }
 
-    /// Lets the storm go on, and waits until it is at its height.
-    fn answer_storm(&mut self) {
-        self.answering = true;
+    /// Responds to the storm, and waits until it is at its height.
+    fn feed_storm(&mut self) {
+        self.responding = true;
         for request in std::mem::take(&mut self.kept) {
             self.guest.respond(&request, SUCCESS);
         }
         self.guest.submit();
-        let before = self.answered;
-        while self.answered < before + 2 * u64::from(STORM_CHANNELS) {
+        let before = self.responses;
+        while self.responses < before + 2 * u64::from(STORM_CHANNELS) {
             self.wait();
             self.handle();
         }
     }
 
-    /// Keeps the requests of the storm, until it can make no more.
+    /// Keeps the page requests of the storm, until it can make no more.
     fn calm(&mut self) {
-        self.answering = false;
+        self.responding = false;
         while self.kept.len() < STORM_CHANNELS as usize {
             self.wait();
             self.handle();
         }
     }
 
-    /// Answers for as long as told. How many groups.
+    /// Responds for this time. Returns the number of groups.
     fn run_storm(&mut self, time: Duration) -> f64 {
-        let (start, before) = (Instant::now(), self.answered);
+        let (start, before) = (Instant::now(), self.responses);
         while start.elapsed() < time {
             self.wait();
             self.handle();
         }
-        (self.answered - before) as f64
+        (self.responses - before) as f64
     }
 
-    /// Runs a job that in the end reads at `address`.
+    /// Runs a job whose last access is at `address`.
     fn job(&mut self, address: u64) -> Job {
         let accel = &mut self.accels[QUIET as usize];
         let last = Descriptor { flags: regs::FLAG_INTERRUPT, ..accel::read(address, 8) };
@@ -254,13 +256,13 @@ impl Machine {
         Job { total: start.elapsed(), handled }
     }
 
-    /// Sleeps until there are events, or the job measured is complete (`true`).
+    /// Sleeps until there are events, or the measured job is complete (`true`).
     fn wait(&mut self) -> bool {
         if !self.guest.events.queue.arm() {
             return false;
         }
         let mut ready = [EpollEvent::default(); 2];
-        let count = self.sleep.wait(-1, &mut ready).expect("epoll");
+        let count = self.epoll.wait(-1, &mut ready).expect("epoll");
         let ready = ready[..count].iter().map(EpollEvent::data);
         let (done, signalled) = ready.fold((false, false), |(done, signalled), fd| {
             (done || fd == DONE, signalled || fd == SIGNALLED)
@@ -274,16 +276,16 @@ impl Machine {
         done
     }
 
-    /// Answers all requests that are there. How long that took, without waking the daemon.
+    /// Responds to all page requests that are there. Returns the time, without waking the daemon.
     fn handle(&mut self) -> Duration {
         let start = Instant::now();
         while let Some(request) = self.guest.events.next() {
             if request.address == JOB_PAGE {
                 self.guest.map(request.index, JOB_PAGE, PAGE);
                 self.guest.respond(&request, SUCCESS);
-            } else if self.answering {
+            } else if self.responding {
                 self.guest.respond(&request, SUCCESS);
-                self.answered += 1;
+                self.responses += 1;
             } else {
                 self.kept.push(request);
             }

@@ -1,4 +1,4 @@
-//! The yardstick: two processes that wake each other through eventfds.
+//! The unit of measurement: two processes that wake each other through eventfds.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 /// The argument that makes this program the other process.
 pub const ARGUMENT: &str = "pong";
 
-/// The other process: sends back what comes, until it is killed.
+/// Runs the other process: signals back until it is killed.
 pub fn echo() {
     let (ping, pong) = (std::io::stdin(), std::io::stdout());
     while wait(ping.as_fd()) {
@@ -25,7 +25,7 @@ fn signal(fd: BorrowedFd) {
     rustix::io::write(fd, &1u64.to_ne_bytes()).expect("eventfd");
 }
 
-/// The other process, running. Killed when dropped.
+/// The other process. Killed when dropped.
 pub struct Pong {
     child: Child,
     ping: OwnedFd,
@@ -52,7 +52,7 @@ impl Pong {
     pub fn round_trip(&self) -> Duration {
         let start = Instant::now();
         signal(self.ping.as_fd());
-        assert!(wait(self.pong.as_fd()), "the other process is gone");
+        assert!(wait(self.pong.as_fd()), "the other process has exited");
         start.elapsed()
     }
 }

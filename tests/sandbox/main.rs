@@ -1,8 +1,8 @@
-//! The sandbox from both sides: what is tried from inside it is refused, and what the kernel says
-//! of a daemon in it is right.
+//! The sandbox from both sides: attempts from inside it are denied, and the kernel reports the right
+//! state of a sandboxed daemon.
 //!
-//! - [`program`] runs a daemon that tries things, or one that serves.
-//! - [`attempts`] tries, [`state`] looks.
+//! - [`program`] runs a daemon that makes attempts, or one that serves.
+//! - [`attempts`] has tests from inside, [`state`] from outside.
 
 mod attempts;
 mod program;

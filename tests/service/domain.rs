@@ -1,19 +1,19 @@
-//! The domain of `docs/libvirt.md`, for a machine without KVM.
+//! The libvirt domain of `docs/libvirt.md`, for a machine without KVM.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 const DOCUMENT: &str = include_str!("../../docs/libvirt.md");
 
-/// What a machine without KVM has otherwise.
+/// The difference of a machine without KVM.
 const KVM: (&str, &str) = ("<domain type='kvm'", "<domain type='qemu'");
 
-/// The commands that the document gives for the instance, a line each.
+/// Returns the commands of the document that set the instance up, one per line.
 pub fn commands() -> impl Iterator<Item = &'static str> {
     block("```\n").lines()
 }
 
-/// The domain as a file.
+/// Writes the domain to a file, once. Returns its path.
 pub fn file() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| {
@@ -25,7 +25,7 @@ pub fn file() -> &'static Path {
     })
 }
 
-/// The first block of the document that begins with `fence`.
+/// Returns the first block of the document that starts with `fence`.
 fn block(fence: &str) -> &'static str {
     let block =
         DOCUMENT.split_once(&format!("\n{fence}")).and_then(|(_, rest)| rest.split_once("```"));

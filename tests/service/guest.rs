@@ -1,33 +1,33 @@
-//! A QEMU in the machine, by the user that libvirt runs it as.
+//! A QEMU in the machine, run as the user that libvirt uses.
 
 use crate::machine::{Machine, SERVICE};
 
-/// How much memory it has, in mebibytes, as `scripts/guest/service-vm` says.
+/// Size of its memory in MiB, as `scripts/guest/service-vm` sets it.
 pub const MEMORY_MIB: u64 = 256;
 
-/// What a guest says when it has done what it was booted for.
+/// The line with which a guest reports the end of its work.
 const DONE: &str = "service-guest: status ";
 
 const KERNEL: &str = "-smp 1 -kernel /host/bzImage -initrd /host/guest.initrd \
                       -append 'console=ttyS0 loglevel=5 no_timer_check panic=-1 \
                       endpoint=0000:00:02.0'";
 
-/// One that has started, by the name of its unit.
+/// A QEMU that has been started; the field is its unit.
 pub struct Qemu(String);
 
 impl Qemu {
-    /// Starts one that has a guest.
+    /// Starts QEMU with a guest.
     pub fn boot(machine: &mut Machine, name: &str) -> Self {
         Self::start(machine, "", name, "vm1", KERNEL)
     }
 
-    /// Starts one that has a guest, and lets systemd end it with its instance.
+    /// Starts QEMU with a guest. Its unit is bound to that of the instance.
     pub fn boot_bound(machine: &mut Machine, name: &str) -> Self {
         let properties = format!("--property BindsTo={SERVICE} --property After={SERVICE}");
         Self::start(machine, &properties, name, "vm1", KERNEL)
     }
 
-    /// Starts one that has all but a guest, for `instance`.
+    /// Starts QEMU without a guest, for `instance`.
     pub fn without_guest(machine: &mut Machine, name: &str, instance: &str) -> Self {
         Self::start(machine, "", name, instance, "-S")
     }
@@ -43,7 +43,7 @@ impl Qemu {
         Self(format!("{name}.service"))
     }
 
-    /// Waits until its guest has done what it was booted for. Returns what it has said.
+    /// Waits until the guest has done its work. Returns its output.
     pub fn wait_for_guest(&self, machine: &mut Machine) -> String {
         let Self(unit) = self;
         let log = self.log();
@@ -55,20 +55,20 @@ impl Qemu {
         machine.run(&format!("tr -d '\\r' <{log}"))
     }
 
-    /// Waits until it has ended by itself, and not well. Returns its last words.
-    pub fn fails(&self, machine: &mut Machine) -> String {
-        let ended = machine.wait_for(&self.0, "SubState", |state| state != "running");
-        let words = machine.run(&format!("tail -n 2 {}", self.log()));
-        assert_eq!(ended, "failed", "{} says:\n{words}", self.0);
-        words
+    /// Waits until QEMU exits with an error. Returns the end of its output.
+    pub fn wait_until_failed(&self, machine: &mut Machine) -> String {
+        let state = machine.wait_for(&self.0, "SubState", |state| state != "running");
+        let output = machine.run(&format!("tail -n 2 {}", self.log()));
+        assert_eq!(state, "failed", "output of {}:\n{output}", self.0);
+        output
     }
 
-    /// Waits until systemd has ended it, well or not.
-    pub fn ends(self, machine: &mut Machine) {
+    /// Waits until systemd has stopped QEMU.
+    pub fn wait_until_stopped(self, machine: &mut Machine) {
         machine.wait_for(&self.0, "ActiveState", |state| matches!(state, "inactive" | "failed"));
     }
 
-    /// Ends it.
+    /// Stops QEMU.
     pub fn stop(self, machine: &mut Machine) {
         machine.run(&format!("systemctl stop {}", self.0));
     }

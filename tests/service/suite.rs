@@ -73,14 +73,14 @@ fn an_instance_carries_one_guest_after_the_other() {
     let result = said.lines().find(|line| line.starts_with("ok: touch: "));
     report(result.unwrap_or_else(|| panic!("the guest says:\n{said}")));
     machine.run(&format!("systemctl kill --signal USR1 {SERVICE}"));
-    machine.wait_for_words(SERVICE, "page requests of endpoint ");
+    machine.wait_for_log(SERVICE, "page requests of endpoint ");
     let counters = counters::page_requests_at_end(&machine.journal(SERVICE));
     assert_eq!(counters.len(), 1, "{counters:?}");
     counters.iter().for_each(counters::assert_all_answered);
 
     // By itself a QEMU whose guest has started its driver would not see that its IOMMU is lost.
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
-    qemu.ends(&mut machine);
+    qemu.wait_until_stopped(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "signal");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
     report("a QEMU that was bound to a daemon has ended with it");
@@ -97,7 +97,7 @@ fn an_instance_carries_one_guest_after_the_other() {
 
     // The socket stays after a stop.
     machine.run(&format!("systemctl stop {SERVICE}"));
-    third.fails(&mut machine);
+    third.wait_until_failed(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "success");
     assert_eq!(machine.property(SERVICE, "ExecMainStatus"), "0");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
@@ -107,7 +107,7 @@ fn an_instance_carries_one_guest_after_the_other() {
     machine.wait_for_status(SERVICE, CONNECTED);
     let pid = machine.property(SERVICE, "MainPID");
     machine.run(&format!("systemctl restart {SERVICE}"));
-    fourth.fails(&mut machine);
+    fourth.wait_until_failed(&mut machine);
     machine.wait_for_status(SERVICE, WAITING);
     assert_ne!(machine.property(SERVICE, "MainPID"), pid);
     machine.finish(&[]);
@@ -121,7 +121,7 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     let first = Qemu::without_guest(&mut machine, "first", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
-    first.fails(&mut machine);
+    first.wait_until_failed(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "signal");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
     report("a daemon was killed, its socket listens");
@@ -135,10 +135,10 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     stall(&mut machine);
-    machine.wait_for_words(SERVICE, "no heartbeat from the event loop");
+    machine.wait_for_log(SERVICE, "no heartbeat from the event loop");
     assert_eq!(machine.wait_for(SERVICE, "Result", |result| result != "success"), "watchdog");
     machine.run("systemctl stop stall");
-    second.fails(&mut machine);
+    second.wait_until_failed(&mut machine);
     report("a daemon whose loops stand still was ended by the watchdog");
     let third = Qemu::without_guest(&mut machine, "third", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
@@ -185,7 +185,7 @@ fn assert_refused(
     code: &str,
     parts: &[&str],
 ) -> String {
-    qemu.fails(machine);
+    qemu.wait_until_failed(machine);
     machine.wait_for(service, "ActiveState", |state| state == "failed");
     assert_eq!(machine.property(service, "ExecMainStatus"), code);
     let journal = machine.journal(service);
@@ -265,10 +265,10 @@ fn libvirt_runs_the_domain_of_its_document() {
     }
     let run = "virt-qemu-run --verbose --root=/run/embed /host/domain.xml";
     machine.run(&format!("systemd-run --quiet --unit libvirt {run} 2>&1"));
-    machine.wait_for_words("libvirt.service", "guest running");
+    machine.wait_for_log("libvirt.service", "guest running");
     // QEMU has found the IOMMU and, at the socket that came with it, the accelerator.
     assert_eq!(machine.property(SERVICE, "StatusText"), CONNECTED);
-    machine.wait_for_words(SERVICE, "Received client version");
+    machine.wait_for_log(SERVICE, "Received client version");
     machine.run("systemctl stop libvirt");
     machine.wait_for_status(SERVICE, WAITING);
     machine.finish(&[]);

@@ -1,15 +1,15 @@
-//! What accelerators can reach, and what the guest hears of the rest.
+//! Translation of DMA, and the guest's reports of faults.
 
 use super::{Guest, SMALL_GROUP, check_groups, for_each_guest, give_to_vfio};
 use crate::vm::{A, B, Vm};
 
-for_each_guest!(dma_is_translated_and_faults_are_reported, address_spaces_are_shared_or_separate);
+for_each_guest!(dma_is_translated_and_faults_are_reported, domains_are_shared_or_separate);
 
-/// The other interface of VFIO makes other requests of the IOMMU.
+/// VFIO's group interface sends other requests to the IOMMU than its character devices.
 #[test]
-fn group_interface_of_the_small_kernel() {
+fn vfio_group_interface_works_like_character_devices() {
     dma_is_translated_and_faults_are_reported(SMALL_GROUP);
-    address_spaces_are_shared_or_separate(SMALL_GROUP);
+    domains_are_shared_or_separate(SMALL_GROUP);
 }
 
 fn dma_is_translated_and_faults_are_reported(guest: Guest) {
@@ -22,12 +22,12 @@ fn dma_is_translated_and_faults_are_reported(guest: Guest) {
         assert!(output.ends_with("verified 4194304 bytes"), "{output}");
     }
 
-    // An address that is not aligned is reported to the byte.
+    // The report of an unaligned access has the exact address.
     let output = guest.dma(&mut vm, &format!("fault {A} --read --iova 0xdeadb00d"));
     assert_eq!(output, "FAULT, read at 0xdeadb00d after 0 bytes");
     vm.expect_faults(&[(A, 0xdead_b00d, 'R')]);
 
-    // An access that begins well faults where it leaves the mapping.
+    // An access that starts in a mapping faults where it leaves it.
     guest.dma(&mut vm, &format!("fault {B} --write --iova 0xffff123456789000 --after 100"));
     vm.expect_faults(&[(B, 0xffff_1234_5678_9000, 'W')]);
 
@@ -39,13 +39,13 @@ fn dma_is_translated_and_faults_are_reported(guest: Guest) {
     vm.finish();
 }
 
-fn address_spaces_are_shared_or_separate(guest: Guest) {
+fn domains_are_shared_or_separate(guest: Guest) {
     let mut vm = guest.boot();
     give_to_vfio(&mut vm);
     guest.dma(&mut vm, &format!("two {A} {B} --iova 0x6000000000"));
     vm.expect_faults(&[A, B, B].map(|endpoint| (endpoint, 0x60_0000_0000, 'R')));
 
-    // Programs that end and drivers that change leave nothing behind.
+    // Programs that exit and drivers that are replaced leave no state.
     guest.dma(&mut vm, &format!("verify {A} --pages 64"));
     for endpoint in [A, B] {
         vm.run(&format!("echo 0000:{endpoint} >/sys/bus/pci/drivers/vfio-pci/unbind"));
@@ -57,7 +57,7 @@ fn address_spaces_are_shared_or_separate(guest: Guest) {
     vm.finish();
 }
 
-/// What PROBE tells the guest: by default the window of message-signalled interrupts.
+/// Checks the result of PROBE: by default the window of message-signalled interrupts.
 fn check_reserved_regions(vm: &mut Vm) {
     let file = format!("/sys/bus/pci/devices/0000:{A}/iommu_group/reserved_regions");
     let regions = vm.run(&format!("cat {file}"));

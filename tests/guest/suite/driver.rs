@@ -1,12 +1,12 @@
-//! The IOMMU's driver leaves and comes back.
+//! Unloading and reloading the virtio-iommu driver.
 
 use super::{Guest, check_groups, for_each_guest, give_to_vfio, groups};
 use crate::kernel::Kernel;
 use crate::vm::{A, B, Vm};
 
-for_each_guest!(driver_leaves_and_comes_back);
+for_each_guest!(dma_works_after_the_driver_is_reloaded);
 
-fn driver_leaves_and_comes_back(guest: Guest) {
+fn dma_works_after_the_driver_is_reloaded(guest: Guest) {
     let mut vm = guest.boot();
     give_to_vfio(&mut vm);
     guest.dma(&mut vm, &format!("verify {A} --pages 64"));
@@ -28,8 +28,8 @@ fn reload(vm: &mut Vm, kernel: Kernel) {
     }
 }
 
-/// Takes the endpoints away first: Linux 7.3 follows a null pointer when the driver leaves with
-/// endpoints behind it. The small kernel has the cure (guest/linux).
+/// Removes the endpoints first: Linux 7.3 dereferences a null pointer when the driver is unloaded
+/// while it has endpoints. The small kernel has a fix (guest/linux).
 fn reload_module(vm: &mut Vm) {
     for endpoint in [A, B] {
         vm.run(&format!("echo 1 >/sys/bus/pci/devices/0000:{endpoint}/remove"));
@@ -40,7 +40,7 @@ fn reload_module(vm: &mut Vm) {
     vm.run("echo 1 >/sys/bus/pci/rescan");
 }
 
-/// With the endpoints behind it; only their drivers have left.
+/// Unbinds the driver while it has endpoints; only their own drivers are unbound before.
 fn rebind(vm: &mut Vm) {
     for endpoint in [A, B] {
         vm.run(&format!("echo 0000:{endpoint} >/sys/bus/pci/drivers/vfio-pci/unbind"));

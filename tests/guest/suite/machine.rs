@@ -1,21 +1,21 @@
-//! Restarts and stops of the whole machine.
+//! Restarts and stops of the machine.
 
 use super::{Guest, check_groups, for_each_guest, give_to_vfio};
 use crate::vm::{A, B, Vm};
 use testing::machine::wait_until;
 
-for_each_guest!(restarts_begin_anew, mappings_outlive_a_stop);
+for_each_guest!(restart_clears_all_state, mappings_survive_a_stop);
 
-fn restarts_begin_anew(guest: Guest) {
+fn restart_clears_all_state(guest: Guest) {
     let mut vm = guest.boot();
     check_everything(&mut vm, guest);
 
-    // The guest's own way, which stops drivers first ...
+    // A reboot by the guest, which stops drivers first.
     vm.run_to_restart("reboot -f");
     vm.run("load_modules virtio-iommu");
     check_everything(&mut vm, guest);
 
-    // ... and out of the blue, while DMA is going on.
+    // A reset of the machine during DMA.
     start_loop(&mut vm, guest);
     vm.reset();
     vm.run("load_modules virtio-iommu");
@@ -31,7 +31,7 @@ fn check_everything(vm: &mut Vm, guest: Guest) {
     vm.expect_faults(&[(B, 0x1_2345_6000, 'R')]);
 }
 
-fn mappings_outlive_a_stop(guest: Guest) {
+fn mappings_survive_a_stop(guest: Guest) {
     let mut vm = guest.boot();
     give_to_vfio(&mut vm);
     start_loop(&mut vm, guest);
@@ -45,12 +45,12 @@ fn mappings_outlive_a_stop(guest: Guest) {
     let output = vm.run("touch /tmp/stop; wait_for_file /tmp/status; cat /tmp/loop /tmp/status");
     assert!(output.ends_with("rounds verified\n0"), "{output}");
 
-    // New domains and faults work as well.
+    // New domains and faults still work.
     check_everything(&mut vm, guest);
     vm.finish();
 }
 
-/// Starts DMA in the background, and waits until some has been done.
+/// Starts DMA in the background, and waits for the first rounds.
 fn start_loop(vm: &mut Vm, guest: Guest) {
     let command = format!("guest-dma --api {} loop {A}", guest.api);
     let files = "--until-file /tmp/stop --progress /tmp/rounds >/tmp/loop 2>&1";
@@ -61,12 +61,12 @@ fn start_loop(vm: &mut Vm, guest: Guest) {
 fn wait_for_rounds(vm: &mut Vm, count: u64) {
     wait_until(&format!("round {count} of the loop"), || {
         let ended = vm.try_run("cat /tmp/loop /tmp/status");
-        assert_ne!(ended.status, 0, "the loop has ended:\n{}", ended.text);
+        assert_ne!(ended.status, 0, "the loop has exited:\n{}", ended.text);
         (rounds(vm) >= count).then_some(())
     });
 }
 
-/// How many rounds of the loop are done.
+/// Returns the number of completed rounds.
 fn rounds(vm: &mut Vm) -> u64 {
     let output = vm.try_run("cat /tmp/rounds 2>/dev/null");
     if output.status == 0 { output.text.parse().unwrap() } else { 0 }

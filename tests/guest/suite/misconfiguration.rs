@@ -1,4 +1,4 @@
-//! What a user sees who has configured something wrong.
+//! Misconfigurations by the user.
 
 use super::{SMALL, check_groups, give_to_vfio};
 use crate::kernel::Kernel;
@@ -6,20 +6,20 @@ use crate::vm::{A, B, Vm};
 
 const GRANULE: &str = "granule 0x10000 larger than system page size 0x1000";
 
-/// The guest's kernel tells, and nothing else goes wrong.
+/// The guest's kernel reports it, and only endpoints do not work.
 #[test]
-fn pages_larger_than_the_guests() {
+fn kernel_reports_pages_larger_than_its_own() {
     let options = "--page-size 64K";
     let mut vm = Vm::builder(Kernel::Small).options(options).tolerate(GRANULE).boot();
-    assert!(vm.kernel_log().contains(GRANULE), "the kernel does not say: {GRANULE}");
+    assert!(vm.kernel_log().contains(GRANULE), "the kernel does not report: {GRANULE}");
     let output = vm.run_to_fail(&format!("guest-dma verify {A}"));
     assert!(output.contains("0000:00:02.0 is behind no IOMMU"), "{output}");
     vm.finish();
 }
 
-/// A function that the table does not list is not behind the IOMMU, and does not disturb.
+/// The endpoint is not behind the IOMMU, and the others work.
 #[test]
-fn an_endpoint_that_the_table_does_not_list() {
+fn endpoint_missing_in_viot_is_not_translated() {
     let mut vm = Vm::builder(Kernel::Small).unlisted("00:05.0").boot();
     check_groups(&mut vm);
     let output = vm.run_to_fail("guest-dma verify 00:05.0");

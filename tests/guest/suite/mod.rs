@@ -1,4 +1,4 @@
-//! The tests. Those of a [`Guest`] run for each of them.
+//! The tests. Functions that accept a [`Guest`] run as a test for each guest.
 
 mod devices;
 mod driver;
@@ -9,7 +9,7 @@ mod sva;
 use crate::kernel::Kernel;
 use crate::vm::{A, B, Vm};
 
-/// A kernel, and the interface of VFIO that programs use in it.
+/// A kernel, and the VFIO interface that programs use in it.
 #[derive(Clone, Copy)]
 pub struct Guest {
     kernel: Kernel,
@@ -25,13 +25,13 @@ impl Guest {
         Vm::boot(self.kernel)
     }
 
-    /// Runs guest-dma, which must succeed.
+    /// Runs `guest-dma`, which must succeed.
     fn dma(self, vm: &mut Vm, arguments: &str) -> String {
         vm.run(&format!("guest-dma --api {} {arguments}", self.api))
     }
 }
 
-/// Makes a test for each guest of functions that take one.
+/// Defines a test for each guest from functions that accept one.
 macro_rules! for_each_guest {
     ($($test:ident),* $(,)?) => {
         mod stock {
@@ -44,26 +44,23 @@ macro_rules! for_each_guest {
 }
 use for_each_guest;
 
-/// Gives both accelerators to programs.
+/// Binds both accelerators to VFIO.
 fn give_to_vfio(vm: &mut Vm) {
     vm.run(&format!("give_to_vfio 0000:{A} 0000:{B}"));
 }
 
-/// `ADDRESS GROUP` for each PCI function that is in an IOMMU group.
+/// Returns PCI address and IOMMU group of each function that is in a group.
 fn groups(vm: &mut Vm) -> Vec<(String, String)> {
     let text = vm.run(
         "for link in /sys/bus/pci/devices/*/iommu_group; do \
          if [ -e $link ]; then echo $(basename $(dirname $link)) $(basename $(readlink $link)); fi; \
          done",
     );
-    let pair = |line: &str| {
-        let (function, group) = line.split_once(' ').unwrap();
-        (function.to_owned(), group.to_owned())
-    };
-    text.lines().map(pair).collect()
+    let pairs = text.lines().map(|line| line.split_once(' ').unwrap());
+    pairs.map(|(function, group)| (function.to_owned(), group.to_owned())).collect()
 }
 
-/// That exactly the functions of the VIOT table are behind the IOMMU, each in its own group.
+/// Checks that exactly the functions of the VIOT table are behind the IOMMU, each in its own group.
 fn check_groups(vm: &mut Vm) {
     let groups = groups(vm);
     let functions: Vec<_> = groups.iter().map(|(function, _)| function.as_str()).collect();

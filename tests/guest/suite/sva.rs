@@ -1,14 +1,13 @@
-//! Processes that share their address spaces with accelerators, on a kernel that checks its locks.
-//!
-//! `guest-dma sva` does it, and verifies; see `examples/guest-dma/sva`.
+//! Shared virtual addressing: processes whose address spaces accelerators use, on a kernel that
+//! checks its locks. `guest-dma sva` runs and verifies each scenario; see `examples/guest-dma/sva`.
 
 use crate::kernel::Kernel;
 use crate::vm::{A, B, Builder, C, D, Vm};
 use testing::counters::{self, Counters};
 use testing::machine::kernel_log;
 
-/// Page requests one by one, and in groups; and how the program waits.
-const WAYS: [&str; 2] = ["--poll", "--group-pages 32"];
+/// Options of `guest-dma sva`: groups of one page request and of several, polling and interrupts.
+const VARIANTS: [&str; 2] = ["--poll", "--group-pages 32"];
 
 const SWAP_MIB: u64 = 256;
 const DISK_MIB: u64 = 64;
@@ -17,7 +16,7 @@ fn builder() -> Builder {
     Vm::builder(Kernel::Debug)
 }
 
-/// Boots, and gives these accelerators to whoever opens them.
+/// Boots, and binds these accelerators to the driver for shared virtual addressing.
 fn boot(builder: Builder, endpoints: &[&'static str]) -> Vm {
     let mut vm = builder.endpoints(endpoints).boot();
     for endpoint in endpoints {
@@ -26,10 +25,10 @@ fn boot(builder: Builder, endpoints: &[&'static str]) -> Vm {
     vm
 }
 
-/// Runs a scenario on an endpoint, each way.
+/// Runs a scenario on an endpoint, in all variants.
 fn sva(vm: &mut Vm, endpoint: &str, scenario: &str) {
-    for way in WAYS {
-        sva_once(vm, endpoint, &format!("{way} {scenario}"));
+    for options in VARIANTS {
+        sva_once(vm, endpoint, &format!("{options} {scenario}"));
     }
 }
 
@@ -38,37 +37,41 @@ fn sva_once(vm: &mut Vm, endpoint: &str, arguments: &str) {
     assert!(output.starts_with("ok: "), "{output}");
 }
 
-/// Ends the machine, whose kernel must still check its locks.
+/// Powers the machine off; its kernel must still check its locks.
 fn finish(mut vm: Vm) -> Vec<Counters> {
     check_locks(&mut vm);
     finish_counted(vm)
 }
 
-/// Ends the machine. All endpoints must have been at work, and all groups been answered in time.
+/// Powers the machine off. All endpoints must have made page requests, and all groups must have been
+/// completed in time.
 fn finish_counted(vm: Vm) -> Vec<Counters> {
     let counts = vm.finish();
     counts.iter().for_each(counters::assert_all_answered);
     counts
 }
 
-/// The kernel must still check its locks.
+/// Checks that the kernel still checks its locks.
 fn check_locks(vm: &mut Vm) {
     let answer = vm.run(kernel_log::LOCKDEP_COMMAND);
     kernel_log::assert_lockdep_active(&answer, &vm.kernel_log());
 }
 
 #[test]
-fn memory_that_the_device_touches_first() {
+fn device_touches_pages_first() {
     let mut vm = boot(builder(), &[A]);
     sva(&mut vm, A, "touch");
     sva(&mut vm, A, "stack");
     sva_once(&mut vm, A, "--group-pages 32 stream --total 128");
     let counts = finish(vm);
-    assert!(counts[0]["requests"] > counts[0]["groups"], "no group of several: {counts:?}");
+    assert!(
+        counts[0]["requests"] > counts[0]["groups"],
+        "no group has several page requests: {counts:?}"
+    );
 }
 
 #[test]
-fn accesses_that_the_process_may_not_make() {
+fn forbidden_accesses_are_denied() {
     let mut vm = boot(builder(), &[A]);
     sva(&mut vm, A, "refuse");
     let counts = finish(vm);
@@ -76,7 +79,7 @@ fn accesses_that_the_process_may_not_make() {
 }
 
 #[test]
-fn files_and_huge_pages() {
+fn file_mappings_and_huge_pages_work() {
     let mut vm = boot(builder().disk(DISK_MIB), &[A]);
     vm.run("use_disk /dev/vda /mnt");
     for dir in ["/tmp", "/mnt"] {
@@ -88,7 +91,7 @@ fn files_and_huge_pages() {
 }
 
 #[test]
-fn copy_on_write_and_mappings_that_change_under_dma() {
+fn dma_follows_copy_on_write_and_changed_mappings() {
     let mut vm = boot(builder(), &[A]);
     sva(&mut vm, A, "fork");
     sva(&mut vm, A, "change");
@@ -96,7 +99,7 @@ fn copy_on_write_and_mappings_that_change_under_dma() {
 }
 
 #[test]
-fn pages_that_are_swapped_out_or_move_under_dma() {
+fn dma_follows_swapped_and_migrated_pages() {
     let mut vm = boot(builder().disk(SWAP_MIB), &[A]);
     vm.run("use_swap /dev/vda");
     sva(&mut vm, A, "swap");
@@ -105,7 +108,7 @@ fn pages_that_are_swapped_out_or_move_under_dma() {
 }
 
 #[test]
-fn processes_killed_in_mid_dma_and_32_on_one_accelerator() {
+fn processes_are_killed_during_dma_and_share_an_accelerator() {
     let mut vm = boot(builder(), &[A]);
     sva(&mut vm, A, "kill");
     sva(&mut vm, A, "processes");
@@ -113,21 +116,21 @@ fn processes_killed_in_mid_dma_and_32_on_one_accelerator() {
 }
 
 #[test]
-fn four_accelerators_at_once() {
+fn four_accelerators_work_concurrently() {
     let all = [A, B, C, D];
     let mut vm = boot(builder(), &all);
     sva(&mut vm, A, &format!("several {B} {C} {D}"));
-    // Processes of their own, each with one of them.
+    // One process for each of them.
     let run = |endpoint| format!("guest-dma sva {endpoint} touch & ");
     let wait = "for job in $(jobs -p); do wait $job || exit; done";
     vm.run(&format!("{}{wait}", all.map(run).concat()));
     assert_eq!(finish(vm).len(), all.len());
 }
 
-/// The machine has not the memory to keep what the device has touched. Checks of locks would take
-/// minutes here.
+/// The device touches more than the machine's memory; the program keeps 64 MiB of it resident. Lock
+/// checks would take minutes here.
 #[test]
-fn a_gibibyte_through_64_mebibytes() {
+fn stream_larger_than_memory_completes() {
     let mut vm = boot(Vm::builder(Kernel::Small).memory("512M"), &[A]);
     vm.run("echo 1 >/proc/sys/vm/overcommit_memory");
     sva_once(&mut vm, A, "--group-pages 32 stream");
@@ -135,7 +138,7 @@ fn a_gibibyte_through_64_mebibytes() {
 }
 
 #[test]
-fn machines_that_are_paused_and_restarted_in_mid_dma() {
+fn dma_continues_after_a_stop_and_ends_with_a_reset() {
     let mut vm = boot(builder(), &[A]);
     start(&mut vm, "latency --faults 4000");
     for _ in 0..5 {
