@@ -1,5 +1,5 @@
-//! Writes what the definitions of the arguments are the source of: manual pages, completions for
-//! shells, and the README's table of options.
+//! Generates documents from the definitions of the arguments: manual pages, shell completions and
+//! the README's table of options.
 
 use std::fs;
 use std::io;
@@ -11,35 +11,35 @@ use vhost_user_iommu::cli::args::Args;
 
 const PROGRAM: &str = "vhost-user-iommu";
 
-/// What stands around the table in the README.
-const MARKS: [&str; 2] =
+/// The lines before and after the table in the README.
+const MARKERS: [&str; 2] =
     ["<!-- options: written by scripts/options -->\n", "<!-- options end -->\n"];
 
-/// Documents from the definitions of the arguments.
+/// Generate documents from the definitions of the arguments.
 #[derive(Parser)]
 struct Documents {
     #[command(subcommand)]
-    what: What,
+    document: Document,
 }
 
 #[derive(Subcommand)]
-enum What {
-    /// Manual pages and completions.
+enum Document {
+    /// Write manual pages and completions.
     Files {
-        /// Where to.
+        /// Output directory.
         directory: PathBuf,
     },
-    /// The table of options.
+    /// Replace the table of options in a file.
     Table {
-        /// The file that has it, between marks.
+        /// The file with the table between its markers.
         file: PathBuf,
     },
 }
 
 fn main() -> io::Result<()> {
-    match Documents::parse().what {
-        What::Files { directory } => files(&directory),
-        What::Table { file } => table(&file),
+    match Documents::parse().document {
+        Document::Files { directory } => files(&directory),
+        Document::Table { file } => table(&file),
     }
 }
 
@@ -54,15 +54,15 @@ fn files(directory: &Path) -> io::Result<()> {
 
 fn table(file: &Path) -> io::Result<()> {
     let text = fs::read_to_string(file)?;
-    let parts = text.split_once(MARKS[0]).and_then(|(before, rest)| {
-        let (_, after) = rest.split_once(MARKS[1])?;
+    let parts = text.split_once(MARKERS[0]).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(MARKERS[1])?;
         Some((before, after))
     });
     let Some((before, after)) = parts else {
-        let missing = format!("{} has not both lines {MARKS:?}", file.display());
+        let missing = format!("{} lacks the lines {MARKERS:?}", file.display());
         return Err(io::Error::new(io::ErrorKind::InvalidData, missing));
     };
-    fs::write(file, format!("{before}{}{}{}{after}", MARKS[0], rows(), MARKS[1]))
+    fs::write(file, format!("{before}{}{}{}{after}", MARKERS[0], rows(), MARKERS[1]))
 }
 
 fn rows() -> String {

@@ -1,18 +1,16 @@
-//! The program: arguments, log, exit status.
+//! The program: arguments, log and exit code.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
-use vhost_user_iommu::cli::CliError;
 use vhost_user_iommu::cli::args::{Args, Command, DaemonArgs, ViotArgs};
-use vhost_user_iommu::cli::{config, qemu_args, viot};
+use vhost_user_iommu::cli::{CliError, qemu_args, viot};
 use vhost_user_iommu::error::Error;
 use vhost_user_iommu::{daemon, status};
 
-/// What management software is told of this program (QEMU, "Vhost-user Protocol", back-end
-/// program conventions); all other arguments are ignored then.
+/// The option that management software uses to query a back-end program; with it, all other
+/// arguments are ignored (QEMU, "Vhost-user Protocol", back-end program conventions).
 const PRINT_CAPABILITIES: &str = "--print-capabilities";
 const CAPABILITIES: &str = r#"{ "type": "iommu", "features": [] }"#;
 
@@ -23,6 +21,8 @@ fn main() -> ExitCode {
     }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
+        // Prints to standard error, or the text of --help and --version to standard output.
+        Err(Error::Cli(CliError::CommandLine(error))) => error.exit(),
         Err(error) => {
             eprintln!("vhost-user-iommu: {error}");
             ExitCode::from(error.exit_code())
@@ -31,13 +31,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    let line = config::with_file(std::env::args_os().collect()).map_err(CliError::Invalid)?;
-    let args = Args::parse_from(line);
+    let args = Args::parse_line(std::env::args_os())?;
     match &args.command {
-        Some(Command::Viot(viot)) => write_viot(viot),
-        Some(Command::QemuArgs(qemu)) => {
-            let lines = qemu_args::lines(qemu)?;
-            print_continued(&lines);
+        Some(Command::Viot(args)) => write_viot(args),
+        Some(Command::QemuArgs(args)) => {
+            let lines = qemu_args::lines(args)?;
+            // Each line but the last is continued for a shell.
+            println!("{}", lines.join(" \\\n"));
             Ok(())
         }
         Some(Command::Status(args)) => Ok(status::run(&args.metrics_socket, args.watch)?),
@@ -52,16 +52,11 @@ fn run_daemon(args: &DaemonArgs) -> Result<(), Error> {
 }
 
 fn write_viot(args: &ViotArgs) -> Result<(), Error> {
-    let table = viot::table(args.iommu, &args.endpoints).map_err(CliError::Invalid)?;
+    let table = viot::table(args.iommu, &args.endpoints).map_err(CliError::from)?;
     let written = if args.output == Path::new("-") {
         std::io::stdout().write_all(&table)
     } else {
         std::fs::write(&args.output, &table)
     };
     written.map_err(|error| Error::Write(args.output.clone(), error))
-}
-
-/// One option a line, each but the last continued for a shell.
-fn print_continued(lines: &[String]) {
-    println!("{}", lines.join(" \\\n"));
 }

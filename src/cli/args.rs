@@ -1,16 +1,21 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde::Deserialize;
 
 use crate::address::IovaRange;
-use crate::cli::CliError;
 use crate::cli::bdf::Bdf;
-use crate::endpoint::{EndpointConfig, EndpointKind};
+use crate::cli::config::{self, entries, flag, optional, regions, value};
+use crate::cli::value::{
+    FileMode, Group, Integer, Memory, PageSize, QueueSize, RegionOrNone, Seconds, Switch,
+};
+use crate::cli::{CliError, OptionsError};
+use crate::endpoint::EndpointConfig;
 use crate::host::{ReservedKind, ReservedRegion};
 use crate::iopf::{Limits as FaultLimits, MAX_GROUPS};
 use crate::sandbox;
@@ -18,404 +23,400 @@ use crate::socket::SocketAccess;
 use crate::vhost::{Options, Scheduling};
 use crate::viommu::{Limits, Settings};
 
-/// The virtio-iommu device of one virtual machine, as a vhost-user back end for QEMU.
+/// A virtio-iommu device for one virtual machine, as a vhost-user back end for QEMU.
+///
+/// ```
+/// use vhost_user_iommu::cli::args::Args;
+///
+/// let line = "vhost-user-iommu --socket-path /run/vm1.sock --endpoint 00:02.0,sim=/run/accel.sock";
+/// let args = Args::parse_line(line.split(' '))?;
+/// assert_eq!(args.daemon.endpoints.len(), 1);
+/// assert_eq!(args.daemon.settings()?.page_size, 4096);
+/// # Ok::<(), vhost_user_iommu::cli::CliError>(())
+/// ```
 #[derive(Parser, Debug)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// The subcommand; without, the daemon runs.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// The options of the daemon.
     #[command(flatten)]
     pub daemon: DaemonArgs,
 }
 
+/// The subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Write the ACPI VIOT table that tells the guest which functions are behind the IOMMU.
+    /// Write the ACPI table (VIOT) that lists the PCI functions behind the IOMMU.
     Viot(ViotArgs),
     /// Print the QEMU options that match a daemon command line.
+    ///
+    /// Only the slots 1 and 2 collide with QEMU's default devices; if a function is there, the
+    /// options disable the default VGA adapter and NIC (`-vga none -nic none`). QEMU places
+    /// devices without an address, such as those of `-nic`, in the lowest free slots: use slots
+    /// from 10 (hexadecimal) to leave room for them.
+    ///
+    /// The options add a root port for each bus up to the highest in use, and firmware numbers
+    /// the buses in the order of the ports: do not add bridges in front of them.
     QemuArgs(Box<QemuArgs>),
-    /// Show what a running daemon does, from its --metrics-socket.
+    /// Show the state of a running daemon, from its --metrics-socket.
     Status(StatusArgs),
 }
 
-/// What the daemon runs with.
-#[derive(ClapArgs, Debug, Clone)]
+/// The options of the daemon: from the command line, from the file of `--config`, or both.
+#[derive(Parser, Deserialize, Debug, Clone)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DaemonArgs {
-    /// Socket for QEMU's vhost-user device.
-    #[arg(long, value_name = "PATH", required_unless_present = "fd")]
+    /// Unix socket for QEMU's vhost-user device.
+    #[arg(long, value_name = "PATH")]
+    #[serde(deserialize_with = "optional")]
     pub socket_path: Option<PathBuf>,
 
-    /// Instead of --socket-path: the descriptor of that socket, which whoever starts the daemon
-    /// has opened, 3 or more. Of a socket that listens, as systemd passes it, front ends are
-    /// served one after the other; of one that is connected, this front end, and then the daemon
-    /// ends.
-    #[arg(long, value_name = "N", conflicts_with = "socket_path",
-          value_parser = clap::value_parser!(i32).range(3..))]
-    pub fd: Option<i32>,
+    /// Inherited descriptor of a Unix stream socket, instead of --socket-path. A listening socket,
+    /// as systemd passes it, accepts front ends sequentially; a connected socket serves one front
+    /// end, and the daemon ends with the connection.
+    #[arg(long, value_name = "N", conflicts_with = "socket_path")]
+    #[serde(deserialize_with = "optional")]
+    pub fd: Option<Integer<3, { i32::MAX as u64 }>>,
 
-    /// Options in a file, in TOML: `page-size = "4K"`, `endpoint = ["00:02.0,sim=/run/a"]`.
-    /// An option on the command line stands in place of the file's.
+    /// TOML file with options, under the names of the command line. An option on the command line
+    /// replaces that of the file.
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// The group of all sockets, for who runs QEMU: a name or a number. They are then open to it
-    /// (mode 0660) unless --socket-mode says otherwise.
-    #[arg(long, value_name = "GROUP", value_parser = group)]
-    pub socket_group: Option<u32>,
+    /// Group of all sockets, by name or number. Without --socket-mode, its members can connect
+    /// (mode 0660).
+    #[arg(long, value_name = "GROUP")]
+    #[serde(deserialize_with = "optional")]
+    pub socket_group: Option<Group>,
 
-    /// The permissions of the sockets, in octal; without, what the umask leaves.
-    #[arg(long, value_name = "MODE", value_parser = mode)]
-    pub socket_mode: Option<u32>,
+    /// Permissions of all sockets, in octal. The default is set by the umask.
+    #[arg(long, value_name = "MODE")]
+    #[serde(deserialize_with = "optional")]
+    pub socket_mode: Option<FileMode>,
 
-    /// An endpoint behind the IOMMU: its PCI address in the guest, `[SSSS:]BB:DD.F`, and what it
-    /// is. `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
-    /// `vfio=/dev/vfio/devices/vfioN`: a device of the host. Repeatable.
-    #[arg(long = "endpoint", value_name = "BDF,KIND=PATH", required = true)]
+    /// Endpoint behind the IOMMU: its PCI address in the guest, `[SSSS:]BB:DD.F`, and its kind.
+    /// `sim=SOCKET`: an emulated DMA accelerator, for QEMU's vfio-user-pci.
+    /// `vfio=/dev/vfio/devices/vfioN`: a physical device. Repeatable.
+    #[arg(long = "endpoint", value_name = "BDF,KIND=PATH")]
+    #[serde(rename = "endpoint", deserialize_with = "entries")]
     pub endpoints: Vec<EndpointConfig>,
 
-    /// The granule of mappings in bytes, a power of two; the host's, where that is larger. A guest
-    /// whose pages are smaller cannot use the device.
-    #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = page_size)]
-    pub page_size: u64,
+    /// Granule of mappings in bytes, a power of two. A larger granule of the host IOMMU takes
+    /// precedence. A guest with smaller pages cannot use the device.
+    #[arg(long, value_name = "BYTES", default_value = "4K")]
+    #[serde(deserialize_with = "value")]
+    pub page_size: PageSize,
 
-    /// Addresses that the guest can map, in hexadecimal, both ends included; without those that
-    /// the host's IOMMU does not have.
-    #[arg(long, value_name = "FIRST-LAST", default_value = "0-0xffffffffffffffff",
-          value_parser = range)]
+    /// I/O virtual addresses that the guest can map, in hexadecimal, with inclusive ends. Reduced
+    /// to those that the host IOMMU supports.
+    #[arg(long, value_name = "FIRST-LAST", default_value = "0-0xffffffffffffffff")]
+    #[serde(deserialize_with = "value")]
     pub input_range: IovaRange,
 
-    /// Whether endpoints that no driver has attached reach guest memory untranslated at start.
-    #[arg(long, value_name = "on|off", default_value = "on", value_parser = BoolishValueParser::new(),
-          action = clap::ArgAction::Set, hide_possible_values = true)]
-    pub boot_bypass: bool,
+    /// Initial bypass: whether an endpoint that is not attached to a domain accesses guest memory
+    /// untranslated.
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    #[serde(deserialize_with = "value")]
+    pub boot_bypass: Switch,
 
-    /// Addresses that the guest must not map. Given at least once, it replaces the default, the
-    /// window of message-signalled interrupts on x86. `type` is `reserved` unless given.
-    /// `none` alone: no region. Repeatable.
+    /// I/O virtual addresses that the guest must not map; `type` defaults to `reserved`. Replaces
+    /// the default, the MSI window of x86. `none`: no region. Repeatable.
     #[arg(
         long = "reserved-region",
         value_name = "FIRST-LAST[,type=msi|reserved]",
         default_value = "0xfee00000-0xfeefffff,type=msi"
     )]
-    pub reserved_regions: Vec<ReservedArg>,
+    #[serde(rename = "reserved-region", deserialize_with = "regions")]
+    pub reserved_regions: Vec<RegionOrNone>,
 
-    /// The longest queue accepted, in descriptors, a power of two. QEMU decides the size
-    /// (vq_size).
-    #[arg(long, value_name = "N", default_value = "1024", value_parser = queue_size)]
-    pub queue_size: u16,
+    /// Maximum size of a virtqueue in descriptors, a power of two. QEMU sets the size (vq_size).
+    #[arg(long, value_name = "N", default_value = "1024")]
+    #[serde(deserialize_with = "value")]
+    pub queue_size: QueueSize,
 
-    /// How many domains the guest can make.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().domains,
-          value_parser = at_least_one)]
-    pub max_domains: usize,
+    /// Maximum number of domains.
+    #[arg(long, value_name = "N", default_value_t = Integer(Limits::default().domains as u64))]
+    #[serde(deserialize_with = "value")]
+    pub max_domains: Integer<1>,
 
-    /// How many mappings the guest can make, over all domains.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().mappings,
-          value_parser = at_least_one)]
-    pub max_mappings: usize,
+    /// Maximum number of mappings in all domains.
+    #[arg(long, value_name = "N", default_value_t = Integer(Limits::default().mappings as u64))]
+    #[serde(deserialize_with = "value")]
+    pub max_mappings: Integer<1>,
 
-    /// How many endpoints, and PASIDs of endpoints, the guest can attach to one domain.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().endpoints_per_domain,
-          value_parser = at_least_one)]
-    pub max_endpoints_per_domain: usize,
+    /// Maximum number of endpoints, and of PASIDs of endpoints, attached to one domain.
+    #[arg(long, value_name = "N",
+          default_value_t = Integer(Limits::default().endpoints_per_domain as u64))]
+    #[serde(deserialize_with = "value")]
+    pub max_endpoints_per_domain: Integer<1>,
 
-    /// How many faults wait for the guest per endpoint; more are counted and dropped.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
-    pub fault_queue_depth: usize,
+    /// Maximum number of unrecoverable faults queued per endpoint. Further faults are counted and
+    /// dropped.
+    #[arg(long, value_name = "N", default_value = "64")]
+    #[serde(deserialize_with = "value")]
+    pub fault_queue_depth: Integer<1>,
 
-    /// How many groups of page requests of one endpoint can wait for the guest's answer; an
-    /// endpoint that has more is held back.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().page_groups,
-          value_parser = clap::value_parser!(u16).range(1..=MAX_GROUPS as i64))]
-    pub max_page_groups: u16,
+    /// Maximum number of outstanding page request groups per endpoint. At the limit, the endpoint
+    /// is throttled.
+    #[arg(long, value_name = "N", default_value_t = Integer(Limits::default().page_groups.into()))]
+    #[serde(deserialize_with = "value")]
+    pub max_page_groups: Integer<1, { MAX_GROUPS as u64 }>,
 
-    /// How long the guest can take to answer a group of page requests, in seconds; then the
-    /// daemon answers that the access is invalid; fractions are allowed. Time in which the guest is
-    /// stopped does not count.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = response_time)]
-    pub page_response_timeout: Duration,
+    /// Time limit for the guest's response to a page request group, in seconds, with fractions.
+    /// After it, the daemon responds with INVALID. It does not run while the guest is stopped.
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    #[serde(deserialize_with = "value")]
+    pub page_response_timeout: Seconds,
 
-    /// How long the request queue is polled after work before the daemon sleeps, in
-    /// microseconds, at most; 0: never.
-    #[arg(long, value_name = "MICROSECONDS", default_value = "200",
-          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
-    pub poll_us: u32,
+    /// Maximum time to poll the request queue after a request before sleeping, in microseconds.
+    /// 0 disables polling.
+    #[arg(long, value_name = "MICROSECONDS", default_value = "200")]
+    #[serde(deserialize_with = "value")]
+    pub poll_us: Integer<0, 1_000_000>,
 
-    /// Serve requests with real-time priority (SCHED_RR, 1). Worth it where guest CPUs leave no
-    /// core to spare; needs the right to it (CAP_SYS_NICE or RLIMIT_RTPRIO), and lets a guest
-    /// that floods the device take a core from others.
+    /// Run the request thread with real-time priority (SCHED_RR, 1), for hosts where vCPUs occupy
+    /// all cores. Requires CAP_SYS_NICE or RLIMIT_RTPRIO. A guest that floods the device can
+    /// monopolize a core.
     #[arg(long)]
+    #[serde(deserialize_with = "flag")]
     pub realtime: bool,
 
-    /// Serve figures on this socket, in the text format of OpenMetrics over HTTP: `GET /metrics`.
+    /// Unix socket that serves metrics over HTTP in OpenMetrics text format (`GET /metrics`).
     #[arg(long, value_name = "PATH")]
+    #[serde(deserialize_with = "optional")]
     pub metrics_socket: Option<PathBuf>,
 
-    /// Print what QEMU's conventions for back-end programs ask for, and end; whatever else is on
-    /// the command line.
+    /// Print the capabilities of this vhost-user back end in JSON, and exit. All other arguments
+    /// are ignored.
     #[arg(long)]
+    #[serde(skip)]
     pub print_capabilities: bool,
 
-    /// What becomes of system calls that the daemon does not make unless it is led astray: `on`
-    /// refuses them, `kill` ends the process, for tests. `off`: no sandbox at all.
+    /// Action on a system call outside the allow list: `on` makes it fail, `kill` ends the process
+    /// (for tests). `off` disables the sandbox.
     #[arg(long, value_name = "on|off|kill", default_value = "on")]
+    #[serde(deserialize_with = "value")]
     pub sandbox: sandbox::Mode,
 
-    /// Instead of serving, try what the sandbox is to refuse, with the files in a directory.
+    /// Instead of serving, attempt what the sandbox must prevent, with the files in a directory.
     #[cfg(feature = "selftest")]
     #[arg(long, value_name = "DIRECTORY[,ROLE,ATTEMPT]", hide = true)]
+    #[serde(deserialize_with = "optional")]
     pub sandbox_attempts: Option<sandbox::attempts::Attempts>,
 
-    /// What is logged: error, warn, info, debug or trace. RUST_LOG, when set, is obeyed instead.
+    /// Log level: off, error, warn, info, debug or trace. The environment variable RUST_LOG takes
+    /// precedence.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[serde(deserialize_with = "value")]
     pub log_level: log::LevelFilter,
 }
 
+/// The options of `viot`.
 #[derive(ClapArgs, Debug)]
 pub struct ViotArgs {
     /// PCI address of the virtio-iommu device in the guest.
     #[arg(long, value_name = "BDF")]
     pub iommu: Bdf,
 
-    /// PCI addresses of the endpoints behind it. Repeatable.
+    /// PCI addresses of the endpoints behind the IOMMU. Repeatable.
     #[arg(long = "endpoint", value_name = "BDF", required = true, num_args = 1..)]
     pub endpoints: Vec<Bdf>,
 
-    /// File to write; `-` for standard output.
+    /// Output file; `-` for standard output.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 }
 
+/// The options of `qemu-args`.
 #[derive(ClapArgs, Debug)]
 pub struct QemuArgs {
     /// PCI address of the virtio-iommu device in the guest.
     #[arg(long, value_name = "BDF", default_value = "00:01.0")]
     pub iommu: Bdf,
 
-    /// Guest memory, with QEMU's suffixes.
+    /// Amount of guest memory, with a suffix M or G; in MiB without a suffix.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
-    pub memory: String,
+    pub memory: Memory,
 
-    /// The table that `vhost-user-iommu viot` has written.
+    /// File that `vhost-user-iommu viot` has written.
     #[arg(long, value_name = "FILE", default_value = "viot.bin")]
     pub viot: PathBuf,
 
+    /// The options of the daemon.
     #[command(flatten)]
     pub daemon: DaemonArgs,
 }
 
+/// The options of `status`.
 #[derive(ClapArgs, Debug)]
 pub struct StatusArgs {
-    /// The socket that the daemon was started with.
+    /// The --metrics-socket of the daemon.
     #[arg(long, value_name = "PATH")]
     pub metrics_socket: PathBuf,
 
-    /// Show it again each second, with rates, until interrupted.
+    /// Repeat every second, with rates, until interrupted.
     #[arg(long)]
     pub watch: bool,
 }
 
-impl FromStr for EndpointConfig {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (bdf, kind) = text.split_once(',').ok_or_else(|| usage(text))?;
-        let id = bdf.parse::<Bdf>()?.endpoint();
-        let (kind, path) = kind.split_once('=').ok_or_else(|| usage(text))?;
-        if path.is_empty() {
-            return Err(usage(text));
+impl Args {
+    /// Parses a command line that begins with the name of the program, and the configuration file
+    /// that it names.
+    ///
+    /// # Errors
+    /// When an option or the file is invalid, or a required option is in neither.
+    /// [`CliError::CommandLine`] contains the text of `--help` and `--version`, too.
+    pub fn parse_line<W: Into<OsString> + Clone>(
+        line: impl IntoIterator<Item = W>,
+    ) -> Result<Self, CliError> {
+        let matches = Self::command().try_get_matches_from(line)?;
+        let mut args = Self::from_arg_matches(&matches)?;
+        match (&mut args.command, matches.subcommand()) {
+            (None, _) => args.daemon.complete(&matches)?,
+            (Some(Command::QemuArgs(args)), Some((_, matches))) => args.daemon.complete(matches)?,
+            _ => {}
         }
-        let kind = match kind {
-            "sim" => EndpointKind::Sim(path.into()),
-            "vfio" => EndpointKind::Vfio(path.into()),
-            #[cfg(feature = "selftest")]
-            "mock" => EndpointKind::Mock(path.into()),
-            _ => return Err(usage(text)),
-        };
-        Ok(Self { id, kind })
+        Ok(args)
     }
 }
 
-fn usage(text: &str) -> String {
-    format!(
-        "'{text}' is no endpoint; write BDF,sim=SOCKET, as in 00:02.0,sim=/run/accel.sock, or \
-         BDF,vfio=DEVICE, as in 00:02.0,vfio=/dev/vfio/devices/vfio0"
-    )
-}
-
-/// A reserved region, or `none` for an empty list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReservedArg(Option<ReservedRegion>);
-
-impl FromStr for ReservedArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let (addresses, kind) = text.split_once(",type=").unwrap_or((text, "reserved"));
-        let kind = match kind {
-            "msi" => ReservedKind::Msi,
-            "reserved" => ReservedKind::Reserved,
-            _ => return Err(format!("'{kind}' is no type of region; write msi or reserved")),
-        };
-        Ok(Self(Some(ReservedRegion { range: range(addresses)?, kind })))
+impl Default for DaemonArgs {
+    fn default() -> Self {
+        Self::parse_from([""])
     }
 }
 
 impl DaemonArgs {
-    /// What the device is made with.
+    /// Adds the options of the configuration file that the command line does not give.
+    fn complete(&mut self, command_line: &ArgMatches) -> Result<(), CliError> {
+        if let Some(path) = &self.config {
+            let file = config::read(path)?;
+            *self = file.overridden_by(command_line)?;
+        }
+        let socket = self.socket_path.is_none() && self.fd.is_none();
+        let missing: Vec<_> =
+            [(socket, "--socket-path or --fd"), (self.endpoints.is_empty(), "--endpoint")]
+                .iter()
+                .filter_map(|&(missing, option)| missing.then_some(option))
+                .collect();
+        if missing.is_empty() { Ok(()) } else { Err(OptionsError::Missing(missing).into()) }
+    }
+
+    /// Replaces the options that the command line gives.
+    fn overridden_by(mut self, command_line: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = command_line.clone();
+        for id in command_line.ids() {
+            if command_line.value_source(id.as_str()) != Some(ValueSource::CommandLine) {
+                given.try_clear_id(id.as_str()).ok();
+            }
+        }
+        // Either of them replaces the other.
+        if given.contains_id("socket_path") || given.contains_id("fd") {
+            (self.socket_path, self.fd) = (None, None);
+        }
+        self.update_from_arg_matches(&given)?;
+        Ok(self)
+    }
+
+    /// Returns the properties and limits of the virtio-iommu device.
     ///
     /// # Errors
-    /// Options that contradict each other, in a sentence.
-    pub fn settings(&self) -> Result<Settings, CliError> {
-        let reserved: Vec<_> = self.reserved_regions.iter().filter_map(|arg| arg.0).collect();
+    /// When options contradict each other.
+    pub fn settings(&self) -> Result<Settings, OptionsError> {
+        let reserved: Vec<_> = self.reserved_regions.iter().filter_map(|region| region.0).collect();
         check_regions(&reserved)?;
         check_endpoints(&self.endpoints)?;
-        if !self.input_range.is_aligned(self.page_size) {
-            return Err(CliError::Invalid(format!(
-                "--input-range {} does not begin and end on a page of {:#x} bytes",
-                self.input_range, self.page_size
-            )));
+        let (range, page_size) = (self.input_range, self.page_size.0);
+        if !range.is_aligned(page_size) {
+            return Err(OptionsError::Unaligned { range, page_size });
         }
         Ok(Settings {
-            page_size: self.page_size,
-            input_range: self.input_range,
-            boot_bypass: self.boot_bypass,
+            page_size,
+            input_range: range,
+            boot_bypass: self.boot_bypass.0,
             reserved,
             limits: Limits {
-                domains: self.max_domains,
-                mappings: self.max_mappings,
-                endpoints_per_domain: self.max_endpoints_per_domain,
-                page_groups: self.max_page_groups,
+                domains: self.max_domains.0 as usize,
+                mappings: self.max_mappings.0 as usize,
+                endpoints_per_domain: self.max_endpoints_per_domain.0 as usize,
+                page_groups: self.max_page_groups.0 as u16,
             },
         })
     }
 
-    /// Who may connect to the sockets.
+    /// Returns the ownership and permissions of the sockets.
     pub fn socket_access(&self) -> SocketAccess {
-        SocketAccess { group: self.socket_group, mode: self.socket_mode }
+        SocketAccess {
+            group: self.socket_group.map(|group| group.0),
+            mode: self.socket_mode.map(|mode| mode.0),
+        }
     }
 
-    /// What the transport is made with.
+    /// Returns the number of the inherited descriptor that `--fd` names.
+    pub fn inherited_fd(&self) -> Option<i32> {
+        self.fd.map(|fd| fd.0 as i32)
+    }
+
+    /// Returns the options of the vhost-user transport.
     pub fn transport(&self) -> Options {
-        let max_poll = Duration::from_micros(self.poll_us.into());
-        let scheduling = if self.realtime { Scheduling::Realtime } else { Scheduling::Normal };
-        let timer_period = clock_period(self.page_response_timeout);
-        let time_batches = self.metrics_socket.is_some();
-        Options { queue_size: self.queue_size, max_poll, scheduling, timer_period, time_batches }
+        Options {
+            queue_size: self.queue_size.0,
+            max_poll: Duration::from_micros(self.poll_us.0),
+            scheduling: if self.realtime { Scheduling::Realtime } else { Scheduling::Normal },
+            timer_period: timer_period(self.page_response_timeout.0),
+            time_batches: self.metrics_socket.is_some(),
+        }
     }
 
-    /// What the fault path keeps.
+    /// Returns the limits of the fault queues.
     pub fn fault_limits(&self) -> FaultLimits {
-        // The clock of the fault path can be a period ahead of a fault.
-        let response_timeout =
-            self.page_response_timeout + clock_period(self.page_response_timeout);
-        let groups = self.max_page_groups.into();
-        FaultLimits { faults: self.fault_queue_depth, groups, response_timeout }
+        let timeout = self.page_response_timeout.0;
+        FaultLimits {
+            faults: self.fault_queue_depth.0 as usize,
+            groups: self.max_page_groups.0 as usize,
+            // The clock of the fault path can be a period ahead of a fault.
+            response_timeout: timeout + timer_period(timeout),
+        }
     }
 }
 
-/// The specification allows one MSI region and no overlap (virtio 1.4, 5.13.6.7.2).
-fn check_regions(regions: &[ReservedRegion]) -> Result<(), String> {
+/// Checks that regions do not overlap and that at most one is of type MSI (virtio 1.4,
+/// 5.13.6.7.2).
+fn check_regions(regions: &[ReservedRegion]) -> Result<(), OptionsError> {
+    /// Limits the size of the response to a PROBE request.
+    const MAX: usize = 64;
     for (index, region) in regions.iter().enumerate() {
-        let others = &regions[..index];
-        if others.iter().any(|other| other.range.overlaps(&region.range)) {
-            return Err(format!("--reserved-region {} overlaps another one", region.range));
-        }
-        let is_msi = |region: &ReservedRegion| region.kind == ReservedKind::Msi;
-        if is_msi(region) && others.iter().any(is_msi) {
-            return Err(format!("--reserved-region {}: only one can be of type msi", region.range));
+        for other in &regions[..index] {
+            if other.range.overlaps(&region.range) {
+                return Err(OptionsError::OverlappingRegions(region.range));
+            }
+            if [other.kind, region.kind] == [ReservedKind::Msi; 2] {
+                return Err(OptionsError::SecondMsiRegion(region.range));
+            }
         }
     }
-    // What one PROBE can carry: more would make every answer to it huge.
-    if regions.len() > 64 {
-        return Err(format!("{} reserved regions; at most 64 are supported", regions.len()));
+    if regions.len() > MAX {
+        return Err(OptionsError::TooManyRegions { number: regions.len(), max: MAX });
     }
     Ok(())
 }
 
-fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), String> {
+fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), OptionsError> {
     for (index, endpoint) in endpoints.iter().enumerate() {
         if endpoints[..index].iter().any(|other| other.id == endpoint.id) {
-            return Err(format!("--endpoint {} is given twice", endpoint.id));
+            return Err(OptionsError::DuplicateEndpoint(endpoint.id));
         }
     }
     Ok(())
 }
 
-fn range(text: &str) -> Result<IovaRange, String> {
-    let parse = || {
-        let (first, last) = text.split_once('-')?;
-        IovaRange::new(hex(first)?, hex(last)?)
-    };
-    parse().ok_or_else(|| {
-        format!("'{text}' is no range; write FIRST-LAST in hexadecimal, as in 0x1000-0xffffff")
-    })
-}
-
-fn hex(text: &str) -> Option<u64> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    let valid = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    valid.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
-}
-
-fn page_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    match bytes {
-        Some(bytes) if bytes.is_power_of_two() && (4 << 10..=1 << 30).contains(&bytes) => Ok(bytes),
-        _ => Err(format!("'{text}' is no page size; write a power of two from 4K to 1G")),
-    }
-}
-
-fn group(text: &str) -> Result<u32, String> {
-    if let Ok(number) = text.parse() {
-        return Ok(number);
-    }
-    match uzers::get_group_by_name(text) {
-        Some(group) => Ok(group.gid()),
-        None => Err(format!("there is no group '{text}'; see getent group")),
-    }
-}
-
-fn mode(text: &str) -> Result<u32, String> {
-    let digits = !text.is_empty() && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
-    let mode = if digits { u32::from_str_radix(text, 8).ok() } else { None };
-    mode.filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| format!("'{text}' are no permissions; write them in octal, as in 660"))
-}
-
-fn queue_size(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(size) if size.is_power_of_two() && size <= 32768 => Ok(size),
-        _ => Err(format!("'{text}' is no queue size; write a power of two from 1 to 32768")),
-    }
-}
-
-fn response_time(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=86400.0).contains(seconds));
-    seconds
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| format!("'{text}' is no time; write seconds from 0.001 to 86400"))
-}
-
-/// Often enough that a group is answered soon after its time, seldom enough to cost nothing.
-fn clock_period(response_time: Duration) -> Duration {
-    (response_time / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err(format!("'{text}' is no number from 1 up")),
-    }
+/// Returns how often to look for groups that have timed out: often enough to complete a group soon
+/// after its deadline, seldom enough to cost nothing.
+fn timer_period(timeout: Duration) -> Duration {
+    (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -423,10 +424,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_takes_endpoints_after_one_option_or_after_one_each() {
+    fn viot_accepts_endpoints_after_one_or_several_options() {
         for line in ["--endpoint 00:02.0 00:03.0", "--endpoint 00:02.0 --endpoint 00:03.0"] {
             let line = format!("vhost-user-iommu viot --iommu 00:01.0 {line} -o viot.bin");
-            match Args::try_parse_from(line.split(' ')).unwrap().command {
+            match Args::parse_line(line.split(' ')).unwrap().command {
                 Some(Command::Viot(viot)) => assert_eq!(viot.endpoints.len(), 2, "{line}"),
                 other => panic!("{other:?}"),
             }
@@ -434,27 +435,21 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_octal_and_groups_have_names_or_numbers() {
-        assert_eq!((mode("660"), mode("0600")), (Ok(0o660), Ok(0o600)));
-        for text in ["", "8", "rw", "-1", "+7", "1000", "77777777777"] {
-            assert!(mode(text).unwrap_err().contains(&format!("'{text}'")));
+    fn required_options_are_named_when_missing() {
+        for (line, missing) in [
+            ("x", "--socket-path or --fd, --endpoint"),
+            ("x --fd 3", "--endpoint"),
+            ("x qemu-args --endpoint 00:02.0,sim=/a", "--socket-path or --fd"),
+        ] {
+            let error = Args::parse_line(line.split(' ')).unwrap_err().to_string();
+            assert!(error.ends_with(missing), "{line}: {error}");
         }
-        assert_eq!((group("0"), group("root"), group("1234")), (Ok(0), Ok(0), Ok(1234)));
-        assert!(group("no such").unwrap_err().contains("'no such'"));
     }
 
     #[test]
-    fn sizes_and_ranges_are_read_as_people_write_them() {
-        for (text, bytes) in [("4096", 4096), ("4K", 4096), ("2m", 2 << 20), ("1G", 1 << 30)] {
-            assert_eq!(page_size(text), Ok(bytes));
-        }
-        for text in ["", "K", "2048", "2G", "5K", "99999999999999999999G", "-4K"] {
-            assert!(page_size(text).unwrap_err().contains(&format!("'{text}'")));
-        }
-        let all = range("0-0xffffffffffffffff").unwrap();
-        assert_eq!(all, IovaRange::ALL);
-        for text in ["", "1", "2-1", "0-g", "0-10000000000000000", "+1-2", "0x-1"] {
-            assert!(range(text).unwrap_err().contains(&format!("'{text}'")));
-        }
+    fn invalid_value_names_value_option_and_accepted_values() {
+        let error = Args::parse_line(["x", "--page-size", "3000"]).unwrap_err().to_string();
+        let expected = "invalid value '3000' for '--page-size <BYTES>': must be a power of two";
+        assert!(error.contains(expected), "{error}");
     }
 }

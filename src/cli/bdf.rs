@@ -1,10 +1,20 @@
-//! PCI addresses as people write them.
+//! PCI addresses in their text form.
 
 use std::str::FromStr;
 
 use crate::address::EndpointId;
+use crate::cli::value::ValueError;
 
-/// A PCI function, `[SSSS:]BB:DD.F` in hexadecimal.
+/// The address of a PCI function, `[SSSS:]BB:DD.F` in hexadecimal.
+///
+/// ```
+/// use vhost_user_iommu::cli::bdf::Bdf;
+///
+/// let function: Bdf = "00:02.1".parse()?;
+/// assert_eq!((function.bus, function.device, function.function), (0, 2, 1));
+/// assert_eq!(function.to_string(), "0000:00:02.1");
+/// # Ok::<(), vhost_user_iommu::cli::value::ValueError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bdf {
     /// Segment (domain) of the PCI hierarchy.
@@ -18,12 +28,12 @@ pub struct Bdf {
 }
 
 impl Bdf {
-    /// Bus, device and function as PCI packs them into 16 bits.
+    /// Returns the requester ID: bus, device and function, packed into 16 bits.
     pub fn requester_id(self) -> u16 {
         u16::from(self.bus) << 8 | u16::from(self.device) << 3 | u16::from(self.function)
     }
 
-    /// The number by which the virtual IOMMU knows the function.
+    /// Returns the endpoint ID of the function at the virtual IOMMU.
     pub fn endpoint(self) -> EndpointId {
         EndpointId(u32::from(self.segment) << 16 | u32::from(self.requester_id()))
     }
@@ -47,12 +57,10 @@ impl std::fmt::Display for Bdf {
 }
 
 impl FromStr for Bdf {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        parse(text).ok_or_else(|| {
-            format!("'{text}' is no PCI address; write BB:DD.F or SSSS:BB:DD.F, as in 00:02.0")
-        })
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        parse(text).ok_or(ValueError::Address)
     }
 }
 
@@ -69,7 +77,7 @@ fn parse(text: &str) -> Option<Bdf> {
     (parts.next().is_none() && bdf.device < 32 && bdf.function < 8).then_some(bdf)
 }
 
-/// At most `digits` hexadecimal digits, and nothing else: no sign, no blank.
+/// Parses one to `digits` hexadecimal digits, without a sign or prefix.
 fn hex(text: &str, digits: usize) -> Option<u16> {
     let valid = (1..=digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
     valid.then(|| u16::from_str_radix(text, 16).ok()).flatten()
@@ -80,20 +88,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_parse_with_and_without_segment() {
+    fn address_parses_with_and_without_segment() {
         let bdf: Bdf = "00:02.0".parse().unwrap();
         assert_eq!(bdf.endpoint(), EndpointId(0x10));
         let bdf: Bdf = "0001:ff:1f.7".parse().unwrap();
         assert_eq!(bdf.endpoint(), EndpointId(0x1_ffff));
+        assert_eq!(Bdf::from(bdf.endpoint()), bdf);
         assert_eq!(bdf.to_string(), "0001:ff:1f.7");
     }
 
     #[test]
-    fn anything_else_is_refused_and_named() {
+    fn other_text_is_rejected() {
         for text in ["", "2.0", "00:20.0", "00:02.8", "0:0:0:2.0", "00:02", "+0:02.0", "100:2.0.0"]
         {
-            let error = text.parse::<Bdf>().unwrap_err();
-            assert!(error.contains(&format!("'{text}'")), "{error}");
+            assert_eq!(text.parse::<Bdf>(), Err(ValueError::Address), "'{text}'");
         }
     }
 }

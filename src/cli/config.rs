@@ -1,139 +1,277 @@
-//! The file of `--config`: options in TOML, under the names that they have on the command line.
+//! The configuration file: the options of the daemon in TOML, under their names on the command
+//! line.
 //!
-//! What the file says is turned into arguments, so that one parser checks both and says of both
-//! what is wrong.
+//! A value can be a string, a number or a boolean; its text is parsed as on the command line. An
+//! option that can be repeated on the command line is an array, and each element a string or a
+//! table. The file is the default of options that the command line does not give.
 
-use std::ffi::OsString;
-use std::fs;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, CommandFactory, Id};
-use toml::{Table, Value};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-use crate::cli::args::Args;
+use crate::address::IovaRange;
+use crate::cli::args::DaemonArgs;
+use crate::cli::bdf::Bdf;
+use crate::cli::value::{RegionOrNone, ValueError};
+use crate::endpoint::{EndpointConfig, EndpointKind};
+use crate::host::{ReservedKind, ReservedRegion};
 
-/// The options that the file cannot set.
-const NOT_IN_A_FILE: [&str; 4] = ["config", "help", "version", "print_capabilities"];
+/// A configuration file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct ConfigError {
+    path: PathBuf,
+    #[source]
+    reason: Reason,
+}
 
-/// Two ways to say the same: one on the command line stands in place of the other in the file.
-const ALTERNATIVES: [&str; 2] = ["socket_path", "fd"];
+#[derive(Debug, thiserror::Error)]
+enum Reason {
+    #[error("cannot read the file: {0}")]
+    Read(#[from] io::Error),
+    #[error("line {line}: {}\n  | {text}", source.message())]
+    Invalid { line: usize, text: String, source: Box<toml::de::Error> },
+    #[error("--socket-path and --fd exclude each other")]
+    TwoSockets,
+}
 
-/// The command line `line`, with the options of its file, if it names one, that it does not give
-/// itself.
+/// Reads a configuration file. Options that are not in the file have their defaults.
 ///
 /// # Errors
-/// A file that cannot be read, is not TOML, or says what no option takes; in a sentence.
-pub fn with_file(mut line: Vec<OsString>) -> Result<Vec<OsString>, String> {
-    // What is wrong with the line itself is said when it is read for good.
-    let Ok(matches) = Args::command().ignore_errors(true).try_get_matches_from(&line) else {
-        return Ok(line);
-    };
-    let matches = innermost(&matches);
-    let Ok(Some(path)) = matches.try_get_one::<PathBuf>("config") else { return Ok(line) };
-    let in_file = |error: String| format!("{}: {error}", path.display());
-    let arguments = read(path).and_then(|table| options(&table)).map_err(in_file)?;
-    let not_given = arguments.into_iter().filter(|(id, _)| !is_given(matches, id));
-    line.extend(not_given.flat_map(|(_, arguments)| arguments));
-    Ok(line)
+/// When the file cannot be read, is not TOML, or has an unknown option or an invalid value.
+pub(super) fn read(path: &Path) -> Result<DaemonArgs, ConfigError> {
+    parse(path).map_err(|reason| ConfigError { path: path.into(), reason })
 }
 
-/// Of a subcommand, if there is one.
-fn innermost(matches: &ArgMatches) -> &ArgMatches {
-    matches.subcommand().map_or(matches, |(_, matches)| matches)
+fn parse(path: &Path) -> Result<DaemonArgs, Reason> {
+    let text = std::fs::read_to_string(path)?;
+    let args: DaemonArgs = toml::from_str(&text).map_err(|error| Reason::invalid(&text, error))?;
+    if args.socket_path.is_some() && args.fd.is_some() {
+        return Err(Reason::TwoSockets);
+    }
+    Ok(args)
 }
 
-fn read(path: &Path) -> Result<Table, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
-    text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())
-}
-
-/// The options of a file, by their identifiers, with the arguments that say the same. The file
-/// alone is right, as far as that can be said of an option by itself.
-fn options(table: &Table) -> Result<Vec<(Id, Vec<OsString>)>, String> {
-    let command = Args::command();
-    let argument = |(key, value): (&String, &Value)| {
-        let arg = option(&command, key)?;
-        Ok((arg.get_id().clone(), arguments(arg, key, value)?))
-    };
-    let options = table.iter().map(argument).collect::<Result<Vec<_>, String>>()?;
-    let alone = options.iter().flat_map(|(_, arguments)| arguments);
-    match command.no_binary_name(true).try_get_matches_from(alone) {
-        // What the file does not give, the command line may.
-        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => Err(sentence(&error)),
-        _ => Ok(options),
+impl Reason {
+    fn invalid(text: &str, source: toml::de::Error) -> Self {
+        let start = source.span().map_or(0, |span| span.start);
+        let line = text[..start].matches('\n').count();
+        let shown = text.lines().nth(line).unwrap_or_default().trim().to_owned();
+        Self::Invalid { line: line + 1, text: shown, source: Box::new(source) }
     }
 }
 
-/// What clap says, without advice on the command line.
-fn sentence(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let sentence = text.split("\n\n").next().unwrap_or(&text);
-    sentence.strip_prefix("error: ").unwrap_or(sentence).trim_end().to_owned()
+/// Deserializes an option from a string, a number or a boolean.
+pub(super) fn value<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: FromStr<Err: fmt::Display>,
+    D: Deserializer<'de>,
+{
+    deserializer.deserialize_any(Scalar(PhantomData))
 }
 
-fn option<'a>(command: &'a clap::Command, key: &str) -> Result<&'a Arg, String> {
-    let option = command.get_arguments().find(|arg| arg.get_long() == Some(key));
-    option.filter(|arg| !NOT_IN_A_FILE.contains(&arg.get_id().as_str())).ok_or_else(|| {
-        format!("there is no option '{key}'; the names are those of --help, without the dashes")
-    })
+/// Deserializes an option without a default.
+pub(super) fn optional<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr<Err: fmt::Display>,
+    D: Deserializer<'de>,
+{
+    value(deserializer).map(Some)
 }
 
-fn is_given(matches: &ArgMatches, id: &Id) -> bool {
-    let id = id.as_str();
-    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    given(id) || ALTERNATIVES.contains(&id) && ALTERNATIVES.into_iter().any(given)
+/// Deserializes an option that has no value on the command line.
+pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    bool::deserialize(deserializer)
 }
 
-/// The arguments for `value`: one for each element of an array, where the option is repeatable.
-fn arguments(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>, String> {
-    let repeatable = matches!(arg.get_action(), clap::ArgAction::Append);
-    match value {
-        Value::Array(values) if repeatable => {
-            values.iter().map(|value| argument(arg, key, value)).collect()
+/// Parses the text of a scalar.
+struct Scalar<T>(PhantomData<T>);
+
+impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Scalar<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a number or a boolean")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        if text.is_empty() {
+            return Err(E::custom("invalid value '': must not be empty"));
         }
-        Value::Boolean(false) if !arg.get_action().takes_values() => Ok(Vec::new()),
-        value => argument(arg, key, value).map(|argument| vec![argument]),
+        text.parse().map_err(|error| E::custom(format_args!("invalid value '{text}': {error}")))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
+        // With a fraction even if it is 0, so that integers stay integers.
+        self.visit_str(&format!("{number:?}"))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<T, E> {
+        self.visit_str(&value.to_string())
     }
 }
 
-fn argument(arg: &Arg, key: &str, value: &Value) -> Result<OsString, String> {
-    let takes_values = arg.get_action().takes_values();
-    let text = match value {
-        Value::Boolean(true) if !takes_values => return Ok(format!("--{key}").into()),
-        Value::String(text) if takes_values => text.clone(),
-        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) if takes_values => {
-            value.to_string()
+/// An option that the file can give several times.
+pub(super) trait Entry: FromStr<Err = ValueError> {
+    /// Its form as a table.
+    type Table: for<'de> Deserialize<'de> + TryInto<Self, Error: fmt::Display>;
+}
+
+impl Entry for EndpointConfig {
+    type Table = EndpointTable;
+}
+
+impl Entry for RegionOrNone {
+    type Table = RegionTable;
+}
+
+/// An element of `[[endpoint]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EndpointTable {
+    #[serde(deserialize_with = "value")]
+    address: Bdf,
+    #[serde(default, deserialize_with = "optional")]
+    sim: Option<PathBuf>,
+    #[serde(default, deserialize_with = "optional")]
+    vfio: Option<PathBuf>,
+    #[cfg(feature = "selftest")]
+    #[serde(default, deserialize_with = "optional")]
+    mock: Option<PathBuf>,
+}
+
+impl TryFrom<EndpointTable> for EndpointConfig {
+    type Error = ValueError;
+
+    fn try_from(table: EndpointTable) -> Result<Self, ValueError> {
+        let kinds = [
+            table.sim.map(EndpointKind::Sim),
+            table.vfio.map(EndpointKind::Vfio),
+            #[cfg(feature = "selftest")]
+            table.mock.map(EndpointKind::Mock),
+        ];
+        let mut kinds = kinds.into_iter().flatten();
+        match (kinds.next(), kinds.next()) {
+            (Some(kind), None) => Ok(Self { id: table.address.endpoint(), kind }),
+            _ => Err(ValueError::EndpointTable),
         }
-        _ if takes_values => return Err(format!("{key} = {value} is no text and no number")),
-        _ => return Err(format!("{key} = {value} is neither true nor false")),
-    };
-    Ok(format!("--{key}={text}").into())
+    }
+}
+
+/// An element of `[[reserved-region]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegionTable {
+    #[serde(deserialize_with = "value")]
+    range: IovaRange,
+    #[serde(rename = "type", default, deserialize_with = "optional")]
+    kind: Option<ReservedKind>,
+}
+
+impl From<RegionTable> for RegionOrNone {
+    fn from(RegionTable { range, kind }: RegionTable) -> Self {
+        let kind = kind.unwrap_or(ReservedKind::Reserved);
+        Self(Some(ReservedRegion { range, kind }))
+    }
+}
+
+/// Deserializes an option that can be repeated: one string, or an array of strings and tables.
+pub(super) fn entries<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: Entry,
+    D: Deserializer<'de>,
+{
+    deserializer.deserialize_any(Entries(PhantomData))
+}
+
+/// Deserializes the reserved regions; an empty array stands for the default.
+pub(super) fn regions<'de, D>(deserializer: D) -> Result<Vec<RegionOrNone>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let regions: Vec<_> = entries(deserializer)?;
+    Ok(if regions.is_empty() { DaemonArgs::default().reserved_regions } else { regions })
+}
+
+struct Entries<T>(PhantomData<T>);
+
+impl<'de, T: Entry> Visitor<'de> for Entries<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, or an array of strings and tables")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
+        Ok(vec![Scalar(PhantomData).visit_str(text)?])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(OneEntry(entry)) = seq.next_element()? {
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+}
+
+struct OneEntry<T>(T);
+
+impl<'de, T: Entry> Deserialize<'de> for OneEntry<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EntryVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct EntryVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Entry> Visitor<'de> for EntryVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a table")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        Scalar(PhantomData).visit_str(text)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        let table = T::Table::deserialize(MapAccessDeserializer::new(map))?;
+        table.try_into().map_err(A::Error::custom)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
+    use clap::CommandFactory;
+    use toml::{Table, Value};
 
-    use clap::{CommandFactory, Parser};
-    use toml::Table;
-
-    use super::{NOT_IN_A_FILE, arguments, with_file};
+    use crate::cli::CliError;
     use crate::cli::args::{Args, Command, DaemonArgs};
+    use crate::cli::value::PageSize;
+    use crate::endpoint::EndpointKind;
 
-    /// Reads `file` beside the rest of a command line.
-    fn read(file: &str, line: &str) -> Result<Args, String> {
+    /// Parses a command line in which FILE stands for the path of a file with this text.
+    fn parse(file: &str, line: &str) -> Result<Args, CliError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vm.toml");
         std::fs::write(&path, file).unwrap();
-        let line = line.replace("FILE", path.to_str().unwrap());
-        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-        Args::try_parse_from(with_file(words)?).map_err(|error| error.to_string())
+        Args::parse_line(line.replace("FILE", path.to_str().unwrap()).split_whitespace())
     }
 
-    fn daemon(file: &str, options: &str) -> Result<DaemonArgs, String> {
-        read(file, &format!("vhost-user-iommu --config FILE {options}")).map(|args| args.daemon)
+    fn daemon(file: &str, options: &str) -> Result<DaemonArgs, CliError> {
+        parse(file, &format!("vhost-user-iommu --config FILE {options}")).map(|args| args.daemon)
     }
 
     const FILE: &str = r#"
@@ -147,27 +285,95 @@ mod tests {
     "#;
 
     #[test]
-    fn every_kind_of_value_is_taken() {
+    fn values_are_strings_numbers_and_booleans() {
         let args = daemon(FILE, "").unwrap();
         assert_eq!(args.socket_path.as_deref(), Some("/run/vm1".as_ref()));
-        assert_eq!((args.endpoints.len(), args.page_size, args.poll_us), (2, 16 << 10, 7));
-        assert_eq!(args.page_response_timeout.as_millis(), 1500);
-        assert!(!args.boot_bypass && args.realtime);
+        let (page_size, poll_us) = (args.page_size.0, args.poll_us.0);
+        assert_eq!((args.endpoints.len(), page_size, poll_us), (2, 16 << 10, 7));
+        assert_eq!(args.page_response_timeout.0.as_millis(), 1500);
+        assert!(!args.boot_bypass.0 && args.realtime);
         let off = FILE.replace("realtime = true", "realtime = false");
         assert!(!daemon(&off, "").unwrap().realtime);
     }
 
     #[test]
-    fn options_win_over_the_file() {
-        let args = daemon(FILE, "--page-size 4K --endpoint 00:04.0,sim=/run/c").unwrap();
-        assert_eq!((args.page_size, args.endpoints.len()), (4 << 10, 1));
-        let args = daemon(FILE, "--fd 3").unwrap();
-        assert_eq!((args.fd, args.socket_path), (Some(3), None));
+    fn every_value_can_be_a_string_or_a_number() {
+        const SOCKET: &str = "socket-path = 's'\nendpoint = '00:02.0,sim=/run/a'\n";
+        for option in [
+            "page-size = 4096",
+            "page-size = '4K'",
+            "queue-size = '256'",
+            "max-domains = 0x10",
+            "poll-us = '7'",
+            "page-response-timeout = 30",
+            "page-response-timeout = '0.5'",
+            "boot-bypass = 'on'",
+            "boot-bypass = 0",
+            "socket-group = 0",
+            "socket-group = 'root'",
+            "socket-mode = 660",
+            "sandbox = 'off'",
+            "log-level = 'DEBUG'",
+            "metrics-socket = 1",
+            "reserved-region = 'none'",
+            "reserved-region = []",
+        ] {
+            daemon(&format!("{SOCKET}{option}"), "").unwrap_or_else(|error| panic!("{error}"));
+        }
+        daemon("endpoint = []", "--fd 3 --endpoint 00:02.0,sim=/run/a").unwrap();
     }
 
     #[test]
-    fn a_subcommand_with_the_daemons_options_takes_the_file_too() {
-        let args = read(FILE, "vhost-user-iommu qemu-args --memory 2G --config FILE").unwrap();
+    fn empty_list_of_regions_is_the_default() {
+        let regions = |text: &str| daemon(&format!("{FILE}\n{text}"), "").unwrap().reserved_regions;
+        assert_eq!(regions("reserved-region = []"), DaemonArgs::default().reserved_regions);
+        assert_eq!(regions("reserved-region = 'none'").len(), 1);
+    }
+
+    #[test]
+    fn endpoints_and_regions_can_be_tables() {
+        let file = r#"
+            fd = 3
+            [[endpoint]]
+            address = "00:02.0"
+            sim = "/run/a"
+            [[endpoint]]
+            address = "00:03.0"
+            vfio = "/dev/vfio/devices/vfio0"
+            [[reserved-region]]
+            range = "0x1000-0x1fff"
+            [[reserved-region]]
+            range = "0x2000-0x2fff"
+            type = "msi"
+        "#;
+        let args = daemon(file, "").unwrap();
+        let strings = r#"
+            fd = 3
+            endpoint = [
+                "00:02.0,sim=/run/a",
+                { address = "0000:00:03.0", vfio = "/dev/vfio/devices/vfio0" },
+            ]
+            reserved-region = ["0x1000-0x1fff", "0x2000-0x2fff,type=msi"]
+        "#;
+        assert_eq!(args.endpoints[1].kind, EndpointKind::Vfio("/dev/vfio/devices/vfio0".into()));
+        let strings = daemon(strings, "").unwrap();
+        assert_eq!(args.endpoints, strings.endpoints);
+        assert_eq!(args.reserved_regions, strings.reserved_regions);
+    }
+
+    #[test]
+    fn command_line_takes_precedence() {
+        let args = daemon(FILE, "--page-size 4K --endpoint 00:04.0,sim=/run/c").unwrap();
+        assert_eq!((args.page_size, args.endpoints.len()), (PageSize(4 << 10), 1));
+        let args = daemon(FILE, "--fd 3").unwrap();
+        assert_eq!((args.inherited_fd(), args.socket_path), (Some(3), None));
+        let args = daemon("fd = 3\nendpoint = '00:02.0,sim=/a'", "--socket-path /run/b").unwrap();
+        assert_eq!((args.inherited_fd(), args.socket_path), (None, Some("/run/b".into())));
+    }
+
+    #[test]
+    fn qemu_args_reads_the_file() {
+        let args = parse(FILE, "vhost-user-iommu qemu-args --memory 2G --config FILE").unwrap();
         match args.command {
             Some(Command::QemuArgs(args)) => assert_eq!(args.daemon.endpoints.len(), 2),
             other => panic!("{other:?}"),
@@ -175,34 +381,63 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_file_and_value() {
+    fn error_names_file_and_value() {
         let rows = [
             ("page-size = ", "line 1"),
             ("page_size = 4096", "page_size"),
             ("config = 'other.toml'", "config"),
             ("help = true", "help"),
+            ("version = true", "version"),
+            ("print-capabilities = true", "print-capabilities"),
             ("page-size = 3000", "3000"),
+            ("page-size = ''", "page-size"),
             ("page-size = ['4K']", "page-size"),
             ("page-size = { bytes = 4096 }", "bytes"),
+            ("poll-us = 200.0", "200.0"),
             ("realtime = 'yes'", "yes"),
+            ("realtime = 1", "realtime"),
+            ("socket-path = ''", "socket-path"),
             ("endpoint = ['00:02.0']", "00:02.0"),
             ("endpoint = [['00:02.0,sim=/run/a']]", "endpoint"),
+            ("endpoint = 2", "endpoint"),
             ("fd = 3\nsocket-path = '/run/vm1'", "--fd"),
             ("started = 2026-01-01", "started"),
             ("socket-path = 2026-01-01", "2026"),
+            ("\n[[endpoint]]\naddress = '2'\nsim = '/a'", "line 3: invalid value '2'"),
+            ("[[endpoint]]\naddress = '00:02.0'", "exactly one of sim and vfio"),
+            ("[[endpoint]]\naddress = '00:02.0'\nsim = ''", "sim = ''"),
+            ("[[endpoint]]\naddress = '00:02.0'\nsim = '/a'\nvfio = '/b'", "exactly one"),
+            ("[[endpoint]]\nsim = '/run/a'", "address"),
+            ("[[endpoint]]\naddress = '00:02.0'\nreal = '/a'", "line 3: unknown field `real`"),
+            ("[[reserved-region]]\nrange = '1'", "line 2: invalid value '1'"),
+            ("[[reserved-region]]\nrange = '1-2'\ntype = 'other'", "msi or reserved"),
         ];
         for (file, part) in rows {
-            let error = daemon(file, "").unwrap_err();
+            let error = daemon(file, "").unwrap_err().to_string();
             assert!(error.contains("vm.toml: ") && error.contains(part), "{file}: {error}");
             assert!(!error.contains("--help'."), "{file}: {error}");
         }
-        let error = with_file(vec!["x".into(), "--config=/nonexistent/vm.toml".into()]);
-        assert!(error.unwrap_err().contains("/nonexistent/vm.toml"));
+        let error = Args::parse_line(["x", "--config=/nonexistent/vm.toml"]).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/vm.toml"), "{error}");
+    }
+
+    #[test]
+    fn error_shows_the_line() {
+        let error = daemon("# VM 1\npage-size = 3000", "").unwrap_err().to_string();
+        let expected = "vm.toml: line 2: invalid value '3000': must be a power of two from 4K to \
+                        1G\n  | page-size = 3000";
+        assert!(error.ends_with(expected), "{error}");
+    }
+
+    #[test]
+    fn value_that_the_command_line_replaces_is_still_checked() {
+        let error = daemon("page-size = 3000", "--page-size 4K").unwrap_err().to_string();
+        assert!(error.contains("vm.toml: ") && error.contains("3000"), "{error}");
     }
 
     const EXAMPLE: &str = include_str!("../../systemd/example.toml");
 
-    /// The example, with every option set.
+    /// Returns the example with every option set.
     fn whole_example() -> String {
         let set = |line: &str| match line.strip_prefix('#') {
             Some(option) if option.starts_with(|c: char| c.is_ascii_lowercase()) => option.into(),
@@ -212,34 +447,33 @@ mod tests {
     }
 
     #[test]
-    fn the_example_has_every_option_with_its_default() {
+    fn example_has_every_option_with_its_default() {
+        const NOT_IN_THE_FILE: [&str; 4] = ["config", "help", "version", "print-capabilities"];
         let table: Table = whole_example().parse().unwrap();
         for arg in Args::command().get_arguments() {
-            let (id, Some(key)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
-            // "fd" is the alternative of another one, which is there.
-            if NOT_IN_A_FILE.contains(&id) || id == "fd" || arg.is_hide_set() {
+            let Some(key) = arg.get_long() else { continue };
+            // "fd" is the alternative of "socket-path".
+            if NOT_IN_THE_FILE.contains(&key) || key == "fd" || arg.is_hide_set() {
                 continue;
             }
             let value = table.get(key).unwrap_or_else(|| panic!("no {key} in the example"));
-            let default: Vec<_> = arg.get_default_values().iter().collect();
-            let takes_values = arg.get_action().takes_values();
-            let default = match default[..] {
-                [value] if takes_values => vec![format!("--{key}={}", value.to_str().unwrap())],
-                [] if takes_values => continue, // what stands there is an example
-                _ => vec![],
-            };
-            let default: Vec<_> = default.into_iter().map(OsString::from).collect();
-            assert_eq!(arguments(arg, key, value).unwrap(), default, "{key}");
+            // An option without a default has an example.
+            if arg.get_action().takes_values() && arg.get_default_values().is_empty() {
+                continue;
+            }
+            let alone = Table::from_iter([(key.to_owned(), value.clone())]);
+            let args: DaemonArgs = Value::Table(alone).try_into().unwrap();
+            assert_eq!(format!("{args:?}"), format!("{:?}", DaemonArgs::default()), "{key}");
         }
     }
 
     #[test]
-    fn the_example_is_accepted_as_it_is_and_with_every_option() {
+    fn example_is_valid_as_shipped_and_with_every_option() {
         for file in [EXAMPLE, &whole_example()] {
             let args = daemon(file, "").unwrap();
             assert_eq!(args.endpoints.len(), 1);
             args.settings().unwrap();
-            assert_eq!(daemon(file, "--fd 3").unwrap().fd, Some(3));
+            assert_eq!(daemon(file, "--fd 3").unwrap().inherited_fd(), Some(3));
         }
     }
 }

@@ -1,22 +1,11 @@
-//! The command line: options, the configuration file, and the subcommands that print something.
+//! The command line: options, the configuration file, and the subcommands `viot` and `qemu-args`.
 
 pub mod args;
 pub mod bdf;
 pub mod config;
+mod error;
 pub mod qemu_args;
+pub mod value;
 pub mod viot;
 
-/// An invalid option, configuration file or combination of options.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CliError {
-    /// Anything that is wrong with them.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl From<String> for CliError {
-    fn from(message: String) -> Self {
-        Self::Invalid(message)
-    }
-}
+pub use error::{CliError, OptionsError};

@@ -1,29 +1,56 @@
-//! The ACPI table that tells a guest which PCI functions are behind the virtio-iommu device.
+//! The Virtual I/O Translation table (VIOT, ACPI 6.5, 5.2.34), which lists the PCI functions
+//! behind the virtio-iommu device.
 //!
-//! Virtual I/O Translation table, ACPI 6.5, 5.2.34. QEMU makes none for a vhost-user device, but
-//! takes one with `-acpitable file=`.
+//! QEMU builds none for a vhost-user device, but loads one with `-acpitable file=`.
 
 use crate::cli::bdf::Bdf;
 
-/// Sizes in bytes.
+/// Sizes of the header and of the nodes, in bytes.
 const HEADER: usize = 48;
 const NODE_PCI_IOMMU: usize = 16;
 const NODE_PCI_RANGE: usize = 24;
 
-/// Types of nodes.
+/// Node types.
 const TYPE_PCI_RANGE: u8 = 1;
 const TYPE_VIRTIO_PCI_IOMMU: u8 = 3;
 
-/// Where the checksum is in the header.
+/// Offset of the checksum in the header.
 const CHECKSUM: usize = 9;
 
-/// The table for one virtio-iommu function and the endpoints behind it. Every endpoint has a
-/// range node of its own: what is not listed is not translated.
+/// An IOMMU and endpoints that no table can describe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ViotError {
+    /// The IOMMU is listed as an endpoint.
+    #[error("{0} is the IOMMU, which cannot be an endpoint")]
+    IommuIsEndpoint(Bdf),
+    /// An endpoint is listed twice.
+    #[error("endpoint {0} is given twice")]
+    DuplicateEndpoint(Bdf),
+    /// More endpoints than the 16-bit node count and offsets can express.
+    #[error("{number} endpoints; the table can list at most {max}")]
+    TooManyEndpoints {
+        /// The number of endpoints.
+        number: usize,
+        /// The maximum.
+        max: usize,
+    },
+}
+
+/// Builds the table for one virtio-iommu function and the endpoints behind it. Each endpoint has
+/// its own range node; functions that are not listed are not translated.
+///
+/// ```
+/// use vhost_user_iommu::cli::viot;
+///
+/// let table = viot::table("00:01.0".parse()?, &["00:02.0".parse()?])?;
+/// assert_eq!(&table[..4], b"VIOT");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
-/// When the IOMMU is listed as its own endpoint, an endpoint is listed twice, or the table gets
-/// too long for its 16-bit node count and offsets.
-pub fn table(iommu: Bdf, endpoints: &[Bdf]) -> Result<Vec<u8>, String> {
+/// When the IOMMU is an endpoint, an endpoint is listed twice, or there are too many.
+pub fn table(iommu: Bdf, endpoints: &[Bdf]) -> Result<Vec<u8>, ViotError> {
     check(iommu, endpoints)?;
     let length = HEADER + NODE_PCI_IOMMU + endpoints.len() * NODE_PCI_RANGE;
     let mut table = header(length as u32, endpoints.len() as u16 + 1);
@@ -33,39 +60,42 @@ pub fn table(iommu: Bdf, endpoints: &[Bdf]) -> Result<Vec<u8>, String> {
     Ok(table)
 }
 
-fn check(iommu: Bdf, endpoints: &[Bdf]) -> Result<(), String> {
+/// Checks an IOMMU and its endpoints, as [`table`] does.
+pub(super) fn check(iommu: Bdf, endpoints: &[Bdf]) -> Result<(), ViotError> {
+    const MAX: usize = (u16::MAX as usize - HEADER - NODE_PCI_IOMMU) / NODE_PCI_RANGE;
     if endpoints.contains(&iommu) {
-        return Err(format!("{iommu} is the IOMMU and cannot be an endpoint behind itself"));
+        return Err(ViotError::IommuIsEndpoint(iommu));
     }
     for (index, endpoint) in endpoints.iter().enumerate() {
         if endpoints[..index].contains(endpoint) {
-            return Err(format!("endpoint {endpoint} is given twice"));
+            return Err(ViotError::DuplicateEndpoint(*endpoint));
         }
     }
-    let most = (usize::from(u16::MAX) - HEADER - NODE_PCI_IOMMU) / NODE_PCI_RANGE;
-    if endpoints.len() > most {
-        return Err(format!("{} endpoints; the table has room for {most}", endpoints.len()));
+    if endpoints.len() > MAX {
+        return Err(ViotError::TooManyEndpoints { number: endpoints.len(), max: MAX });
     }
     Ok(())
 }
 
-/// The standard header, then node count, offset of the first node, reserved.
+/// Returns the standard ACPI header, followed by node count, offset of the first node, and
+/// reserved bytes.
 fn header(length: u32, nodes: u16) -> Vec<u8> {
     let mut header = Vec::with_capacity(length as usize);
     header.extend(b"VIOT");
     header.extend(length.to_le_bytes());
     header.extend([0, 0]); // revision, checksum
-    header.extend(b"VUIOMM"); // OEM
-    header.extend(b"VHOSTUSR"); // OEM's name of the table
+    header.extend(b"VUIOMM"); // OEM ID
+    header.extend(b"VHOSTUSR"); // OEM table ID
     header.extend(1u32.to_le_bytes()); // OEM revision
-    header.extend(b"VUIO"); // creator
-    header.extend(1u32.to_le_bytes()); // creator's revision
+    header.extend(b"VUIO"); // creator ID
+    header.extend(1u32.to_le_bytes()); // creator revision
     header.extend(nodes.to_le_bytes());
     header.extend((HEADER as u16).to_le_bytes());
     header.extend([0; 8]);
     header
 }
 
+/// Returns the node of the IOMMU's PCI function.
 fn iommu_node(iommu: Bdf) -> [u8; NODE_PCI_IOMMU] {
     let mut node = [0; NODE_PCI_IOMMU];
     node[0] = TYPE_VIRTIO_PCI_IOMMU;
@@ -75,7 +105,7 @@ fn iommu_node(iommu: Bdf) -> [u8; NODE_PCI_IOMMU] {
     node
 }
 
-/// One function, translated by the only IOMMU node.
+/// Returns the node of one function, translated by the only IOMMU node.
 fn range_node(endpoint: Bdf) -> [u8; NODE_PCI_RANGE] {
     let mut node = [0; NODE_PCI_RANGE];
     node[0] = TYPE_PCI_RANGE;
@@ -92,13 +122,14 @@ fn range_node(endpoint: Bdf) -> [u8; NODE_PCI_RANGE] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::EndpointId;
 
     fn bdf(text: &str) -> Bdf {
         text.parse().unwrap()
     }
 
     #[test]
-    fn the_table_lists_each_endpoint_and_sums_to_zero() {
+    fn table_lists_each_endpoint_and_sums_to_zero() {
         let table = table(bdf("00:01.0"), &[bdf("00:02.0"), bdf("00:03.1")]).unwrap();
         assert_eq!(&table[..4], b"VIOT");
         assert_eq!(table.len(), 48 + 16 + 2 * 24);
@@ -111,9 +142,20 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused() {
+    fn contradictions_are_rejected() {
         let [a, b] = [bdf("00:01.0"), bdf("00:02.0")];
-        assert!(table(a, &[a]).unwrap_err().contains("0000:00:01.0"));
-        assert!(table(a, &[b, b]).unwrap_err().contains("0000:00:02.0"));
+        assert_eq!(table(a, &[a]), Err(ViotError::IommuIsEndpoint(a)));
+        assert_eq!(table(a, &[b, b]), Err(ViotError::DuplicateEndpoint(b)));
+        assert!(ViotError::IommuIsEndpoint(a).to_string().contains("0000:00:01.0"));
+        assert!(ViotError::DuplicateEndpoint(b).to_string().contains("0000:00:02.0"));
+    }
+
+    #[test]
+    fn table_is_limited_by_its_16_bit_offsets() {
+        let functions = |count: u32| (8..8 + count).map(|id| EndpointId(id).into());
+        let iommu = bdf("ffff:00:01.0");
+        assert_eq!(table(iommu, &functions(2727).collect::<Vec<_>>()).unwrap().len(), 65512);
+        let error = table(iommu, &functions(2728).collect::<Vec<_>>()).unwrap_err();
+        assert_eq!(error, ViotError::TooManyEndpoints { number: 2728, max: 2727 });
     }
 }

@@ -21,7 +21,7 @@ impl FrontEnds {
     /// Takes ownership of the inherited socket, if any. Call it before the process opens any
     /// descriptor.
     pub(super) fn inherit(args: &DaemonArgs) -> Result<Option<Self>, Error> {
-        let Some(fd) = args.fd else { return Ok(None) };
+        let Some(fd) = args.inherited_fd() else { return Ok(None) };
         let socket =
             InheritedSocket::take(fd).map_err(|error| SocketError::Inherited(fd, error))?;
         Ok(Some(match socket {

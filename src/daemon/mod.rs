@@ -17,6 +17,7 @@ mod signalfd;
 mod signals;
 mod startup;
 
+use crate::cli::CliError;
 use crate::cli::args::DaemonArgs;
 use crate::error::Error;
 use resources::Resources;
@@ -28,7 +29,7 @@ use startup::Startup;
 /// # Errors
 /// When the daemon cannot start. Later errors are logged, and the daemon goes on.
 pub fn run(args: &DaemonArgs) -> Result<(), Error> {
-    let settings = args.settings()?;
+    let settings = args.settings().map_err(CliError::from)?;
     let resources = Resources::open(args)?;
     let startup = Startup::new(args, settings, resources)?;
     crate::sandbox::enter(args.sandbox, &sandbox::requirements(args))?;

@@ -213,8 +213,8 @@ fn an_instance_has_the_devices_that_it_is_given() {
     machine.install();
     give_to_group(&mut machine);
     machine.run(&format!(
-        "sed 's|^endpoint = .|&\"00:03.0,vfio={FILE}\", |' /host/vm1.toml \
-         >/etc/vhost-user-iommu/vm1.toml"
+        "printf '[[endpoint]]\\naddress = \"00:03.0\"\\nvfio = \"{FILE}\"\\n' | \
+         cat /host/vm1.toml - >/etc/vhost-user-iommu/vm1.toml"
     ));
     machine.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
 

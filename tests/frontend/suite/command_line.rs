@@ -1,4 +1,4 @@
-//! What the command line refuses, and how it says so.
+//! Invalid command lines and configuration files: error messages and exit codes.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -15,23 +15,23 @@ fn run(args: &[&str]) -> Output {
     daemon::command(10).args(args).output().unwrap()
 }
 
-/// An end with an error that contains `message`.
-fn refusal(output: &Output, message: &str) -> Result<(), String> {
+/// Checks that the program has ended with the exit code of a socket error and this message.
+fn check_socket_error(output: &Output, message: &str) -> Result<(), String> {
     let error = String::from_utf8_lossy(&output.stderr);
-    let refused = output.status.code() == Some(SOCKET);
-    match refused && error.contains(message) && !error.contains("panicked") {
+    let rejected = output.status.code() == Some(SOCKET);
+    match rejected && error.contains(message) && !error.contains("panicked") {
         true => Ok(()),
         false => Err(format!("expected {message:?}, got {}: {error}", output.status)),
     }
 }
 
-/// A command line that the daemon refuses.
+/// An invalid command line.
 struct Row {
-    /// What is added to a socket and an endpoint; DIR stands for a directory.
+    /// Options in addition to a socket and an endpoint; DIR stands for a directory.
     args: &'static str,
-    /// What the message says.
+    /// Part of the error message.
     message: &'static str,
-    /// The exit status.
+    /// The exit code.
     code: i32,
 }
 
@@ -39,14 +39,14 @@ const fn row(args: &'static str, message: &'static str, code: i32) -> Row {
     Row { args, message, code }
 }
 
-/// Exit statuses: README has them.
+/// Exit codes, as listed in the README.
 const IO: i32 = 1;
 const OPTIONS: i32 = 2;
 const SOCKET: i32 = 3;
 const ENDPOINT: i32 = 4;
 const REALTIME: i32 = 5;
 
-/// At least one for each option; where several options meet, the first is the one of the row.
+/// At least one row for each option: the first option of a row is the invalid one.
 const ROWS: &[Row] = &[
     row("--page-size 0", "'0'", OPTIONS),
     row("--page-size 3000", "3000", OPTIONS),
@@ -140,7 +140,7 @@ const ROWS: &[Row] = &[
     row("left-over", "left-over", OPTIONS),
 ];
 
-/// Of the subcommands.
+/// The same for subcommands.
 const SUBCOMMAND_ROWS: &[Row] = &[
     row("viot --iommu 1 --endpoint 00:02.0 --output DIR/viot", "'1'", OPTIONS),
     row("viot --endpoint 2 --iommu 00:01.0 --output DIR/viot", "'2'", OPTIONS),
@@ -154,6 +154,21 @@ const SUBCOMMAND_ROWS: &[Row] = &[
         "00:02.0",
         OPTIONS,
     ),
+    row(
+        "qemu-args --memory none --socket-path DIR/v --endpoint 00:02.0,sim=DIR/e",
+        "'none'",
+        OPTIONS,
+    ),
+    row("qemu-args --memory 1 --socket-path DIR/v --endpoint 00:02.0,sim=DIR/e", "'1'", OPTIONS),
+    row("qemu-args --viot a:b --socket-path DIR/v --endpoint 00:02.0,sim=DIR/e", "a:b", OPTIONS),
+    row(
+        "qemu-args --iommu 00:1f.3 --socket-path DIR/v --endpoint 00:02.0,sim=DIR/e",
+        "slot 1f",
+        OPTIONS,
+    ),
+    row("qemu-args --socket-path DIR/v --endpoint 00:02.1,sim=DIR/e", "0000:00:02.1", OPTIONS),
+    row("qemu-args --socket-path DIR/v --endpoint 01:02.0,sim=DIR/e", "0000:01:02.0", OPTIONS),
+    row("qemu-args --socket-path DIR/v --endpoint 1:00:02.0,sim=DIR/e", "0001:00:02.0", OPTIONS),
     row("qemu-args --fd 3 --endpoint 00:02.0,sim=DIR/e", "--socket-path", OPTIONS),
     row("qemu-args --config DIR/none.toml", "none.toml", OPTIONS),
     row("qemu-args", "--endpoint", OPTIONS),
@@ -164,7 +179,7 @@ const SUBCOMMAND_ROWS: &[Row] = &[
     row("no-such-command", "no-such-command", OPTIONS),
 ];
 
-/// Runs `args`; what is wrong with the refusal.
+/// Checks that the program rejects `args`.
 fn check(row: &Row, args: &str, message: &str, dir: &Path) -> Result<(), String> {
     let dir = dir.to_str().unwrap();
     let args = args.split_whitespace().map(|arg| arg.replace("DIR", dir));
@@ -177,7 +192,7 @@ fn check(row: &Row, args: &str, message: &str, dir: &Path) -> Result<(), String>
     }
 }
 
-fn assert_refused(rows: &[Row], check: impl Fn(&Row, &Path) -> Result<(), String>) {
+fn assert_rejected(rows: &[Row], check: impl Fn(&Row, &Path) -> Result<(), String>) {
     let wrong: Vec<_> = rows
         .iter()
         .filter_map(|row| {
@@ -188,8 +203,8 @@ fn assert_refused(rows: &[Row], check: impl Fn(&Row, &Path) -> Result<(), String
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A socket and an endpoint, unless `args` have theirs.
-fn the_rest(args: &str) -> String {
+/// Returns a socket and an endpoint, unless `args` have them.
+fn required_options(args: &str) -> String {
     let mut rest = String::new();
     if !args.contains("--socket-path") && !args.contains("--fd") {
         rest += " --socket-path DIR/vhost";
@@ -201,24 +216,25 @@ fn the_rest(args: &str) -> String {
 }
 
 #[test]
-fn a_bad_value_is_named_in_the_message() {
-    assert_refused(ROWS, |row, dir| {
-        let args = format!("{}{}", row.args, the_rest(row.args));
+fn invalid_value_is_named_in_the_message() {
+    assert_rejected(ROWS, |row, dir| {
+        let args = format!("{}{}", row.args, required_options(row.args));
         check(row, &args, row.message, dir)
     });
 }
 
 #[test]
-fn a_bad_value_in_a_file_is_named_in_the_message() {
-    assert_refused(ROWS, |row, dir| {
+fn invalid_value_in_a_file_is_named_in_the_message() {
+    assert_rejected(ROWS, |row, dir| {
         let Some(file) = as_file(row.args) else { return Ok(()) };
         std::fs::write(dir.join("vm.toml"), file.replace("DIR", dir.to_str().unwrap())).unwrap();
-        let args = format!("--config DIR/vm.toml{}", the_rest(row.args));
-        check(row, &args, row.message, dir)
+        let args = format!("--config DIR/vm.toml{}", required_options(row.args));
+        // Keys have no dashes.
+        check(row, &args, row.message.trim_start_matches("--"), dir)
     });
 }
 
-/// Options as a file has them; `None` for what only a command line can say.
+/// Returns options in the form of a configuration file, if they have one.
 fn as_file(args: &str) -> Option<String> {
     if args.contains("--config") {
         return None;
@@ -236,8 +252,8 @@ fn as_file(args: &str) -> Option<String> {
 }
 
 #[test]
-fn a_bad_subcommand_is_refused() {
-    assert_refused(SUBCOMMAND_ROWS, |row, dir| check(row, row.args, row.message, dir));
+fn invalid_subcommand_is_rejected() {
+    assert_rejected(SUBCOMMAND_ROWS, |row, dir| check(row, row.args, row.message, dir));
 }
 
 #[test]
@@ -254,15 +270,15 @@ fn every_option_has_a_row() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// The options of a command that can have a wrong value.
+/// Returns the options of a command that can have an invalid value.
 fn options(command: &Command) -> Vec<&str> {
-    const ANY_VALUE: [&str; 5] = ["help", "version", "print-capabilities", "memory", "viot"];
+    const ANY_VALUE: [&str; 3] = ["help", "version", "print-capabilities"];
     let shown = command.get_arguments().filter(|option| !option.is_hide_set());
     let named = shown.filter_map(Arg::get_long);
     named.filter(|option| !ANY_VALUE.contains(option)).collect()
 }
 
-/// Those of `options` that no row begins with, behind `start`.
+/// Returns those of `options` with which no row begins, after `start`.
 fn without_row(options: &[&str], rows: &[Row], start: &str) -> Vec<String> {
     let lines = options.iter().map(|option| format!("{start}--{option}"));
     let begins = |row: &Row, line: &str| {
@@ -272,7 +288,7 @@ fn without_row(options: &[&str], rows: &[Row], start: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_socket_is_required() {
+fn socket_is_required() {
     let row = row("no option", "--socket-path", OPTIONS);
     let dir = tempfile::tempdir().unwrap();
     for args in ["", "--endpoint 00:02.0,sim=DIR/endpoint"] {
@@ -281,13 +297,14 @@ fn a_socket_is_required() {
 }
 
 #[test]
-fn real_time_priority_that_is_not_granted_is_refused() {
+fn realtime_without_permission_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let mut command = daemon::command(10);
     command.args(["--realtime", "--socket-path", &path("vhost")]);
     command.args(["--endpoint", &format!("00:02.0,sim={}", path("endpoint"))]);
-    // SAFETY: these are async-signal-safe. Whoever may not drop a capability has none.
+    // SAFETY: these functions are async-signal-safe. Dropping a capability fails only for a
+    // process without capabilities.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0);
@@ -306,12 +323,12 @@ fn real_time_priority_that_is_not_granted_is_refused() {
 const CAP_SYS_NICE: libc::c_ulong = 23;
 
 #[test]
-fn a_socket_that_somebody_listens_on_is_not_taken_over() {
+fn socket_of_a_running_daemon_is_not_replaced() {
     let mut vm = Vm::realized("");
     let socket = vm.daemon.socket().display().to_string();
     let endpoint = format!("00:02.0,sim={socket}2");
     let output = run(&["--socket-path", &socket, "--endpoint", &endpoint]);
-    refusal(&output, &socket).unwrap();
+    check_socket_error(&output, &socket).unwrap();
     vm.start();
     vm.assert_works();
     vm.replace_front_end();
@@ -332,7 +349,7 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
-fn capabilities_are_printed_whatever_else_is_asked_for() {
+fn print_capabilities_ignores_other_arguments() {
     for args in [&["--print-capabilities"][..], &["--nonsense", "--print-capabilities", "x"]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(0));
@@ -342,7 +359,7 @@ fn capabilities_are_printed_whatever_else_is_asked_for() {
 }
 
 #[test]
-fn who_may_connect_is_said_by_options() {
+fn socket_group_and_mode_apply_to_the_sockets() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let group = std::fs::metadata("/proc/self").unwrap().gid();
     let daemon = testing::vm::daemon(&format!("--socket-group {group}"));
