@@ -49,7 +49,7 @@ fn print_parts(placement: Placement, parts: &Parts) {
     row("  request, until the daemon wakes", &parts.wake);
     row("  read and respond, until the device is notified", &parts.handled);
     row("    of which read", &parts.read);
-    row("    of which respond", &parts.answer);
+    row("    of which respond", &parts.respond);
     row("  notification, until the device wakes", &parts.go_on);
 }
 
@@ -61,7 +61,7 @@ struct Parts {
     wake: Times,
     handled: Times,
     read: Times,
-    answer: Times,
+    respond: Times,
     go_on: Times,
 }
 
@@ -71,21 +71,21 @@ fn measure(cores: &Cores, placement: Placement, copying: &Copying, device: &Devi
     let queue = copying.queue.clone();
     let daemon = cores.start(placement, || thread::spawn(move || serve(&queue)));
     let mut faults = Vec::new();
-    for name in 0..FAULTS {
+    for id in 0..FAULTS {
         sleep(PAUSE);
         parts.bare.add(pong.round_trip());
         sleep(PAUSE);
-        faults.push(device.fault(copying, name));
+        faults.push(device.fault(copying, id));
     }
     let served = daemon.join().expect("the daemon's thread");
     pong.thread.join().expect("the other thread");
     for (fault, served) in faults.iter().zip(served) {
         parts.whole.add(fault.end - fault.start);
         parts.wake.add(served.readable - fault.start);
-        parts.handled.add(fault.told - served.readable);
+        parts.handled.add(fault.notified - served.readable);
         parts.read.add(served.read - served.readable);
-        parts.answer.add(fault.told - served.read);
-        parts.go_on.add(fault.end - fault.told);
+        parts.respond.add(fault.notified - served.read);
+        parts.go_on.add(fault.end - fault.notified);
     }
     parts
 }
@@ -98,51 +98,53 @@ struct Served {
 
 /// The thread of the daemon: reads groups and responds.
 fn serve(queue: &FaultQueue) -> Vec<Served> {
-    let fault = || {
-        wait(queue.as_fd());
-        let readable = Instant::now();
-        let groups = queue.read_groups().expect("the fault queue");
-        let read = Instant::now();
-        let [group] = &groups[..] else { panic!("expected one group: {groups:?}") };
-        queue.respond(group.cookie, true);
-        Served { readable, read }
-    };
-    (0..FAULTS).map(|_| fault()).collect()
+    (0..FAULTS).map(|_| serve_one(queue)).collect()
+}
+
+fn serve_one(queue: &FaultQueue) -> Served {
+    wait(queue.as_fd());
+    let readable = Instant::now();
+    let groups = queue.read_groups().expect("the fault queue");
+    let read = Instant::now();
+    let [group] = &groups[..] else { panic!("expected one group: {groups:?}") };
+    queue.respond(group.cookie, true);
+    Served { readable, read }
 }
 
 /// The times when the device made the request, was notified, and woke.
 struct Fault {
     start: Instant,
-    told: Instant,
+    notified: Instant,
     end: Instant,
 }
 
 /// The eventfd that wakes the device, and responses: time, identifier and success.
 struct Device {
     wake: Arc<OwnedFd>,
-    answers: Receiver<(Instant, u32, bool)>,
+    responses: Receiver<(Instant, u32, bool)>,
 }
 
 impl Device {
     fn new(copying: &Copying) -> Self {
-        let (told, answers) = channel();
+        let (sender, responses) = channel();
         let wake = event();
         let device = wake.clone();
-        copying.device.set_on_response(Box::new(move |name, success| {
-            told.send((Instant::now(), name, success)).expect("the device");
+        copying.device.set_on_response(Box::new(move |id, success| {
+            sender.send((Instant::now(), id, success)).expect("the device");
             signal(&device);
         }));
-        Self { wake, answers }
+        Self { wake, responses }
     }
 
-    fn fault(&self, copying: &Copying, name: u32) -> Fault {
+    fn fault(&self, copying: &Copying, requested: u32) -> Fault {
         let start = Instant::now();
-        assert!(copying.device.request_page(name, None, ADDRESS, Access::READ), "attached");
+        assert!(copying.device.request_page(requested, None, ADDRESS, Access::READ), "attached");
         take(&self.wake);
         let end = Instant::now();
-        let (told, answered, success) = self.answers.try_recv().expect("told before it was woken");
-        assert_eq!((answered, success), (name, true), "the answer");
-        Fault { start, told, end }
+        let (notified, id, success) =
+            self.responses.try_recv().expect("a response before it was woken");
+        assert_eq!((id, success), (requested, true), "the response");
+        Fault { start, notified, end }
     }
 }
 
@@ -156,14 +158,14 @@ struct Pong {
 impl Pong {
     fn start() -> Self {
         let (ping, pong) = (event(), event());
-        let theirs = (ping.clone(), pong.clone());
-        let send_back = move || {
+        let (its_ping, its_pong) = (ping.clone(), pong.clone());
+        let thread = thread::spawn(move || {
             for _ in 0..FAULTS {
-                take(&theirs.0);
-                signal(&theirs.1);
+                take(&its_ping);
+                signal(&its_pong);
             }
-        };
-        Self { ping, pong, thread: thread::spawn(send_back) }
+        });
+        Self { ping, pong, thread }
     }
 
     /// Wakes the other thread, and sleeps until it wakes this one.

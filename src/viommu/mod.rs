@@ -10,8 +10,9 @@
 //! use std::sync::Arc;
 //! use std::time::Duration;
 //!
+//! use accelerator::ClientMemory;
 //! use vhost_user_iommu::address::{EndpointId, IovaRange};
-//! use vhost_user_iommu::host::software::{EndpointMemory, Software};
+//! use vhost_user_iommu::host::software::Software;
 //! use vhost_user_iommu::iopf::{self, Iopf};
 //! use vhost_user_iommu::viommu::status::Status;
 //! use vhost_user_iommu::viommu::wire::*;
@@ -27,7 +28,7 @@
 //!
 //! let endpoint = EndpointId(8);
 //! let mut host = Software::new(&[]);
-//! host.add_endpoint(endpoint, EndpointMemory::new(GuestMemoryMmap::new()));
+//! host.add_endpoint(endpoint, ClientMemory::new(GuestMemoryMmap::new()));
 //! let limits = iopf::Limits { faults: 64, groups: 64, response_timeout: Duration::from_secs(10) };
 //! let faults = Arc::new(Iopf::new([endpoint], limits, Box::new(NoEventQueue)));
 //! let settings = Settings {
