@@ -1,7 +1,7 @@
 //! A virtqueue whose errors do not close the vhost-user connection.
 //!
 //! `vhost-user-backend` closes the connection, on which QEMU aborts, when an operation of a
-//! virtqueue fails. Some failures are caused by the guest (a misaligned address of a ring), others
+//! virtqueue fails. Some failures are caused by the guest (a misaligned ring address), others
 //! by a harmless race (a kick that has already been read). Here they break only the virtqueue,
 //! until the driver sets it up again.
 

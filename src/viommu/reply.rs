@@ -25,7 +25,7 @@ impl Reply<'_> {
     /// padding, tail, padding. Padding is zero.
     ///
     /// The reply always fills the device-writable part: Linux ignores the status in a reply of any
-    /// other length, and so takes the request for successful.
+    /// other length, so that a failed request would look successful.
     pub fn encode(&self, size: usize, buffer: &mut Vec<u8>) {
         buffer.clear();
         buffer.extend_from_slice(self.properties);

@@ -104,7 +104,7 @@ pub enum RequestError {
     /// DETACH from a domain that the endpoint or PASID is not attached to.
     #[error("not attached to domain {0}")]
     NotAttached(DomainId),
-    /// ATTACH whose BYPASS flag differs from the kind of the existing domain.
+    /// ATTACH whose BYPASS flag does not match the existing domain.
     #[error("BYPASS flag {flag} does not match existing domain {domain}")]
     BypassMismatch {
         /// Domain in the request.

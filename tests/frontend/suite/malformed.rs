@@ -98,10 +98,10 @@ fn request_after_malformed_chain_is_handled() {
 fn reset_recovers_from_invalid_head_index() {
     let mut vm = Vm::strict();
     for head in [256, 257, 0x7fff, 0xffff] {
-        for queue in 0..2 {
-            let ring = if queue == 0 { &mut vm.requests } else { &mut vm.events.queue };
-            ring.offer(head);
-            ring.submit();
+        for index in 0..2 {
+            let virtqueue = if index == 0 { &mut vm.requests } else { &mut vm.events.queue };
+            virtqueue.offer(head);
+            virtqueue.submit();
             vm.front_end.config();
             let _ = vm.accel(0).read(DATA, 8);
             vm.reset();
@@ -152,11 +152,11 @@ fn lay_out_events(queue: &mut Virtqueue, chain: &[Descriptor], table: &[Descript
 fn reset_recovers_from_invalid_available_index() {
     let mut vm = Vm::strict();
     for distance in [257, 300, 0x7fff, 0x8000, 0xffff] {
-        for queue in 0..2 {
-            let ring = if queue == 0 { &mut vm.requests } else { &mut vm.events.queue };
-            ring.next_avail = ring.next_avail.wrapping_add(distance);
-            ring.submit();
-            ring.kick.write(1).unwrap();
+        for index in 0..2 {
+            let virtqueue = if index == 0 { &mut vm.requests } else { &mut vm.events.queue };
+            virtqueue.next_avail = virtqueue.next_avail.wrapping_add(distance);
+            virtqueue.submit();
+            virtqueue.kick.write(1).unwrap();
             vm.front_end.config();
             let _ = vm.accel(0).read(DATA, 8);
             vm.reset();
@@ -181,11 +181,11 @@ fn request_made_available_twice_is_tolerated() {
 #[test]
 fn reset_recovers_from_reply_written_over_virtqueue() {
     let mut vm = Vm::strict();
-    let ring = &vm.requests;
-    for place in [ring.descriptors, ring.avail, ring.used] {
-        let ring = &mut vm.requests;
-        lay_out(ring, &[(REQUEST, 20, NEXT, AT + 1), (place, 0x1000, WRITE, 0)], &[]);
-        ring.submit();
+    let queue = &vm.requests;
+    for address in [queue.descriptors, queue.avail, queue.used] {
+        let queue = &mut vm.requests;
+        lay_out(queue, &[(REQUEST, 20, NEXT, AT + 1), (address, 0x1000, WRITE, 0)], &[]);
+        queue.submit();
         vm.front_end.config();
         vm.reset();
         vm.assert_works();
