@@ -104,10 +104,10 @@ fn serve(queue: &FaultQueue) -> Vec<Served> {
 fn serve_one(queue: &FaultQueue) -> Served {
     wait(queue.as_fd());
     let readable = Instant::now();
-    let groups = queue.read_groups().expect("the fault queue");
+    let requests = queue.read().expect("the fault queue");
     let read = Instant::now();
-    let [group] = &groups[..] else { panic!("expected one group: {groups:?}") };
-    queue.respond(group.cookie, true);
+    let [request] = &requests[..] else { panic!("expected one page request: {requests:?}") };
+    queue.respond(request.cookie, true);
     Served { readable, read }
 }
 

@@ -88,19 +88,20 @@ fn respond(queue: &FaultQueue, responses: &Responses, done: &AtomicBool) {
     let mut random = Random(0xdead_beef);
     let mut kept = Vec::new();
     while !done.load(Ordering::Relaxed) {
-        kept.extend(queue.read_groups().unwrap());
+        kept.extend(queue.read().unwrap());
         let keep = random.below(3) == 0;
         while kept.len() >= if keep { 3 } else { 1 } {
-            let group = kept.swap_remove(random.below(kept.len()));
-            let id = (group.pages[0].address.0 / PAGE) as u32;
+            // The mock device makes groups of one page request.
+            let request = kept.swap_remove(random.below(kept.len()));
+            let id = (request.address.0 / PAGE) as u32;
             let success = random.below(3) > 0;
             if success {
                 responses.success.lock().unwrap().insert(id);
             }
-            queue.respond(group.cookie, success);
+            queue.respond(request.cookie, success);
             if random.below(4) == 0 {
                 // A second response: the group is not pending, or its cookie was reused.
-                queue.respond(group.cookie, !success);
+                queue.respond(request.cookie, !success);
             }
         }
         thread::yield_now();
@@ -153,7 +154,7 @@ fn each_group_receives_only_its_own_response() {
         assert_eq!(failed, 0, "requesters that failed");
         changer.join().unwrap()
     });
-    assert_eq!(queue.read_groups().unwrap(), [], "groups that were not requested");
+    assert_eq!(queue.read().unwrap(), [], "groups that were not requested");
     let received = responses.received.lock().unwrap().len();
     let invalid = responses.invalid.load(Ordering::Relaxed);
     println!("{received} groups, {invalid} INVALID, {changes} changes of attachments");

@@ -33,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::context::Object;
 use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::{Access, KernelError};
-use crate::iopf::SourceCookie;
+use crate::iopf::{PageRequest, SourceCookie};
 
 /// The largest number of requests in a group of the kernel. A buffer of this size holds any group.
 const MAX_GROUP_LEN: usize = 2048;
@@ -71,30 +71,6 @@ struct Pgfault {
 struct PageResponse {
     cookie: u32,
     code: u32,
-}
-
-/// A page request group that was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FaultGroup {
-    /// Identifies the group in the response.
-    pub cookie: SourceCookie,
-    /// The PASID, unless the requests are of the endpoint's own address space.
-    pub pasid: Option<Pasid>,
-    /// The requests in order, at least one.
-    pub pages: Vec<FaultPage>,
-}
-
-/// One page request of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FaultPage {
-    /// The first byte of the page.
-    pub address: Iova,
-    /// The requested permissions.
-    pub access: Access,
-    /// The access fetches instructions.
-    pub exec: bool,
-    /// The access is made in privileged mode.
-    pub privileged: bool,
 }
 
 /// Receives the responses that the kernel does not pass on to an emulated device.
@@ -151,12 +127,12 @@ impl FaultQueue {
         self.object.id()
     }
 
-    /// Reads some of the groups in the queue, each of them whole, without blocking. Returns none
-    /// if the queue is empty.
+    /// Reads the page requests of some of the groups in the queue, each group whole, without
+    /// blocking. Returns none if the queue is empty.
     ///
     /// # Errors
-    /// If the read fails. No group is lost.
-    pub fn read_groups(&self) -> Result<Vec<FaultGroup>, KernelError> {
+    /// If the read fails. No page request is lost.
+    pub fn read(&self) -> Result<Vec<PageRequest>, KernelError> {
         let mut table = self.lock();
         let buffer = table.buffer.as_mut_bytes();
         let len = rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer))
@@ -187,7 +163,7 @@ impl FaultQueue {
     /// If a read fails. Some groups may be pending.
     #[cfg(feature = "selftest")]
     pub fn invalidate_all(&self) -> Result<(), KernelError> {
-        while !self.read_groups()?.is_empty() {}
+        while !self.read()?.is_empty() {}
         let pending: Vec<SourceCookie> = self.lock().pending.keys().copied().collect();
         pending.into_iter().for_each(|cookie| self.respond(cookie, false));
         Ok(())
@@ -234,18 +210,29 @@ impl AsFd for FaultQueue {
 impl Table {
     /// Adds the groups of the first `count` page requests in the buffer. The requests of a group
     /// are contiguous and have the same cookie.
-    fn add_groups(&mut self, count: usize) -> Vec<FaultGroup> {
+    fn add_groups(&mut self, count: usize) -> Vec<PageRequest> {
         let faults = self.buffer[..count].to_vec();
-        let groups = faults.chunk_by(|one, next| one.cookie == next.cookie);
-        groups.map(|group| self.add_group(group)).collect()
+        let mut requests = Vec::with_capacity(count);
+        for group in faults.chunk_by(|one, next| one.cookie == next.cookie) {
+            let cookie = self.add_group(&group[0]);
+            requests.extend(group.iter().map(|fault| fault.page_request(cookie)));
+            if let Some(last) = requests.last_mut() {
+                last.last = true;
+            }
+        }
+        requests
     }
 
-    fn add_group(&mut self, faults: &[Pgfault]) -> FaultGroup {
-        let (first, cookie) = (faults[0], self.next_cookie());
-        let pasid = first.pasid();
-        let group = PendingGroup { cookie: KernelCookie(first.cookie), pasid, grpid: first.grpid };
+    /// Adds the group of `fault` to the pending groups.
+    fn add_group(&mut self, fault: &Pgfault) -> SourceCookie {
+        let cookie = self.next_cookie();
+        let group = PendingGroup {
+            cookie: KernelCookie(fault.cookie),
+            pasid: fault.pasid(),
+            grpid: fault.grpid,
+        };
         self.pending.insert(cookie, group);
-        FaultGroup { cookie, pasid, pages: faults.iter().map(Pgfault::page).collect() }
+        cookie
     }
 
     fn next_cookie(&mut self) -> SourceCookie {
@@ -265,14 +252,18 @@ impl Pgfault {
         (self.flags & FLAG_PASID != 0).then_some(Pasid(self.pasid))
     }
 
-    fn page(&self) -> FaultPage {
+    /// Returns a page request that is not the last of its group.
+    fn page_request(&self, cookie: SourceCookie) -> PageRequest {
         let read = self.perm & PERM_READ != 0;
         let write = self.perm & PERM_WRITE != 0;
-        FaultPage {
+        PageRequest {
+            pasid: self.pasid(),
+            cookie,
             address: Iova(self.addr),
             access: Access { read, write },
             exec: self.perm & PERM_EXEC != 0,
             privileged: self.perm & PERM_PRIVILEGED != 0,
+            last: false,
         }
     }
 }
@@ -294,7 +285,7 @@ mod tests {
     }
 
     impl Table {
-        fn read(&mut self, faults: &[Pgfault]) -> Vec<FaultGroup> {
+        fn read(&mut self, faults: &[Pgfault]) -> Vec<PageRequest> {
             self.buffer[..faults.len()].copy_from_slice(faults);
             self.add_groups(faults.len())
         }
@@ -305,14 +296,17 @@ mod tests {
         assert_eq!(size_of::<Pgfault>(), size_of::<iommufd_bindings::iommu_hwpt_pgfault>());
         let perm = PERM_WRITE | PERM_PRIVILEGED;
         let found = fault(7, Some(100), 3, 0x7f00_1234_5000, perm);
-        let page = FaultPage {
+        let request = PageRequest {
+            pasid: Some(Pasid(100)),
+            cookie: SourceCookie(1),
             address: Iova(0x7f00_1234_5000),
             access: Access::WRITE,
             exec: false,
             privileged: true,
+            last: false,
         };
         assert_eq!((found.cookie, found.pasid(), found.grpid), (7, Some(Pasid(100)), 3));
-        assert_eq!(found.page(), page);
+        assert_eq!(found.page_request(SourceCookie(1)), request);
         assert_eq!(fault(0, None, 0, 0, PERM_READ | PERM_EXEC).pasid(), None);
     }
 
@@ -321,9 +315,10 @@ mod tests {
         let mut table = Table::default();
         let faults = [(5, 0x1000), (5, 0x2000), (6, 0x1000), (7, 0x9000)];
         let faults = faults.map(|(cookie, address)| fault(cookie, None, 1, address, PERM_READ));
-        let groups = table.read(&faults);
-        let pages: Vec<usize> = groups.iter().map(|group| group.pages.len()).collect();
-        assert_eq!(pages, [2, 1, 1]);
+        let requests = table.read(&faults);
+        let groups: Vec<_> =
+            requests.iter().map(|request| (request.cookie.0, request.last)).collect();
+        assert_eq!(groups, [(1, false), (1, true), (2, true), (3, true)]);
         let cookies: Vec<u32> = table.pending.values().map(|group| group.cookie.0).collect();
         assert_eq!(cookies, [5, 6, 7]);
     }
@@ -339,8 +334,8 @@ mod tests {
     #[test]
     fn source_cookies_wrap_around_and_skip_pending_ones() {
         let mut table = Table { last_cookie: u32::MAX - 1, ..Table::default() };
-        let groups = [1, 2].map(|cookie| table.read(&[fault(cookie, None, 1, 0, PERM_READ)]));
-        let cookies = groups.map(|groups| groups[0].cookie);
+        let requests = [1, 2].map(|cookie| table.read(&[fault(cookie, None, 1, 0, PERM_READ)]));
+        let cookies = requests.map(|requests| requests[0].cookie);
         assert_eq!(cookies, [SourceCookie(u32::MAX), SourceCookie(0)]);
         table.last_cookie = u32::MAX - 1;
         assert_eq!(table.next_cookie(), SourceCookie(1));

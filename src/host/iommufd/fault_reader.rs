@@ -1,8 +1,8 @@
 //! The thread that reads the fault queue of an endpoint into the fault path.
 //!
-//! Responses are written by the thread that makes them. While the endpoint has as many pending
-//! groups as it may have, the thread keeps the group that it has read and reads no more, so that
-//! further ones are queued in the kernel.
+//! Responses are written by the thread that makes them. While the endpoint has its maximum number
+//! of outstanding groups, the thread keeps the page requests that it has read and reads no more, so
+//! that further ones are queued in the kernel.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 
-use super::{FaultGroup, FaultQueue};
+use super::FaultQueue;
 use crate::address::{EndpointId, Pasid};
 use crate::iopf::{Iopf, PageRequest, QueueFull, Response, Source, SourceCookie};
 use crate::notifier::Notifier;
@@ -96,26 +96,24 @@ impl Reader {
     fn run(self) {
         sandbox::enter_role(Role::FaultReader);
         while let Ok(()) = self.wait_for(&self.queue, None) {
-            let groups = self.queue.read_groups().unwrap_or_else(|error| {
+            let requests = self.queue.read().unwrap_or_else(|error| {
                 log::error!("endpoint {}: {error}; trying again", self.endpoint);
                 let _ = self.wait_for(&self.stop, Some(&RETRY));
                 Vec::new()
             });
-            for group in groups {
-                if let Err(Stopped) = self.hand_over(&group) {
+            for request in requests {
+                if let Err(Stopped) = self.report(request) {
                     return;
                 }
             }
         }
     }
 
-    /// Passes a group to the fault path. Only its first request can meet a full queue.
-    fn hand_over(&self, group: &FaultGroup) -> Result<(), Stopped> {
-        for request in requests(group) {
-            while let Err(QueueFull) = self.faults.report_page_request(self.endpoint, request) {
-                self.wait_for(&self.capacity, None)?;
-                self.capacity.clear();
-            }
+    /// Reports a page request to the fault path, when it has capacity.
+    fn report(&self, request: PageRequest) -> Result<(), Stopped> {
+        while let Err(QueueFull) = self.faults.report_page_request(self.endpoint, request) {
+            self.wait_for(&self.capacity, None)?;
+            self.capacity.clear();
         }
         Ok(())
     }
@@ -135,18 +133,4 @@ impl Reader {
             }
         }
     }
-}
-
-/// Returns the page requests of a group for the fault path.
-fn requests(group: &FaultGroup) -> impl Iterator<Item = PageRequest> {
-    let count = group.pages.len();
-    group.pages.iter().enumerate().map(move |(index, page)| PageRequest {
-        pasid: group.pasid,
-        cookie: group.cookie,
-        address: page.address,
-        access: page.access,
-        exec: page.exec,
-        privileged: page.privileged,
-        last: index + 1 == count,
-    })
 }

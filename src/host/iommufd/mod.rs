@@ -45,7 +45,7 @@ use attachments::Endpoint;
 use context::Context;
 use device::Device;
 pub use error::SetupError;
-pub use fault_queue::{FaultGroup, FaultPage, FaultQueue};
+pub use fault_queue::FaultQueue;
 pub use fault_reader::FaultReader;
 use guest_memory::{GuestMemoryIoas, RegionId};
 use ioas::Ioas;
