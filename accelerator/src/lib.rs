@@ -26,6 +26,7 @@
 //! use accelerator::{FaultHandler, PageRequest, Pasid, QueueFull, Responder};
 //! use std::os::unix::net::UnixListener;
 //! use std::sync::Arc;
+//! use vm_memory::GuestMemoryMmap;
 //!
 //! /// An IOMMU without mappings.
 //! struct Blocked;
@@ -60,7 +61,7 @@
 //! let config = Config {
 //!     name: "accelerator".into(),
 //!     thread_suffix: "0".into(),
-//!     memory: ClientMemory::default(),
+//!     memory: ClientMemory::new(GuestMemoryMmap::new()),
 //!     dma: Arc::new(Blocked),
 //!     faults: Arc::new(Log),
 //!     on_thread_start: |_| {},
