@@ -6,7 +6,7 @@ use super::front_ends::FrontEnds;
 use super::signalfd::SignalFd;
 use super::signals;
 use crate::cli::args::DaemonArgs;
-use crate::endpoint::{self, Bound};
+use crate::endpoint::{self, Opened};
 use crate::error::Error;
 use crate::service::Manager;
 use crate::socket::ListeningSocket;
@@ -16,7 +16,7 @@ use crate::vhost::check_realtime;
 pub(super) struct Resources {
     pub(super) manager: Arc<Manager>,
     pub(super) signals: SignalFd,
-    pub(super) endpoints: Vec<Bound>,
+    pub(super) endpoints: Vec<Opened>,
     pub(super) front_ends: FrontEnds,
     pub(super) metrics: Option<ListeningSocket>,
 }
@@ -30,7 +30,7 @@ impl Resources {
         }
         let manager = Arc::new(Manager::from_environment());
         let signals = SignalFd::new(&signals::HANDLED)?;
-        let endpoints = endpoint::bind(&args.endpoints, args.socket_access())?;
+        let endpoints = endpoint::open(&args.endpoints, args.socket_access())?;
         let metrics = match &args.metrics_socket {
             Some(path) => Some(ListeningSocket::bind(path, args.socket_access())?),
             None => None,

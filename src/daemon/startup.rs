@@ -10,7 +10,7 @@ use super::signalfd::SignalFd;
 use super::signals;
 use crate::address::EndpointId;
 use crate::cli::args::DaemonArgs;
-use crate::endpoint::{self, Idle};
+use crate::endpoint::{self, Registered};
 use crate::error::Error;
 use crate::heartbeat::Heartbeats;
 use crate::host::backends::Backends;
@@ -28,7 +28,7 @@ pub(super) struct Startup {
     front_ends: FrontEnds,
     metrics: Option<ListeningSocket>,
     host: Arc<Backends>,
-    endpoints: Vec<Idle>,
+    endpoints: Vec<Registered>,
     sources: Sources,
     server: Server,
     heartbeats: Heartbeats,
@@ -45,8 +45,8 @@ impl Startup {
         let ids: Vec<EndpointId> = args.endpoints.iter().map(|endpoint| endpoint.id).collect();
         let notifier = FaultNotifier::new()?;
         let faults = fault_path(args, &ids, &notifier);
-        let (host, endpoints) = endpoint::add(&settings, endpoints)?;
-        let settings = endpoint::fit(settings, &host, &ids)?;
+        let (host, endpoints) = endpoint::register(&settings.reserved, endpoints)?;
+        let settings = endpoint::restrict_settings(settings, &host, &ids)?;
         let host = Arc::new(host);
         let viommu = Viommu::new(settings, ids, host.clone(), faults.clone())?;
         let device = viommu.counters();
@@ -75,7 +75,7 @@ impl Startup {
 
     /// Starts the threads, serves front ends until a stop request, and shuts down.
     pub(super) fn run(self) -> Result<(), Error> {
-        let endpoints = endpoint::start(self.endpoints, &self.host, &self.sources.faults)?;
+        let endpoints = endpoint::start(self.endpoints, &self.sources.faults)?;
         let metrics = match self.metrics {
             Some(socket) => Some(Metrics::start(socket, self.sources.clone())?),
             None => None,
@@ -85,6 +85,8 @@ impl Startup {
         serve(self.server, self.front_ends, &self.manager)?;
         self.manager.stopping();
         shut_down(endpoints, metrics, &self.sources);
+        // The back ends outlive the reset of the fault path, which completes page requests.
+        drop(self.host);
         Ok(())
     }
 }

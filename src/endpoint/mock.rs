@@ -1,21 +1,69 @@
-//! An accelerator whose page requests the kernel's mock device makes. For tests.
+//! An emulated accelerator, translated by the mock device of the kernel's iommufd selftest.
 //!
-//! The mock makes groups of one page. A group of the accelerator's becomes one for each of its
-//! pages, and has its answer when they all have theirs.
+//! The mock device makes the page requests. Its groups have one page: a group of the accelerator
+//! becomes one group per page, and is complete when all of them are.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use accelerator::{DmaCause, FaultHandler, PrgIndex, QueueFull, Responder, Response};
+use accelerator::{ClientMemory, DmaCause, FaultHandler, PrgIndex, QueueFull, Responder, Response};
+use vm_memory::GuestMemoryMmap;
 
-use super::sim::report;
+use super::sim::{Parts, report};
+use super::{EndpointError, OpenEndpoint, RegisteredEndpoint, iommufd};
 use crate::address::EndpointId;
-use crate::host::iommufd::FaultQueue;
+use crate::host::backends::Backends;
 use crate::host::iommufd::mock_device::MockDevice;
+use crate::host::iommufd::{FaultQueue, FaultReader, SetupError};
 use crate::iopf::{Iopf, PageRequest, SourceCookie};
+use crate::socket::{ListeningSocket, SocketAccess};
 
-/// Where the faults of an accelerator on a mock device go.
-pub(super) struct MockFaults {
+/// An accelerator whose vfio-user socket is bound.
+pub(super) struct MockEndpoint(ListeningSocket);
+
+impl MockEndpoint {
+    /// Binds the vfio-user socket at `path`.
+    pub(super) fn open(path: &Path, access: SocketAccess) -> Result<Self, EndpointError> {
+        Ok(Self(ListeningSocket::bind(path, access)?))
+    }
+}
+
+impl OpenEndpoint for MockEndpoint {
+    fn register(
+        self: Box<Self>,
+        id: EndpointId,
+        host: &mut Backends,
+    ) -> Result<Box<dyn RegisteredEndpoint>, EndpointError> {
+        let iommufd = iommufd(host)?;
+        let device = iommufd.add_mock(id)?;
+        let queue = iommufd.fault_queue(id).ok_or(SetupError::NoMockPageRequests(id))?;
+        let memory = ClientMemory::new(GuestMemoryMmap::new());
+        let parts = Parts { id, socket: self.0, memory, dma: device.clone() };
+        Ok(Box::new(RegisteredMock { parts, device, queue }))
+    }
+}
+
+/// An accelerator whose mock device is bound to iommufd.
+struct RegisteredMock {
+    parts: Parts,
+    device: Arc<MockDevice>,
+    queue: Arc<FaultQueue>,
+}
+
+impl RegisteredEndpoint for RegisteredMock {
+    fn start(self: Box<Self>, faults: &Arc<Iopf>) -> Result<Box<dyn Any>, EndpointError> {
+        let Self { parts, device, queue } = *self;
+        let reader = FaultReader::start(parts.id, queue.clone(), faults.clone())?;
+        let faults = MockFaults::new(parts.id, device, queue, faults.clone());
+        // The accelerator stops before the reader: tuples are dropped in order.
+        Ok(Box::new((parts.start_accelerator(Arc::new(faults))?, reader)))
+    }
+}
+
+/// Forwards the faults of an accelerator to its mock device and to the fault path.
+struct MockFaults {
     endpoint: EndpointId,
     device: Arc<MockDevice>,
     queue: Arc<FaultQueue>,
@@ -23,24 +71,24 @@ pub(super) struct MockFaults {
     groups: Arc<Groups>,
 }
 
-/// The accelerator's groups that wait for their answers.
+/// Outstanding groups of the accelerator.
 #[derive(Default)]
 struct Groups {
     accelerator: OnceLock<Responder>,
-    waiting: Mutex<BTreeMap<PrgIndex, Waiting>>,
+    outstanding: Mutex<BTreeMap<PrgIndex, Outstanding>>,
 }
 
-struct Waiting {
+struct Outstanding {
     pasid: Option<accelerator::Pasid>,
-    /// Pages without answer.
+    /// Number of pages without response.
     pages: usize,
-    /// All pages have been asked for.
+    /// The last page has been requested.
     complete: bool,
     success: bool,
 }
 
 impl MockFaults {
-    pub(super) fn new(
+    fn new(
         endpoint: EndpointId,
         device: Arc<MockDevice>,
         queue: Arc<FaultQueue>,
@@ -49,21 +97,21 @@ impl MockFaults {
         let groups = Arc::new(Groups::default());
         let listener = groups.clone();
         device.set_on_response(Box::new(move |name, success| {
-            listener.answered(SourceCookie(name).into(), success)
+            listener.respond(SourceCookie(name).into(), success)
         }));
         Self { endpoint, device, queue, faults, groups }
     }
 }
 
 impl Groups {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PrgIndex, Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PrgIndex, Outstanding>> {
+        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page is about to be asked for.
+    /// Adds a page request, before it is made.
     fn expect(&self, request: &accelerator::PageRequest) {
-        let mut waiting = self.lock();
-        let group = waiting.entry(request.group).or_insert(Waiting {
+        let mut outstanding = self.lock();
+        let group = outstanding.entry(request.group).or_insert(Outstanding {
             pasid: request.pasid,
             pages: 0,
             complete: false,
@@ -73,17 +121,17 @@ impl Groups {
         group.complete = request.last;
     }
 
-    /// A page has its answer.
-    fn answered(&self, index: PrgIndex, success: bool) {
-        let mut waiting = self.lock();
-        let Some(group) = waiting.get_mut(&index) else { return };
+    /// Applies the response to one page; completes the group after its last one.
+    fn respond(&self, index: PrgIndex, success: bool) {
+        let mut outstanding = self.lock();
+        let Some(group) = outstanding.get_mut(&index) else { return };
         group.pages -= 1;
         group.success &= success;
         if group.pages > 0 || !group.complete {
             return;
         }
-        let Some(Waiting { pasid, success, .. }) = waiting.remove(&index) else { return };
-        drop(waiting);
+        let Some(Outstanding { pasid, success, .. }) = outstanding.remove(&index) else { return };
+        drop(outstanding);
         let response = if success { Response::Success } else { Response::Invalid };
         if let Some(accelerator) = self.accelerator.get() {
             accelerator.respond(pasid, index, response);
@@ -96,12 +144,13 @@ impl FaultHandler for MockFaults {
         let _ = self.groups.accelerator.set(responder);
     }
 
-    /// The kernel always has room; what it reports is held back where it enters the fault path.
+    /// Never fails: the kernel does not limit the requests, and the reader of the fault queue applies
+    /// the limits of the fault path.
     fn request(&self, request: accelerator::PageRequest) -> Result<(), QueueFull> {
         self.groups.expect(&request);
         let PageRequest { pasid, cookie, address, access, .. } = request.into();
         if !self.device.request_page(cookie.0, pasid, address, access) {
-            self.groups.answered(request.group, false);
+            self.groups.respond(request.group, false);
         }
         Ok(())
     }
@@ -110,7 +159,10 @@ impl FaultHandler for MockFaults {
         self.device.reset();
         self.groups.lock().clear();
         if let Err(error) = self.queue.invalidate_all() {
-            log::error!("endpoint {}: reset, but {error}", self.endpoint);
+            log::error!(
+                "endpoint {}: cannot complete page requests at reset: {error}",
+                self.endpoint
+            );
         }
         self.faults.withdraw(self.endpoint);
     }

@@ -1,138 +1,132 @@
-//! The endpoints of a command line: from their sockets and devices to their faults.
+//! Kinds of endpoints: the resources of each, how it is served, and the source of its faults.
+//!
+//! An endpoint starts in three steps, each of which consumes the result of the step before:
+//!
+//! ```text
+//! open       opens its sockets and device files, before the process starts threads
+//! register   adds it to a back end of the host IOMMU
+//! start      starts its threads and connects the source of its faults
+//! ```
+//!
+//! Each kind has a file that implements [`OpenEndpoint`] and [`RegisteredEndpoint`].
 
 mod config;
 mod error;
 #[cfg(feature = "selftest")]
 mod mock;
 mod sim;
+mod vfio;
 
+use std::any::Any;
 use std::sync::Arc;
-
-use accelerator::{Accelerator, ClientMemory, Config, Dma, FaultHandler, ThreadRole};
-use vm_memory::GuestMemoryMmap;
 
 use crate::address::{EndpointId, IovaRange};
 use crate::host::backends::Backends;
-#[cfg(feature = "selftest")]
-use crate::host::iommufd::SetupError;
-use crate::host::iommufd::{FaultReader, Iommufd, VfioFile};
+use crate::host::iommufd::Iommufd;
 use crate::host::software::Software;
-use crate::host::{EndpointCapabilities, HostIommu};
+use crate::host::{EndpointCapabilities, HostIommu, ReservedRegion};
 use crate::iopf::Iopf;
-use crate::sandbox::{Role, enter_role};
-use crate::socket::{ListeningSocket, SocketAccess};
+use crate::socket::SocketAccess;
 use crate::viommu::Settings;
 pub use config::{EndpointConfig, EndpointKind};
 pub use error::EndpointError;
 #[cfg(feature = "selftest")]
-use mock::MockFaults;
-use sim::SimFaults;
+use mock::MockEndpoint;
+use sim::SimEndpoint;
+use vfio::VfioEndpoint;
 
-/// An endpoint whose socket is bound, or whose file is open.
-pub(crate) struct Bound {
+/// An endpoint whose resources are open.
+trait OpenEndpoint {
+    /// Adds the endpoint to its back end.
+    fn register(
+        self: Box<Self>,
+        id: EndpointId,
+        host: &mut Backends,
+    ) -> Result<Box<dyn RegisteredEndpoint>, EndpointError>;
+}
+
+/// An endpoint that its back end translates for, and that has no threads yet.
+trait RegisteredEndpoint {
+    /// Starts the threads of the endpoint. Dropping the result stops them: no access to memory is
+    /// in progress afterwards, and the endpoint reports no faults.
+    fn start(self: Box<Self>, faults: &Arc<Iopf>) -> Result<Box<dyn Any>, EndpointError>;
+}
+
+/// An endpoint after [`open`].
+pub(crate) struct Opened {
     id: EndpointId,
-    kind: BoundKind,
+    endpoint: Box<dyn OpenEndpoint>,
 }
 
-enum BoundKind {
-    Sim(ListeningSocket),
-    Vfio(VfioFile),
-    #[cfg(feature = "selftest")]
-    Mock(ListeningSocket),
-}
+/// An endpoint after [`register`].
+pub(crate) struct Registered(Box<dyn RegisteredEndpoint>);
 
-/// An endpoint that is known to the host but does not run yet.
-pub(crate) struct Idle {
-    id: EndpointId,
-    emulated: Option<Emulated>,
-}
+/// The endpoints after [`start`]. Dropping it stops them.
+pub(crate) struct Running(#[expect(dead_code, reason = "held until dropped")] Vec<Box<dyn Any>>);
 
-/// What an emulated endpoint is made of.
-struct Emulated {
-    socket: ListeningSocket,
-    memory: ClientMemory,
-    dma: Arc<dyn Dma>,
-    reporter: NewReporter,
-}
-
-/// Makes what takes an emulated endpoint's faults to the fault path.
-type NewReporter = Box<dyn FnOnce(&Arc<Iopf>) -> Arc<dyn FaultHandler>>;
-
-/// All endpoints, at work. Dropping it stops them: no access is under way then, and no fault is
-/// reported any more.
-pub(crate) struct Running {
-    /// Each with its socket, which is removed after the accelerator has stopped.
-    sims: Vec<(Accelerator, ListeningSocket)>,
-    readers: Vec<FaultReader>,
-}
-
-/// All sockets and files before anything else, so that a wrong path ends the start early.
-pub(crate) fn bind(
+/// Opens the resources of the endpoints.
+///
+/// # Errors
+/// For the first endpoint with a socket that cannot be bound or a device that cannot be opened.
+pub(crate) fn open(
     endpoints: &[EndpointConfig],
     access: SocketAccess,
-) -> Result<Vec<Bound>, EndpointError> {
-    endpoints.iter().map(|endpoint| bind_one(endpoint, access)).collect()
+) -> Result<Vec<Opened>, EndpointError> {
+    endpoints
+        .iter()
+        .map(|EndpointConfig { id, kind }| {
+            let endpoint: Box<dyn OpenEndpoint> = match kind {
+                EndpointKind::Sim(path) => Box::new(SimEndpoint::open(path, access)?),
+                EndpointKind::Vfio(path) => Box::new(VfioEndpoint::open(path)?),
+                #[cfg(feature = "selftest")]
+                EndpointKind::Mock(path) => Box::new(MockEndpoint::open(path, access)?),
+            };
+            Ok(Opened { id: *id, endpoint })
+        })
+        .collect()
 }
 
-fn bind_one(endpoint: &EndpointConfig, access: SocketAccess) -> Result<Bound, EndpointError> {
-    let kind = match &endpoint.kind {
-        EndpointKind::Sim(path) => BoundKind::Sim(ListeningSocket::bind(path, access)?),
-        EndpointKind::Vfio(path) => BoundKind::Vfio(VfioFile::open(path)?),
-        #[cfg(feature = "selftest")]
-        EndpointKind::Mock(path) => BoundKind::Mock(ListeningSocket::bind(path, access)?),
-    };
-    Ok(Bound { id: endpoint.id, kind })
+/// Creates the back ends and registers the endpoints. `reserved`: regions that are never memory.
+///
+/// # Errors
+/// For the first endpoint that its back end rejects.
+pub(crate) fn register(
+    reserved: &[ReservedRegion],
+    opened: Vec<Opened>,
+) -> Result<(Backends, Vec<Registered>), EndpointError> {
+    let mut host = Backends { software: Software::new(reserved), iommufd: None };
+    let mut registered = Vec::new();
+    for Opened { id, endpoint } in opened {
+        registered.push(Registered(endpoint.register(id, &mut host)?));
+    }
+    Ok((host, registered))
 }
 
-/// Makes the back ends, with all endpoints.
-pub(crate) fn add(
-    settings: &Settings,
-    bound: Vec<Bound>,
-) -> Result<(Backends, Vec<Idle>), EndpointError> {
-    let mut host = Backends { software: Software::new(&settings.reserved), iommufd: None };
-    let idle =
-        bound.into_iter().map(|bound| add_one(&mut host, bound)).collect::<Result<_, _>>()?;
-    Ok((host, idle))
+/// Starts the endpoints.
+///
+/// # Errors
+/// If a thread or a file descriptor cannot be created.
+pub(crate) fn start(
+    registered: Vec<Registered>,
+    faults: &Arc<Iopf>,
+) -> Result<Running, EndpointError> {
+    let running = registered.into_iter().map(|Registered(endpoint)| endpoint.start(faults));
+    Ok(Running(running.collect::<Result<_, _>>()?))
 }
 
-fn add_one(host: &mut Backends, Bound { id, kind }: Bound) -> Result<Idle, EndpointError> {
-    let memory = ClientMemory::new(GuestMemoryMmap::new());
-    let emulated = match kind {
-        BoundKind::Sim(socket) => {
-            let dma = host.software.add_endpoint(id, memory.clone());
-            let reporter: NewReporter =
-                Box::new(move |faults| Arc::new(SimFaults::new(id, faults.clone())));
-            Some(Emulated { socket, memory, dma, reporter })
-        }
-        BoundKind::Vfio(file) => {
-            iommufd_of(host)?.add_vfio(id, file)?;
-            None
-        }
-        #[cfg(feature = "selftest")]
-        BoundKind::Mock(socket) => {
-            let iommufd = iommufd_of(host)?;
-            let dma = iommufd.add_mock(id)?;
-            let queue = iommufd.fault_queue(id).ok_or(SetupError::NoMockPageRequests(id))?;
-            let device = dma.clone();
-            let reporter: NewReporter = Box::new(move |faults| {
-                Arc::new(MockFaults::new(id, device, queue, faults.clone()))
-            });
-            Some(Emulated { socket, memory, dma, reporter })
-        }
-    };
-    Ok(Idle { id, emulated })
-}
-
-/// The kernel's back end, opened for the first endpoint that needs it.
-fn iommufd_of(host: &mut Backends) -> Result<&mut Iommufd, EndpointError> {
+/// Returns the iommufd back end; opens it for the first endpoint.
+fn iommufd(host: &mut Backends) -> Result<&mut Iommufd, EndpointError> {
     match &mut host.iommufd {
         Some(iommufd) => Ok(iommufd),
         none => Ok(none.insert(Iommufd::open()?)),
     }
 }
 
-/// Restricts the device to what the host's IOMMU can do for all endpoints.
-pub(crate) fn fit(
+/// Restricts the page size and the input range to what the host IOMMU supports for all endpoints.
+///
+/// # Errors
+/// If the host IOMMU cannot map any page of the input range for an endpoint.
+pub(crate) fn restrict_settings(
     mut settings: Settings,
     host: &Backends,
     ids: &[EndpointId],
@@ -140,13 +134,13 @@ pub(crate) fn fit(
     for &id in ids {
         let EndpointCapabilities { iova_ranges, page_granularity, .. } = host.capabilities(id);
         if page_granularity > settings.page_size {
-            log::info!("endpoint {id}: pages of {page_granularity:#x} bytes");
+            log::info!("endpoint {id}: page size raised to {page_granularity:#x} bytes");
             settings.page_size = page_granularity;
         }
-        let fitting =
-            whole(&iova_ranges).and_then(|whole| whole.intersection(&settings.input_range));
-        let fitting = fitting.and_then(|range| range.shrink_to_granule(settings.page_size));
-        let Some(range) = fitting else {
+        let range = hull(&iova_ranges)
+            .and_then(|hull| hull.intersection(&settings.input_range))
+            .and_then(|range| range.shrink_to_granule(settings.page_size));
+        let Some(range) = range else {
             return Err(EndpointError::InputRange {
                 endpoint: id,
                 range: settings.input_range,
@@ -154,47 +148,18 @@ pub(crate) fn fit(
             });
         };
         if range != settings.input_range {
-            log::info!("endpoint {id}: addresses {range}, as the host's IOMMU has them");
+            log::info!(
+                "endpoint {id}: input range reduced to {range}, the range of the host IOMMU"
+            );
             settings.input_range = range;
         }
     }
     Ok(settings)
 }
 
-/// From the lowest to the highest address of `ranges`.
-fn whole(ranges: &[IovaRange]) -> Option<IovaRange> {
+/// Returns the range from the lowest to the highest address of `ranges`.
+fn hull(ranges: &[IovaRange]) -> Option<IovaRange> {
     IovaRange::new(ranges.first()?.first(), ranges.last()?.last())
-}
-
-/// Lets the endpoints work.
-pub(crate) fn start(
-    idle: Vec<Idle>,
-    host: &Backends,
-    faults: &Arc<Iopf>,
-) -> Result<Running, EndpointError> {
-    let mut running = Running { sims: Vec::new(), readers: Vec::new() };
-    for Idle { id, emulated } in idle {
-        let queue = host.iommufd.as_ref().and_then(|iommufd| iommufd.fault_queue(id));
-        if let Some(queue) = queue {
-            running.readers.push(FaultReader::start(id, queue, faults.clone())?);
-        }
-        if let Some(Emulated { socket, memory, dma, reporter }) = emulated {
-            let config = Config {
-                name: format!("endpoint {id}"),
-                thread_suffix: format!("{:x}", id.0),
-                memory,
-                dma,
-                faults: reporter(faults),
-                on_thread_start: |role| match role {
-                    ThreadRole::Worker => enter_role(Role::Accelerator),
-                    ThreadRole::Server => enter_role(Role::VfioUser),
-                },
-            };
-            let listener = socket.listener().try_clone()?;
-            running.sims.push((Accelerator::start(listener, config)?, socket));
-        }
-    }
-    Ok(running)
 }
 
 #[cfg(test)]
@@ -216,17 +181,17 @@ mod tests {
         fn notify(&self) {}
     }
 
-    fn bind(path: &Path) -> Result<ListeningSocket, SocketError> {
-        ListeningSocket::bind(path, SocketAccess::default())
+    fn open_sim(path: &Path) -> Result<Vec<Opened>, EndpointError> {
+        let config = EndpointConfig { id: ID, kind: EndpointKind::Sim(path.into()) };
+        open(&[config], SocketAccess::default())
     }
 
     fn started(path: &Path) -> Running {
-        let socket = bind(path).unwrap();
-        let mut host = Backends { software: Software::new(&[]), iommufd: None };
-        let idle = add_one(&mut host, Bound { id: ID, kind: BoundKind::Sim(socket) }).unwrap();
+        let opened = open_sim(path).unwrap();
+        let (_, registered) = register(&[], opened).unwrap();
         let limits = Limits { faults: 1, groups: 1, response_timeout: Duration::from_secs(1) };
         let faults = Arc::new(Iopf::new([ID], limits, Box::new(Silent)));
-        start(vec![idle], &host, &faults).unwrap()
+        start(registered, &faults).unwrap()
     }
 
     fn assert_served(path: &Path) -> Client {
@@ -263,7 +228,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         let _running = started(&path);
-        assert!(matches!(bind(&path), Err(SocketError::InUse(_))));
+        let again = open_sim(&path);
+        assert!(matches!(again, Err(EndpointError::Socket(SocketError::InUse(_)))));
         assert_served(&path);
     }
 }

@@ -1,22 +1,87 @@
-//! The faults of an emulated accelerator, as a source of the fault path.
+//! An emulated accelerator, translated by the software back end.
 
+use std::any::Any;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use accelerator::{DmaCause, FaultHandler, PrgIndex, QueueFull, Responder};
+use accelerator::{
+    Accelerator, ClientMemory, Config, Dma, DmaCause, FaultHandler, PrgIndex, QueueFull, Responder,
+    ThreadRole,
+};
+use vm_memory::GuestMemoryMmap;
 
+use super::{EndpointError, OpenEndpoint, RegisteredEndpoint};
 use crate::address::{EndpointId, Iova, Pasid};
+use crate::host::backends::Backends;
 use crate::iopf::{self, Fault, FaultReason, Iopf, PageRequest, Response, Source, SourceCookie};
+use crate::sandbox::{Role, enter_role};
+use crate::socket::{ListeningSocket, SocketAccess};
 
-/// Forwards the faults of an accelerator to the fault path.
-pub(super) struct SimFaults {
-    endpoint: EndpointId,
-    faults: Arc<Iopf>,
+/// An accelerator whose vfio-user socket is bound.
+pub(super) struct SimEndpoint(ListeningSocket);
+
+/// An accelerator that is registered with a back end.
+pub(super) struct Parts {
+    pub(super) id: EndpointId,
+    pub(super) socket: ListeningSocket,
+    pub(super) memory: ClientMemory,
+    pub(super) dma: Arc<dyn Dma>,
 }
 
-impl SimFaults {
-    pub(super) fn new(endpoint: EndpointId, faults: Arc<Iopf>) -> Self {
-        Self { endpoint, faults }
+impl SimEndpoint {
+    /// Binds the vfio-user socket at `path`.
+    pub(super) fn open(path: &Path, access: SocketAccess) -> Result<Self, EndpointError> {
+        Ok(Self(ListeningSocket::bind(path, access)?))
     }
+}
+
+impl OpenEndpoint for SimEndpoint {
+    fn register(
+        self: Box<Self>,
+        id: EndpointId,
+        host: &mut Backends,
+    ) -> Result<Box<dyn RegisteredEndpoint>, EndpointError> {
+        let memory = ClientMemory::new(GuestMemoryMmap::new());
+        let dma = host.software.add_endpoint(id, memory.clone());
+        Ok(Box::new(Parts { id, socket: self.0, memory, dma }))
+    }
+}
+
+impl RegisteredEndpoint for Parts {
+    fn start(self: Box<Self>, faults: &Arc<Iopf>) -> Result<Box<dyn Any>, EndpointError> {
+        let faults = SimFaults { endpoint: self.id, faults: faults.clone() };
+        Ok(Box::new(self.start_accelerator(Arc::new(faults))?))
+    }
+}
+
+impl Parts {
+    /// Starts the accelerator. Returns it with its socket, whose file must be removed after the
+    /// accelerator has stopped.
+    pub(super) fn start_accelerator(
+        self,
+        faults: Arc<dyn FaultHandler>,
+    ) -> io::Result<(Accelerator, ListeningSocket)> {
+        let config = Config {
+            name: format!("endpoint {}", self.id),
+            thread_suffix: format!("{:x}", self.id.0),
+            memory: self.memory,
+            dma: self.dma,
+            faults,
+            on_thread_start: |role| match role {
+                ThreadRole::Worker => enter_role(Role::Accelerator),
+                ThreadRole::Server => enter_role(Role::VfioUser),
+            },
+        };
+        let listener = self.socket.listener().try_clone()?;
+        Ok((Accelerator::start(listener, config)?, self.socket))
+    }
+}
+
+/// Forwards the faults of an accelerator to the fault path.
+struct SimFaults {
+    endpoint: EndpointId,
+    faults: Arc<Iopf>,
 }
 
 impl FaultHandler for SimFaults {
@@ -64,7 +129,7 @@ pub(super) fn report(
 }
 
 /// Delivers responses to an accelerator.
-pub(super) struct SimSource(pub(super) Responder);
+struct SimSource(Responder);
 
 impl Source for SimSource {
     fn respond(&self, pasid: Option<Pasid>, cookie: SourceCookie, response: Response) {
