@@ -1,4 +1,4 @@
-//! Trace points of the program: what its notes say of them, and the kernel's probes on them.
+//! Trace points of the program: their ELF notes, and uprobes on them.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -13,20 +13,21 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader};
 use object::{Endianness, Object};
 
 const PROVIDER: &str = "vhost_user_iommu";
-/// Of notes that describe trace points.
+/// Type of the notes that describe trace points.
 const STAPSDT: NoteType = NoteType(3);
 
-/// A place of a trace point in the program; it can have several.
+/// A location of a trace point in the program; it can have several.
 #[derive(Clone, Debug)]
 pub struct Place {
+    /// Virtual address.
     pub address: u64,
-    /// Offset in the file of the instruction that the kernel can put a probe on.
+    /// Offset of the instruction in the file, where the kernel can set a probe.
     pub offset: u64,
-    /// How many arguments it has.
+    /// Number of arguments.
     pub arguments: usize,
 }
 
-/// The trace points of the program, by name.
+/// Returns the trace points of the program by name.
 pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Place>> {
     let bytes = fs::read(program).unwrap();
     let elf = ElfFile64::<Endianness>::parse(&*bytes).unwrap();
@@ -53,7 +54,7 @@ pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Place>> {
     points
 }
 
-/// Address, and provider, name and arguments as text.
+/// Returns the address, and provider, name and arguments as text.
 fn description(bytes: &[u8]) -> (u64, Vec<String>) {
     let (numbers, text) = bytes.split_at(3 * 8);
     let text = std::str::from_utf8(text).unwrap();
@@ -61,19 +62,19 @@ fn description(bytes: &[u8]) -> (u64, Vec<String>) {
     (address, text.split('\0').map(str::to_owned).collect())
 }
 
-/// Counts how often a process comes by a place of the program.
+/// A probe that counts how often a process executes a location of the program.
 pub struct Uprobe(File);
 
 impl Uprobe {
-    /// Puts a probe there. Needs the right to that, mostly root's.
+    /// Sets a probe on a thread. Requires CAP_PERFMON, usually root's.
     pub fn new(program: &Path, offset: u64, pid: u32) -> io::Result<Self> {
         let kind = fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
         let path = CString::new(program.as_os_str().as_bytes())?;
-        // `struct perf_event_attr`: type, size, and the two words that name the place.
+        // `struct perf_event_attr`: type, size, and the two words that name the location.
         let mut attributes = [0u64; 16];
         attributes[0] =
             kind.trim().parse::<u64>().unwrap() | (size_of_val(&attributes) as u64) << 32;
-        // Threads that there will be count, too (`inherit`).
+        // Threads that the thread creates later count, too (`inherit`).
         attributes[5] = 1 << 1;
         attributes[7] = path.as_ptr() as u64;
         attributes[8] = offset;
@@ -83,11 +84,12 @@ impl Uprobe {
         };
         match fd {
             ..0 => Err(io::Error::last_os_error()),
-            // SAFETY: the call has made this descriptor.
+            // SAFETY: the call has created this descriptor.
             fd => Ok(Self(unsafe { File::from_raw_fd(fd as i32) })),
         }
     }
 
+    /// Returns the count.
     pub fn count(&mut self) -> u64 {
         let mut count = [0; 8];
         self.0.read_exact(&mut count).unwrap();
