@@ -60,13 +60,12 @@ impl Edu {
     /// Returns the device at `path`, through the open file that the back end has bound: a device
     /// can be bound once.
     fn of(path: &Path) -> Self {
-        let wanted = fs::metadata(path).unwrap().rdev();
-        let is_it = |fd: &i32| {
-            fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|it| it.rdev() == wanted)
-        };
-        let fds = fs::read_dir("/proc/self/fd").unwrap();
-        let fds = fds.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-        let fd = fds.into_iter().find(is_it).expect("the device is open");
+        let device = fs::metadata(path).unwrap().rdev();
+        let mut fds = fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
+        let fd = fds
+            .find(|fd| fs::metadata(fd.path()).is_ok_and(|open| open.rdev() == device))
+            .expect("the device is open");
+        let fd = fd.file_name().to_str().unwrap().parse().unwrap();
         // SAFETY: the back end keeps it open for longer than this call.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let edu = Self(fd.try_clone_to_owned().unwrap());
@@ -215,8 +214,9 @@ fn daemon_serves_devices_and_logs_missing_page_requests() {
         daemon = daemon.args(&format!("--endpoint {endpoint}"));
     }
     let daemon = daemon.start();
-    let ready = || Some(daemon.log()).filter(|log| log.contains("ready: "));
-    let log = wait::until("the daemon to be ready", ready);
+    let log = wait::until("the daemon to be ready", || {
+        Some(daemon.log()).filter(|log| log.contains("ready: "))
+    });
     for slot in [2, 3] {
         let text = format!("endpoint 0000:00:0{slot}.0: the host IOMMU delivers no page requests");
         assert!(log.contains(&text), "{log}");
