@@ -1,4 +1,4 @@
-//! What is refused, by whom, and how.
+//! Results of forbidden operations in each role.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
@@ -18,9 +18,9 @@ const ROLES: [&str; 10] = [
     "Metrics",
 ];
 
-/// What some threads may do: the attempt and their roles. All else is refused to all.
+/// Attempts that are allowed in some roles. All others fail in all roles.
 const ALLOWED: [(&str, &[&str]); 12] = [
-    // For this the allocator would open files, if it could.
+    // The allocator would open files for this if it had not done so before.
     ("allocate", &ROLES),
     ("allocate-in-threads", &["None"]),
     ("accept", &["None", "VfioUser", "Metrics"]),
@@ -35,9 +35,9 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("restrict", &["None"]),
 ];
 
-/// What others than the sandbox can refuse too: containers, the system's settings, a kernel that
-/// does not have it.
-const ELSEWHERE: [&str; 17] = [
+/// Attempts that can also fail without a sandbox: in containers, by system settings, or because the
+/// kernel does not support the call.
+const ENVIRONMENT_DEPENDENT: [&str; 17] = [
     "bpf",
     "change-root",
     "clone3",
@@ -57,7 +57,7 @@ const ELSEWHERE: [&str; 17] = [
     "userfaultfd",
 ];
 
-/// One line of what the attempts print.
+/// A line of the output of the attempts.
 #[derive(Debug)]
 struct Result {
     role: String,
@@ -68,12 +68,13 @@ struct Result {
 fn results(output: &Output) -> Vec<Result> {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{text}{}", error(output));
-    let one = |line: &str| {
-        let words: Vec<&str> = line.split(' ').collect();
-        let [role, attempt, errno] = words[..] else { panic!("{line}") };
-        Result { role: role.into(), attempt: attempt.into(), errno: errno.parse().unwrap() }
-    };
-    text.lines().map(one).collect()
+    text.lines().map(result).collect()
+}
+
+fn result(line: &str) -> Result {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [role, attempt, errno] = words[..] else { panic!("{line}") };
+    Result { role: role.into(), attempt: attempt.into(), errno: errno.parse().unwrap() }
 }
 
 fn error(output: &Output) -> String {
@@ -84,32 +85,32 @@ fn is_allowed(role: &str, attempt: &str) -> bool {
     ALLOWED.iter().any(|(name, roles)| *name == attempt && roles.contains(&role))
 }
 
-fn is_refusal(errno: i32) -> bool {
+fn is_denied(errno: i32) -> bool {
     [libc::EPERM, libc::EACCES, libc::ENOSYS].contains(&errno)
 }
 
-/// Of a file outside the directories of sockets: seccomp does not see which it is.
-fn is_left_to_landlock(role: &str, attempt: &str) -> bool {
+/// Removal of a file outside the directories of the sockets: seccomp cannot distinguish the files.
+fn is_denied_by_landlock(role: &str, attempt: &str) -> bool {
     (role, attempt) == ("None", "remove-file")
 }
 
-/// It is answered with "no such call", for the C library.
+/// `clone3` fails with ENOSYS, so that the C library calls `clone`.
 fn is_clone3(role: &str, attempt: &str) -> bool {
     (role, attempt) == ("None", "clone3")
 }
 
-/// The number that an attempt must end with; `None`: any but a refusal.
+/// Returns the expected errno of an attempt; `None`: any except a denial.
 fn expected(role: &str, attempt: &str, landlock: bool) -> Option<i32> {
     match () {
         () if is_allowed(role, attempt) => None,
-        () if is_left_to_landlock(role, attempt) => landlock.then_some(libc::EACCES),
+        () if is_denied_by_landlock(role, attempt) => landlock.then_some(libc::EACCES),
         () if is_clone3(role, attempt) => Some(libc::ENOSYS),
         () => Some(libc::EPERM),
     }
 }
 
 #[test]
-fn what_is_not_on_a_list_is_refused() {
+fn calls_outside_the_allow_list_fail() {
     let place = Place::new();
     let output = place.attempt("on", None);
     let landlock = error(&output).contains("; Landlock ");
@@ -118,29 +119,29 @@ fn what_is_not_on_a_list_is_refused() {
         .iter()
         .filter(|Result { role, attempt, errno }| match expected(role, attempt, landlock) {
             Some(expected) => *errno != expected,
-            None => is_refusal(*errno),
+            None => is_denied(*errno),
         })
         .collect();
     assert!(wrong.is_empty(), "Landlock: {landlock}; {wrong:#?}");
     for role in ROLES {
-        assert!(results.iter().any(|result| result.role == role), "nothing was tried as {role}");
+        assert!(results.iter().any(|result| result.role == role), "no attempt in role {role}");
     }
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
+    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
 }
 
 #[test]
-fn without_a_sandbox_the_same_is_possible() {
+fn the_same_calls_succeed_without_a_sandbox() {
     let results = results(&Place::new().attempt("off", None));
     let wrong: Vec<_> = results
         .iter()
-        .filter(|result| is_refusal(result.errno))
-        .filter(|result| !ELSEWHERE.contains(&result.attempt.as_str()))
+        .filter(|result| is_denied(result.errno))
+        .filter(|result| !ENVIRONMENT_DEPENDENT.contains(&result.attempt.as_str()))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
-fn kill_ends_the_process_by_each_of_them() {
+fn calls_outside_the_allow_list_kill_the_process() {
     let place = Place::new();
     let all = results(&place.attempt("off", None));
     assert!(all.len() > 40 * ROLES.len(), "{all:?}");
@@ -148,15 +149,15 @@ fn kill_ends_the_process_by_each_of_them() {
         let output = place.attempt("kill", Some((role, attempt)));
         let killed = output.status.signal() == Some(libc::SIGSYS);
         let survives = is_allowed(role, attempt)
-            || is_left_to_landlock(role, attempt)
+            || is_denied_by_landlock(role, attempt)
             || is_clone3(role, attempt);
-        assert_ne!(killed, survives, "{attempt} as {role}: {}", output.status);
-        assert!(killed || output.status.success(), "{attempt} as {role}: {}", output.status);
+        assert_ne!(killed, survives, "{attempt} in role {role}: {}", output.status);
+        assert!(killed || output.status.success(), "{attempt} in role {role}: {}", output.status);
     }
 }
 
 #[test]
-fn a_panic_is_told_even_where_it_cannot_be_told_in_full() {
+fn a_panic_is_reported_without_function_names() {
     let place = Place::new();
     let attempts = format!("{},None,panic", place.others.path().display());
     let output = place

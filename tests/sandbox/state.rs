@@ -1,4 +1,4 @@
-//! What the kernel says of a daemon, and the daemon of itself.
+//! The restrictions of each thread as the kernel reports them, and the log of the daemon.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,22 +14,22 @@ use crate::program::{Place, stop};
 const SETPCAP: u64 = 1 << 8;
 const SYS_NICE: u64 = 1 << 23;
 
-/// Whether this process could give a capability to the daemon.
+/// Returns whether this process can pass a capability on to the daemon.
 fn has(capability: u64) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     capabilities(&status, "CapEff") & capability != 0
 }
 
-/// A line of a thread's status; numbers as they are there.
+/// Returns a field of the status of a thread.
 fn field(status: &str, name: &str) -> String {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {name} in\n{status}")).trim().to_owned()
 }
 
-/// Name and status of each thread.
+/// Returns the name and status of each thread.
 fn threads(pid: u32) -> Vec<(String, String)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    // A thread that has ended meanwhile has none any more.
+    // Fails for a thread that has ended.
     let status = |task: std::io::Result<fs::DirEntry>| {
         let status = fs::read_to_string(task.unwrap().path().join("status")).ok()?;
         Some((field(&status, "Name"), status))
@@ -41,7 +41,7 @@ fn capabilities(status: &str, set: &str) -> u64 {
     u64::from_str_radix(&field(status, set), 16).unwrap()
 }
 
-/// Every thread has no capability but those of `kept`, and cannot gain any.
+/// Asserts that each thread has no capabilities except `kept`, and cannot gain any.
 fn assert_reduced(serving: &Daemon, kept: u64) {
     for (name, status) in threads(serving.pid()) {
         for set in ["CapInh", "CapAmb"] {
@@ -59,18 +59,18 @@ fn assert_reduced(serving: &Daemon, kept: u64) {
 }
 
 #[test]
-fn no_thread_keeps_a_capability_or_can_get_one() {
+fn threads_have_no_capabilities_and_cannot_gain_any() {
     let place = Place::new();
     let serving = place.start(place.command(&[]));
     assert_reduced(&serving, 0);
     let log = stop(serving);
     assert!(log.contains("sandbox: other system calls fail with EPERM"), "{log}");
     assert!(log.contains("capabilities: none"), "{log}");
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
+    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
 }
 
 #[test]
-fn real_time_priority_keeps_its_own() {
+fn realtime_keeps_sys_nice() {
     if !has(SYS_NICE) {
         return;
     }
@@ -81,38 +81,40 @@ fn real_time_priority_keeps_its_own() {
 }
 
 #[test]
-fn an_ordinary_user_has_the_same_sandbox() {
+fn an_unprivileged_user_has_the_same_sandbox() {
     let place = Place::new();
     let Some(command) = place.command_as_nobody(&[]) else { return };
     let serving = place.start(command);
     assert_reduced(&serving, 0);
     stop(serving);
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
+    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
 }
 
-/// The kernel tells since Linux 5.9.
+/// Linux reports the number of filters since 5.9.
 #[test]
-fn threads_with_a_role_have_a_list_more() {
+fn threads_with_a_role_have_an_additional_filter() {
     let place = Place::new();
     let serving = place.start(place.command(&[]));
-    let lists = |name: &str| {
+    let filters = |name: &str| {
         let all = threads(serving.pid());
         let status = &all.iter().find(|thread| thread.0.starts_with(name))?.1;
         field(status, "Seccomp_filters").parse::<u32>().ok()
     };
-    let main = lists("vhost-user-iomm").unwrap();
+    let main = filters("vhost-user-iomm").unwrap();
     for name in ["signals", "dma-10", "vfio-10"] {
-        // It gets its name first.
-        wait::until(&format!("the list of {name}"), || (lists(name)? == main + 1).then_some(()));
+        // A thread gets its name before its filter.
+        wait::until(&format!("the filter of {name}"), || {
+            (filters(name)? == main + 1).then_some(())
+        });
     }
 }
 
-/// Lets `command` run where a call is answered with an error.
+/// Makes a system call fail in `command`.
 fn without(command: &mut Command, call: i64, errno: i32) {
     let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
-    let refuse = SeccompAction::Errno(errno as u32);
+    let fail = SeccompAction::Errno(errno as u32);
     let calls = BTreeMap::from([(call, Vec::new())]);
-    let filter = SeccompFilter::new(calls, SeccompAction::Allow, refuse, arch).unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, fail, arch).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
     // SAFETY: two system calls, and no allocation.
     unsafe {
@@ -123,7 +125,7 @@ fn without(command: &mut Command, call: i64, errno: i32) {
 }
 
 #[test]
-fn where_calls_cannot_be_restricted_the_daemon_does_not_start() {
+fn the_daemon_does_not_start_without_seccomp() {
     let place = Place::new();
     let mut command = place.command(&[]);
     without(&mut command, libc::SYS_seccomp, libc::EINVAL);
@@ -137,7 +139,7 @@ fn where_calls_cannot_be_restricted_the_daemon_does_not_start() {
     ] {
         assert!(error.contains(part), "not '{part}' in {error}");
     }
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
+    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
 
     let mut command = place.command(&["--sandbox=off"]);
     without(&mut command, libc::SYS_seccomp, libc::EINVAL);
@@ -146,7 +148,7 @@ fn where_calls_cannot_be_restricted_the_daemon_does_not_start() {
 }
 
 #[test]
-fn where_there_is_no_landlock_the_rest_holds() {
+fn other_layers_apply_without_landlock() {
     let place = Place::new();
     for errno in [libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM] {
         let mut command = place.command(&["--sandbox=kill"]);
@@ -155,6 +157,6 @@ fn where_there_is_no_landlock_the_rest_holds() {
         assert_reduced(&serving, 0);
         let log = stop(serving);
         assert!(log.contains("no Landlock"), "{log}");
-        assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets at the end");
+        assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
     }
 }

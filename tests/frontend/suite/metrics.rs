@@ -1,4 +1,4 @@
-//! The figures: they say what was done, and what the log says at the end.
+//! Metrics: they match the operations and the counters in the log.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -18,7 +18,7 @@ const IOVA: u64 = 0x7000_0000;
 const OWN: Channel = Channel::new(0, 0, None);
 const OTHER: Channel = Channel::new(1, 0, None);
 
-/// What figures call the endpoints.
+/// The endpoints as the metrics name them.
 const NAMES: [&str; 3] = ["0000:00:02.0", "0001:02:03.4", "0000:00:1f.7"];
 
 fn page(index: u64) -> (u64, u64) {
@@ -70,26 +70,26 @@ fn requests_are_counted_by_type_and_status() {
 }
 
 #[test]
-fn what_the_books_hold_is_shown() {
-    let books = |vm: &Vm| {
+fn mappings_domains_and_attachments_are_shown() {
+    let state = |vm: &Vm| {
         let metrics = scrape(&vm.daemon);
         ["mappings", "domains", "attachments", "endpoints"].map(|name| metrics.get(name))
     };
     let mut vm = Vm::new(METRICS);
-    assert_eq!(books(&vm), [0, 0, 0, 3]);
+    assert_eq!(state(&vm), [0, 0, 0, 3]);
     vm.ok(attach(1, EP0));
     vm.ok(attach(1, EP1));
     (0..5).for_each(|index| vm.ok(map_page(index)));
-    assert_eq!(books(&vm), [5, 1, 2, 3]);
+    assert_eq!(state(&vm), [5, 1, 2, 3]);
     vm.ok(unmap(1, page(1).0, page(2).1));
     vm.ok(detach(1, EP0));
-    assert_eq!(books(&vm), [3, 1, 1, 3]);
+    assert_eq!(state(&vm), [3, 1, 1, 3]);
     vm.reset();
-    assert_eq!(books(&vm), [0, 0, 0, 3]);
+    assert_eq!(state(&vm), [0, 0, 0, 3]);
     vm.ok(attach(1, EP0));
     vm.ok(map_page(0));
     vm.lose_front_end();
-    assert_eq!(books(&vm), [0, 0, 0, 3]);
+    assert_eq!(state(&vm), [0, 0, 0, 3]);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn front_ends_and_the_request_queue_are_counted() {
     wait::until("no front end", || (connected(&scrape(&daemon)) == (0, 2)).then_some(()));
 }
 
-/// Faults that are delivered, dropped and dealt with directly; groups answered in several ways.
+/// Causes faults and groups with several outcomes.
 fn make_faults(vm: &mut Vm) {
     vm.open(OWN);
     vm.open(OTHER);
@@ -140,7 +140,7 @@ fn make_faults(vm: &mut Vm) {
     assert_eq!(vm.events.receive().endpoint, ENDPOINTS[2].1);
 }
 
-/// Names in the log are names of labels.
+/// Returns the counters of the log with the names of the labels.
 fn labels(counters: &Counters, without: &[&str]) -> BTreeMap<String, u64> {
     let some =
         counters.iter().filter(|(name, count)| **count > 0 && !without.contains(&name.as_str()));
@@ -148,20 +148,20 @@ fn labels(counters: &Counters, without: &[&str]) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn faults_and_page_requests_are_counted_as_the_log_counts_them() {
+fn fault_counters_match_the_log() {
     let mut vm = Vm::paging(METRICS);
     make_faults(&mut vm);
     let group = vm.fault(OWN, IOVA + 20 * PAGE);
     let metrics = scrape(&vm.daemon);
     for (index, endpoint) in NAMES.into_iter().enumerate() {
         let groups = vm.page_requests(index);
-        let told = labels(&groups, &["groups", "requests", "waiting"]);
-        assert_eq!(metrics.outcomes("page_groups_total", endpoint), told, "{endpoint}");
+        let logged = labels(&groups, &["groups", "requests", "waiting"]);
+        assert_eq!(metrics.outcomes("page_groups_total", endpoint), logged, "{endpoint}");
         assert_eq!(metrics.of("page_groups_waiting", endpoint), groups["waiting"]);
         assert_eq!(metrics.of("page_requests_total", endpoint), groups["requests"]);
         let faults = vm.faults(index);
-        let told = labels(&faults, &["reported", "waiting"]);
-        assert_eq!(metrics.outcomes("faults_total", endpoint), told, "{endpoint}");
+        let logged = labels(&faults, &["reported", "waiting"]);
+        assert_eq!(metrics.outcomes("faults_total", endpoint), logged, "{endpoint}");
         assert_eq!(metrics.of("faults_waiting", endpoint), faults["waiting"]);
         let answered = |by: &str| {
             let labels = format!("{{endpoint=\"{endpoint}\",answered_by=\"{by}\"}}");
@@ -177,7 +177,7 @@ fn faults_and_page_requests_are_counted_as_the_log_counts_them() {
 }
 
 #[test]
-fn the_last_figures_are_those_of_the_log_at_the_end() {
+fn the_last_scrape_matches_the_log_on_exit() {
     let mut vm = Vm::paging(METRICS);
     make_faults(&mut vm);
     vm.expect(NOENT, detach(9, NO_ENDPOINT));
@@ -189,8 +189,8 @@ fn the_last_figures_are_those_of_the_log_at_the_end() {
     let requests = counters::requests(&log);
     assert!(requests.len() >= 5, "{requests:?}");
     for kind in ["attach", "detach", "map", "unmap", "probe", "page_response", "unknown"] {
-        let told = requests.get(kind).map(|counters| labels(counters, &["received"]));
-        assert_eq!(metrics.requests(kind), told.unwrap_or_default(), "{kind}");
+        let logged = requests.get(kind).map(|counters| labels(counters, &["received"]));
+        assert_eq!(metrics.requests(kind), logged.unwrap_or_default(), "{kind}");
     }
     for (index, (bdf, _)) in ENDPOINTS.into_iter().enumerate() {
         let last = counters::page_requests(&log, bdf).pop().unwrap();
@@ -203,25 +203,25 @@ fn the_last_figures_are_those_of_the_log_at_the_end() {
 }
 
 #[test]
-fn who_may_scrape_is_who_may_connect() {
+fn the_socket_has_the_given_permissions() {
     let mut daemon = testing::vm::daemon(&format!("{METRICS} --socket-mode 600"));
     let socket = daemon.file("metrics");
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     daemon.stop(libc::SIGTERM);
-    assert!(!socket.exists(), "the socket is left over");
+    assert!(!socket.exists(), "the socket remains");
 }
 
 #[test]
-fn without_the_option_nothing_is_served() {
+fn there_is_no_socket_without_the_option() {
     let vm = Vm::new("");
     assert!(!vm.daemon.file("metrics").exists());
 }
 
-/// `scripts/test metrics` has what this needs, and runs it.
+/// `scripts/test metrics` installs the parser and runs this test.
 #[test]
-#[ignore = "needs Debian's python3-prometheus-client"]
-fn a_real_parser_of_open_metrics_takes_all_figures() {
+#[ignore = "requires Debian's python3-prometheus-client"]
+fn an_independent_parser_accepts_all_metrics() {
     const PROGRAM: &str = "
 import sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse

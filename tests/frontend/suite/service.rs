@@ -1,4 +1,4 @@
-//! Sockets that the daemon is started with, and what it tells a service manager.
+//! Inherited sockets, notification of the service manager, and signals.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -15,19 +15,19 @@ fn builder() -> Builder {
 }
 
 #[test]
-fn a_listening_socket_that_was_passed_serves_one_front_end_after_the_other() {
+fn an_inherited_listening_socket_serves_front_ends_sequentially() {
     let mut vm = Vm::realized_on(builder().with_listening_socket().start());
     vm.start();
     vm.assert_works();
     vm.replace_front_end();
     vm.assert_works();
-    // Its file is whose socket it was.
+    // The file belongs to the parent, which bound it.
     vm.daemon.stop(SIGTERM);
     assert!(vm.daemon.socket().exists());
 }
 
 #[test]
-fn a_connected_socket_that_was_passed_is_served_until_the_front_end_leaves() {
+fn an_inherited_connection_is_served_until_it_is_closed() {
     let mut vm = Vm::realized_on(builder().with_connected_socket().start());
     vm.start();
     vm.assert_works();
@@ -38,14 +38,14 @@ fn a_connected_socket_that_was_passed_is_served_until_the_front_end_leaves() {
 }
 
 #[test]
-fn a_daemon_with_a_connected_socket_ends_on_a_signal_too() {
+fn a_signal_stops_a_daemon_with_an_inherited_connection() {
     let mut vm = Vm::realized_on(builder().with_connected_socket().start());
     vm.start();
     vm.assert_works();
     vm.daemon.stop(SIGTERM);
 }
 
-/// A service manager, and a daemon that it has started.
+/// A service manager that starts a daemon.
 struct Managed {
     socket: UnixDatagram,
     _dir: tempfile::TempDir,
@@ -64,33 +64,33 @@ impl Managed {
 
     fn next(&self) -> String {
         let mut bytes = [0; 1024];
-        let length = self.socket.recv(&mut bytes).expect("the daemon says nothing");
+        let length = self.socket.recv(&mut bytes).expect("a message of the daemon");
         String::from_utf8(bytes[..length].into()).unwrap()
     }
 
-    /// The next message that is not about the watchdog.
+    /// Asserts that the next message except keep-alive messages contains `part`.
     #[track_caller]
     fn expect(&self, part: &str) {
         let message = std::iter::repeat_with(|| self.next()).find(|text| text != WATCHDOG).unwrap();
         assert!(message.contains(part), "{message:?}, not {part:?}");
     }
 
-    /// Forgets what was said so far; whether it was all well.
-    fn was_well(&self) -> bool {
+    /// Discards all messages so far. Returns whether there were any.
+    fn discard(&self) -> bool {
         self.socket.set_nonblocking(true).unwrap();
-        let mut well = false;
+        let mut any = false;
         while self.socket.recv(&mut [0; 1024]).is_ok() {
-            well = true;
+            any = true;
         }
         self.socket.set_nonblocking(false).unwrap();
-        well
+        any
     }
 }
 
 const WATCHDOG: &str = "WATCHDOG=1\n";
 
 #[test]
-fn a_service_manager_is_told_what_the_daemon_does() {
+fn the_service_manager_is_notified_of_each_state() {
     let (manager, daemon) = Managed::start(&[]);
     manager.expect("READY=1");
     let waiting = format!("STATUS=waiting for a front end on {}", daemon.socket().display());
@@ -104,16 +104,16 @@ fn a_service_manager_is_told_what_the_daemon_does() {
     manager.expect("STATUS=front end connected");
     vm.daemon.stop(SIGTERM);
     manager.expect("STOPPING=1");
-    assert!(!manager.was_well(), "said something after its end");
+    assert!(!manager.discard(), "a message after STOPPING");
 }
 
-/// A thread of the daemon that does not run.
+/// A thread of the daemon that is stopped.
 struct Held(pid_t);
 
 impl Held {
     fn hold(thread: pid_t) -> Self {
         let none = std::ptr::null_mut::<c_void>();
-        // SAFETY: these requests take no pointer that is looked at, waitpid fills `status`.
+        // SAFETY: these requests ignore the pointers, and waitpid writes `status`.
         unsafe {
             assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, thread, none, none), 0);
             assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, thread, none, none), 0);
@@ -128,12 +128,12 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let none = std::ptr::null_mut::<c_void>();
-        // SAFETY: takes no pointer that is looked at.
+        // SAFETY: this request ignores the pointers.
         unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
     }
 }
 
-/// The daemon's threads of this name.
+/// Returns the threads of the daemon with this name.
 fn threads(daemon: &Daemon, name: &str) -> Vec<pid_t> {
     let all = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
     let all = all.map(|entry| entry.unwrap().path());
@@ -141,30 +141,30 @@ fn threads(daemon: &Daemon, name: &str) -> Vec<pid_t> {
     named.map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
 }
 
-/// Holds `thread`, sees that the manager is left without a sign of life, lets go and sees one
-/// again. Returns the loop that was held.
+/// Stops `thread` and asserts that the manager receives no keep-alive messages until it continues.
+/// Returns the name of the event loop in the log.
 fn hold(manager: &Managed, daemon: &mut Daemon, thread: pid_t) -> String {
-    const COMPLAINT: &str = "no heartbeat from the event loop for ";
-    let complaints = |daemon: &Daemon| daemon.log().matches(COMPLAINT).count();
-    let before = complaints(daemon);
+    const STALLED: &str = "no heartbeat from the event loop for ";
+    let stalls = |daemon: &Daemon| daemon.log().matches(STALLED).count();
+    let before = stalls(daemon);
     let held = Held::hold(thread);
-    wait::until("a complaint", || {
-        manager.was_well();
-        (complaints(daemon) > before).then_some(())
+    wait::until("a report", || {
+        manager.discard();
+        (stalls(daemon) > before).then_some(())
     });
-    manager.was_well();
-    wait::until("complaints", || (complaints(daemon) > before + 2).then_some(()));
-    assert!(!manager.was_well(), "a sign of life though a loop does not turn");
+    manager.discard();
+    wait::until("more reports", || (stalls(daemon) > before + 2).then_some(()));
+    assert!(!manager.discard(), "a keep-alive message despite a stalled loop");
     drop(held);
     while manager.next() != WATCHDOG {}
     daemon.assert_alive();
     let log = daemon.log();
-    let (_, text) = log.rsplit_once(COMPLAINT).unwrap();
+    let (_, text) = log.rsplit_once(STALLED).unwrap();
     text.lines().next().unwrap().into()
 }
 
 #[test]
-fn the_watchdog_is_not_fed_while_a_loop_does_not_turn() {
+fn keep_alive_stops_while_an_event_loop_is_stalled() {
     let (manager, mut daemon) = Managed::start(&[("WATCHDOG_USEC", "200000")]);
     while manager.next() != WATCHDOG {}
     let main = daemon.pid() as pid_t;
@@ -183,13 +183,13 @@ fn the_watchdog_is_not_fed_while_a_loop_does_not_turn() {
 }
 
 #[test]
-fn a_watchdog_of_another_process_is_left_alone() {
+fn the_watchdog_of_another_process_is_ignored() {
     let (manager, daemon) = Managed::start(&[("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "1")]);
     manager.expect("READY=1");
     let vm = Vm::realized_on(daemon);
     manager.expect("STATUS=waiting");
     assert_eq!(manager.next(), "STATUS=front end connected\n");
-    assert!(!manager.was_well());
+    assert!(!manager.discard());
     drop(vm);
 }
 

@@ -1,4 +1,4 @@
-//! Trace points: the program has them, and the kernel can count who comes by.
+//! Trace points: the program contains them, and the kernel counts their hits.
 
 use std::collections::BTreeMap;
 
@@ -25,18 +25,18 @@ fn the_program_has_the_trace_points_with_their_arguments() {
         ("response_received", 4),
     ];
     assert_eq!(found, expected.into());
-    // Tools that take one for the other would put a probe in the midst of an instruction.
+    // Tools that confuse the two would put a probe in the middle of an instruction.
     let places = points.values().flatten();
     places.for_each(|place| assert_eq!(place.address, place.offset, "{place:x?}"));
 }
 
-/// `scripts/test metrics` runs this where it can.
+/// `scripts/test metrics` runs this test if possible.
 #[test]
-#[ignore = "needs the right to put probes into programs"]
-fn each_of_them_is_come_by_as_often_as_it_says() {
+#[ignore = "requires the privilege to probe programs"]
+fn each_trace_point_is_hit_for_each_event() {
     let mut vm = Vm::paging("");
     vm.ok(testing::request::attach(1, testing::vm::EP1));
-    // Threads that are made later, for the accelerators' clients, count with those that make them.
+    // The probes of a thread include the threads that it starts later.
     let tasks = || std::fs::read_dir(format!("/proc/{}/task", vm.daemon.pid())).unwrap();
     let threads: Vec<u32> =
         tasks().map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
