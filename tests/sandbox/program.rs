@@ -62,8 +62,8 @@ impl Place {
 
     /// As [`command`](Self::command), as a user without privileges. Returns `None` unless the
     /// test runs as root.
-    pub fn command_as_nobody(&self, options: &[&str]) -> Option<Command> {
-        const NOBODY: u32 = 65534;
+    pub fn command_unprivileged(&self, options: &[&str]) -> Option<Command> {
+        const UNPRIVILEGED: u32 = 65534;
         if !rustix::process::geteuid().is_root() {
             return None;
         }
@@ -74,7 +74,7 @@ impl Place {
         let program = self.others.path().join("program");
         fs::copy(daemon::program(), &program).unwrap();
         let mut command = self.command_of(&program, options);
-        command.uid(NOBODY).gid(NOBODY);
+        command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
         Some(command)
     }
 }

@@ -83,7 +83,7 @@ fn realtime_keeps_sys_nice() {
 #[test]
 fn an_unprivileged_user_has_the_same_sandbox() {
     let place = Place::new();
-    let Some(command) = place.command_as_nobody(&[]) else { return };
+    let Some(command) = place.command_unprivileged(&[]) else { return };
     let serving = place.start(command);
     assert_reduced(&serving, 0);
     stop(serving);

@@ -7,7 +7,7 @@ use crate::domain;
 use crate::guest::{self, Qemu};
 use crate::machine::{DEVICE, EXAMPLES, Machine, SERVICE, SOCKET};
 
-/// All files, and who there is, before and after; but what others than the package write.
+/// Lists all files, users and units, except files that other programs write.
 const TRACES: &str = "{ find / /run -xdev -not -path '/run/log/*' -not -path '/run/*.list' \
                       -not -path '/run/systemd/*' -not -path '/run/udev/*' \
                       -not -path '/run/virtlogd*' \
@@ -20,7 +20,7 @@ const WAITING: &str = "waiting for a front end on /run/vhost-user-iommu/vm1.sock
 const CONNECTED: &str = "front end connected";
 
 #[test]
-fn the_package_is_installed_and_leaves_nothing_behind() {
+fn purging_the_package_leaves_no_files() {
     let mut machine = Machine::boot();
     machine.run(&format!("{TRACES} >/run/before.list"));
     machine.install();
@@ -33,7 +33,7 @@ fn the_package_is_installed_and_leaves_nothing_behind() {
     let capabilities = machine.run("vhost-user-iommu --print-capabilities");
     assert!(capabilities.contains(r#""type": "iommu""#), "{capabilities}");
 
-    // What an administrator adds, and an instance that has been at work.
+    // Changes by the administrator, and an instance that has run.
     machine.run("cp /host/vm1.toml /etc/vhost-user-iommu/");
     machine.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
     machine.add_drop_in(SERVICE, "vfio.conf");
@@ -45,7 +45,7 @@ fn the_package_is_installed_and_leaves_nothing_behind() {
         assert!(devices.lines().any(|line| line == device), "{devices}");
     }
 
-    // An upgrade leaves it alone.
+    // An upgrade does not restart the instance.
     let pid = machine.property(SERVICE, "MainPID");
     machine.install();
     assert_eq!(machine.property(SERVICE, "MainPID"), pid);
@@ -56,36 +56,36 @@ fn the_package_is_installed_and_leaves_nothing_behind() {
     machine.run("dpkg --purge vhost-user-iommu 2>&1");
     machine.run(&format!("{TRACES} >/run/after.list"));
     let traces = machine.try_run("diff /run/before.list /run/after.list");
-    assert_eq!(traces.status, 0, "of the package there is left:\n{}", traces.text);
+    assert_eq!(traces.status, 0, "files of the package remain:\n{}", traces.text);
     machine.finish(&[]);
 }
 
 #[test]
-fn an_instance_carries_one_guest_after_the_other() {
+fn an_instance_serves_guests_sequentially() {
     let mut machine = Machine::with_instance();
     assert_eq!(machine.property(SERVICE, "ActiveState"), "inactive");
 
-    // A QEMU that is bound to it starts it, and ends with it. A process in the guest shares its
-    // address space with the accelerator.
+    // A QEMU unit that is bound to the instance starts it, and is stopped when it ends. A process
+    // in the guest shares its address space with the accelerator.
     let qemu = Qemu::boot_bound(&mut machine, "first");
     machine.wait_for_status(SERVICE, CONNECTED);
-    let said = qemu.wait_for_guest(&mut machine);
-    let result = said.lines().find(|line| line.starts_with("ok: touch: "));
-    report(result.unwrap_or_else(|| panic!("the guest says:\n{said}")));
+    let output = qemu.wait_for_guest(&mut machine);
+    let result = output.lines().find(|line| line.starts_with("ok: touch: "));
+    report(result.unwrap_or_else(|| panic!("output of the guest:\n{output}")));
     machine.run(&format!("systemctl kill --signal USR1 {SERVICE}"));
     machine.wait_for_log(SERVICE, "page requests of endpoint ");
     let counters = counters::page_requests_at_end(&machine.journal(SERVICE));
     assert_eq!(counters.len(), 1, "{counters:?}");
     counters.iter().for_each(counters::assert_all_answered);
 
-    // By itself a QEMU whose guest has started its driver would not see that its IOMMU is lost.
+    // Without the binding QEMU would not notice the loss of its IOMMU once the guest runs.
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
     qemu.wait_until_stopped(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "signal");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
-    report("a QEMU that was bound to a daemon has ended with it");
+    report("QEMU was stopped with the daemon that it is bound to");
 
-    // A connection starts it. It serves several, one after the other.
+    // A connection starts the instance, which serves several sequentially.
     let second = Qemu::without_guest(&mut machine, "second", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     let pid = machine.property(SERVICE, "MainPID");
@@ -95,14 +95,14 @@ fn an_instance_carries_one_guest_after_the_other() {
     machine.wait_for_status(SERVICE, CONNECTED);
     assert_eq!(machine.property(SERVICE, "MainPID"), pid);
 
-    // The socket stays after a stop.
+    // The socket remains after a stop.
     machine.run(&format!("systemctl stop {SERVICE}"));
     third.wait_until_failed(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "success");
     assert_eq!(machine.property(SERVICE, "ExecMainStatus"), "0");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
 
-    // After a restart it waits for the next one.
+    // After a restart the instance waits for the next front end.
     let fourth = Qemu::without_guest(&mut machine, "fourth", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     let pid = machine.property(SERVICE, "MainPID");
@@ -114,19 +114,19 @@ fn an_instance_carries_one_guest_after_the_other() {
 }
 
 #[test]
-fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
+fn after_a_failure_the_next_front_end_starts_the_instance() {
     let mut machine = Machine::with_instance();
 
-    // Killed.
+    // Kill.
     let first = Qemu::without_guest(&mut machine, "first", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
     first.wait_until_failed(&mut machine);
     assert_eq!(machine.property(SERVICE, "Result"), "signal");
     assert_eq!(machine.property(SOCKET, "SubState"), "listening");
-    report("a daemon was killed, its socket listens");
+    report("the daemon was killed, its socket listens");
 
-    // Hanging: the loop that serves the guest stands still, all other threads run.
+    // Hang: the event loops that serve the guest stall, all other threads run.
     machine.run(&format!("mkdir -p /run/systemd/system/{SERVICE}.d"));
     machine.run(&format!(
         "printf '[Service]\\nWatchdogSec=10\\n' >/run/systemd/system/{SERVICE}.d/watchdog.conf"
@@ -139,13 +139,13 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     assert_eq!(machine.wait_for(SERVICE, "Result", |result| result != "success"), "watchdog");
     machine.run("systemctl stop stall");
     second.wait_until_failed(&mut machine);
-    report("a daemon whose loops stand still was ended by the watchdog");
+    report("the watchdog killed a daemon whose event loops stalled");
     let third = Qemu::without_guest(&mut machine, "third", "vm1");
     machine.wait_for_status(SERVICE, CONNECTED);
     third.stop(&mut machine);
-    report("the next front end found a fresh one");
+    report("the next front end started a new daemon");
 
-    // Misconfigured: each front end is told at once, and starts it once.
+    // Invalid configuration: each connection starts the daemon once and is closed.
     let (service, socket) = (SERVICE.replace("vm1", "vm2"), SOCKET.replace("vm1", "vm2"));
     let rows =
         [("page-size = 3000", "2", "3000"), (MISSING_DEVICE, "4", FILE), (REALTIME, "5", "RTPRIO")];
@@ -153,17 +153,17 @@ fn after_a_failure_the_next_guest_finds_a_fresh_instance() {
     for (index, (config, code, part)) in rows.into_iter().enumerate() {
         machine.run(&format!("printf '{config}\\n' >/etc/vhost-user-iommu/vm2.toml"));
         let qemu = Qemu::without_guest(&mut machine, &format!("wrong{index}"), "vm2");
-        let journal = assert_refused(&mut machine, &qemu, &service, code, &[part]);
+        let journal = assert_start_fails(&mut machine, &qemu, &service, code, &[part]);
         let starts = journal.lines().filter(|line| line.starts_with("Starting ")).count();
         assert_eq!(starts, index + 1, "{journal}");
     }
 
-    // Allowed what it has been refused.
+    // With the permission that it lacked.
     machine.add_drop_in(&service, "realtime.conf");
     let _right = Qemu::without_guest(&mut machine, "right", "vm2");
     machine.wait_for_status(&service, CONNECTED);
     let pid = machine.property(&service, "MainPID");
-    // The thread that serves requests asks for it at its first turn.
+    // The request thread sets its policy when it starts to serve.
     let policies = format!("cut -d ' ' -f 41 /proc/{pid}/task/*/stat");
     machine.run(&format!("until {policies} | grep -qx {SCHED_RR}; do sleep 0.2; done"));
     machine.finish(&[]);
@@ -173,12 +173,12 @@ const MISSING_DEVICE: &str = "endpoint = \"00:02.0,vfio=/dev/vfio/devices/vfio0\
 const REALTIME: &str = "endpoint = \"00:02.0,sim=/run/vhost-user-iommu/vm2/accel.sock\"\\n\
                         realtime = true";
 
-/// As proc_pid_stat(5) writes it.
+/// The scheduling policy in the format of proc_pid_stat(5).
 const SCHED_RR: &str = "2";
 
-/// An instance cannot start, and so the QEMU that started it has ended: by this exit status, and a
-/// line that says all `parts`. Returns the instance's journal.
-fn assert_refused(
+/// Asserts that the instance fails to start, with this exit status and a log line that contains all
+/// `parts`, and that the QEMU which connected fails. Returns the log of the instance.
+fn assert_start_fails(
     machine: &mut Machine,
     qemu: &Qemu,
     service: &str,
@@ -189,12 +189,12 @@ fn assert_refused(
     machine.wait_for(service, "ActiveState", |state| state == "failed");
     assert_eq!(machine.property(service, "ExecMainStatus"), code);
     let journal = machine.journal(service);
-    let said = journal.lines().find(|line| parts.iter().all(|part| line.contains(part)));
-    report(said.unwrap_or_else(|| panic!("nothing of {parts:?} in:\n{journal}")));
+    let line = journal.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+    report(line.unwrap_or_else(|| panic!("no line with {parts:?} in:\n{journal}")));
     journal
 }
 
-/// Holds the instance's loops for requests and events where they wait, from now on.
+/// Stalls the event loops of the request and event queues of the instance.
 fn stall(machine: &mut Machine) {
     let pid = machine.property(SERVICE, "MainPID");
     let threads = machine.run(&format!("grep -l vring /proc/{pid}/task/*/comm"));
@@ -208,41 +208,41 @@ fn stall(machine: &mut Machine) {
 }
 
 #[test]
-fn an_instance_has_the_devices_that_it_is_given() {
+fn an_instance_can_use_only_the_devices_of_its_drop_in() {
     let mut machine = Machine::boot_with_device();
     machine.install();
-    give_to_group(&mut machine);
+    grant_to_group(&mut machine);
     machine.run(&format!(
         "printf '[[endpoint]]\\naddress = \"00:03.0\"\\nvfio = \"{FILE}\"\\n' | \
          cat /host/vm1.toml - >/etc/vhost-user-iommu/vm1.toml"
     ));
     machine.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
 
-    // The file is open to the user, but not to the instance.
-    let refused = Qemu::without_guest(&mut machine, "refused", "vm1");
-    assert_refused(&mut machine, &refused, SERVICE, "4", &[FILE, "DeviceAllow="]);
+    // The user can open the file, but DeviceAllow= denies it.
+    let denied = Qemu::without_guest(&mut machine, "denied", "vm1");
+    assert_start_fails(&mut machine, &denied, SERVICE, "4", &[FILE, "DeviceAllow="]);
 
     machine.add_drop_in(SERVICE, "vfio.conf");
-    let given = Qemu::boot(&mut machine, "given");
+    let allowed = Qemu::boot(&mut machine, "allowed");
     machine.wait_for_status(SERVICE, CONNECTED);
-    let said = given.wait_for_guest(&mut machine);
-    assert!(said.contains("ok: touch: "), "the guest says:\n{said}");
-    // The device can reach all of the guest's memory, as long as no driver attaches it.
+    let output = allowed.wait_for_guest(&mut machine);
+    assert!(output.contains("ok: touch: "), "output of the guest:\n{output}");
+    // The device bypasses the IOMMU until a driver attaches it, so all guest memory is pinned.
     let pid = machine.property(SERVICE, "MainPID");
     let pinned = machine.run(&format!("grep '^VmPin:' /proc/{pid}/status"));
     let kibibytes = guest::MEMORY_MIB * 1024;
     assert!(pinned.ends_with(&format!(" {kibibytes} kB")), "{pinned}");
-    report("a device of the host reaches the guest's memory");
-    given.stop(&mut machine);
+    report("a physical device can access guest memory");
+    allowed.stop(&mut machine);
     machine.wait_for_status(SERVICE, WAITING);
     machine.finish(&[]);
 }
 
-/// The first device that is bound to VFIO.
+/// The file of the first device that is bound to VFIO.
 const FILE: &str = "/dev/vfio/devices/vfio0";
 
-/// Binds the device to VFIO, and opens its files to the group, as `docs/service.md` says.
-fn give_to_group(machine: &mut Machine) {
+/// Binds the device to VFIO and gives the group access to its files, as in `docs/service.md`.
+fn grant_to_group(machine: &mut Machine) {
     let rules = "70-vhost-user-iommu.rules";
     machine.run(&format!(
         "sed 's/0000:01:00.0/{DEVICE}/' {EXAMPLES}/{rules} >/etc/udev/rules.d/{rules}"
@@ -257,7 +257,7 @@ fn give_to_group(machine: &mut Machine) {
 }
 
 #[test]
-fn libvirt_runs_the_domain_of_its_document() {
+fn libvirt_runs_the_domain_of_the_documentation() {
     let mut machine = Machine::boot();
     machine.install();
     for command in domain::commands() {
@@ -266,7 +266,7 @@ fn libvirt_runs_the_domain_of_its_document() {
     let run = "virt-qemu-run --verbose --root=/run/embed /host/domain.xml";
     machine.run(&format!("systemd-run --quiet --unit libvirt {run} 2>&1"));
     machine.wait_for_log("libvirt.service", "guest running");
-    // QEMU has found the IOMMU and, at the socket that came with it, the accelerator.
+    // QEMU has connected to the IOMMU and then to the accelerator.
     assert_eq!(machine.property(SERVICE, "StatusText"), CONNECTED);
     machine.wait_for_log(SERVICE, "Received client version");
     machine.run("systemctl stop libvirt");
