@@ -269,7 +269,7 @@ impl Vm {
     }
 
     /// Waits until the groups of endpoint `index` have these outcomes or are `waiting`, and no
-    /// other outcomes. Refused ones are not compared unless expected: a channel whose address
+    /// other outcomes. `refused` is not compared unless expected: a channel whose address
     /// space is detached may still try to write its completion record.
     #[track_caller]
     pub fn assert_groups(&mut self, index: usize, expected: &[(&str, u64)]) {
