@@ -79,22 +79,22 @@ pub fn has_small_groups() -> bool {
 /// reasons.
 pub const NOT_ON_MOCK: [&str; 26] = [
     // The mock device makes groups of one page.
-    "outstanding::a_group_of_which_a_part_was_delivered",
-    "outstanding::after_a_reset_no_event_of_a_group_before",
-    "page_request::a_buffer_below_48_bytes",
-    "page_request::the_requests_of_a_group_follow_each_other",
-    "page_request::without_the_feature_each_request",
-    "page_response::a_group_of_which_a_part_was_delivered",
-    "starved::a_group_larger_than_the_queue",
-    "starved::endpoints_take_turns_group_by_group",
-    "starved::nor_do_faults_that_are_only_reported",
-    "starved::nothing_comes_between_the_events_of_a_group",
-    "starved::requests_are_served_while_groups_wait",
-    "starved::the_turns_hold_for_groups_of_any_length",
+    "outstanding::partially_delivered_group",
+    "outstanding::events_from_before_a_reset",
+    "page_request::page_request_needs_a_buffer_of_48_bytes",
+    "page_request::page_requests_of_a_group_are_consecutive",
+    "page_request::unnegotiated_page_requests",
+    "page_response::response_to_a_partially_delivered_group",
+    "starved::group_larger_than_the_event_queue",
+    "starved::endpoints_are_served_round_robin",
+    "starved::faults_do_not_separate",
+    "starved::page_requests_do_not_separate",
+    "starved::requests_are_served_while_groups_lack_buffers",
+    "starved::service_order_is_independent_of_group_length",
     // It does not receive FAILURE, and the kernel does not report requests without attachment.
     "failure_stops_the_endpoint",
-    "outstanding::requests_while_no_front_end",
-    "page_request::where_nothing_is_attached",
+    "outstanding::page_requests_without_a_front_end",
+    "page_request::page_requests_without_attachment",
     // Guest memory is that of the vhost-user connection, not that of the vfio-user connection.
     "bypass::writing_bypass_takes_effect_immediately",
     "bypass::bypass_applies_before_and_after_driver_start",
@@ -109,7 +109,7 @@ pub const NOT_ON_MOCK: [&str; 26] = [
     "map::map_and_unmap_at_both_ends",
     "unmap::unmap_of_whole_address_space",
     // Too slow in an emulated machine: 65,552 sequential groups.
-    "page_request::an_id_is_not_used_again",
+    "page_request::group_id_is_not_reused",
 ];
 
 /// Waits until `path` accepts a connection.
