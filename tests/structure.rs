@@ -28,8 +28,12 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Directories of the workspace's crates, and the crates on which they may depend.
-const CRATES: &[(&str, &[&str])] =
-    &[("", &["accelerator", "testing"]), ("testing", &["accelerator"]), ("accelerator", &[])];
+const CRATES: &[(&str, &[&str])] = &[
+    ("examples/guest-dma", &["", "accelerator"]),
+    ("", &["accelerator", "testing"]),
+    ("testing", &["accelerator"]),
+    ("accelerator", &[]),
+];
 
 #[test]
 fn modules_import_lower_layers_only() {
