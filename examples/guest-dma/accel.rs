@@ -1,7 +1,6 @@
-//! A driver of the accelerator, as docs/accelerator.md describes it.
+//! Driver of the accelerator, which docs/accelerator.md specifies.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,17 +10,17 @@ use crate::regs::{self, Descriptor};
 use crate::ring::{Completion, ENTRIES, Ring};
 use crate::sys::Bar;
 
-/// How long work may take: emulated machines can be slow, but end one day.
-const PATIENCE_SECONDS: u32 = 300;
+/// Timeout of a batch of descriptors. It is long because emulated machines can be slow.
+const TIMEOUT_SECONDS: u32 = 300;
 
-/// How interrupts come to this program. Whoever implements it keeps the function open.
+/// Interrupts of a function. An implementation keeps the function open.
 pub trait Interrupts {
-    /// How many have come for `vector` since the last call. Waits for the first, but no longer
-    /// than `seconds`.
+    /// Waits up to `seconds` for an interrupt of `vector`. Returns the number of interrupts since
+    /// the previous call.
     fn wait(&self, vector: u32, seconds: u32) -> u64;
 }
 
-/// The accelerator, enabled.
+/// An open accelerator.
 pub struct Accelerator {
     name: String,
     // Unmapped before the function is closed.
@@ -33,11 +32,13 @@ impl Accelerator {
     pub fn new(name: &str, bar: Bar, interrupts: Box<dyn Interrupts>) -> Result<Self> {
         let (id, version) = (bar.read32(regs::ID), bar.read32(regs::VERSION));
         if (id, version) != (regs::ID_VALUE, regs::VERSION_VALUE) {
-            return Err(format!("{name} says ID {id:#x}, version {version}: no accelerator"));
+            return Err(format!(
+                "{name} is not an accelerator: ID is {id:#x}, version is {version}"
+            ));
         }
         let limit = bar.read64(regs::LENGTH_LIMIT);
         if limit != regs::MAX_LENGTH {
-            return Err(format!("{name} says that a descriptor has at most {limit:#x} bytes"));
+            return Err(format!("{name}: unsupported maximum length of a descriptor: {limit:#x}"));
         }
         Ok(Self { name: name.into(), bar, interrupts })
     }
@@ -46,45 +47,45 @@ impl Accelerator {
         &self.name
     }
 
-    /// Whether it has all of these features.
+    /// Returns whether the accelerator has all of `features` (`regs::FEATURE_*`).
     pub fn has(&self, features: u32) -> bool {
         self.bar.read32(regs::FEATURES) & features == features
     }
 }
 
-/// How the end of work is noticed.
+/// How the program detects completion.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// By an interrupt of the channel's own vector; the records must be there then.
+    /// By exactly one interrupt of the channel's vector, after all completion records are written.
     Interrupt,
-    /// By interrupts of the one vector that all channels share.
+    /// By interrupts of vector 0, which all channels share.
     SharedInterrupt,
-    /// By looking at the records.
+    /// By polling completion records.
     Poll,
 }
 
-/// What a channel accesses.
+/// The address space of a channel.
 #[derive(Clone, Copy)]
 pub enum Access {
-    /// What the function's own domain maps.
+    /// The domain of the function, without PASID.
     Domain,
-    /// What the process with this PASID can access. Faults become page requests, in groups of up
-    /// to `group_pages` pages.
+    /// The address space of the process with this PASID. Faults become page requests, in groups
+    /// of up to `group_pages` pages.
     Process { pasid: u32, group_pages: u32 },
 }
 
-/// A channel with its ring.
+/// An enabled channel with its ring. Dropping it disables the channel.
 pub struct Channel<'a> {
     accelerator: &'a Accelerator,
     index: u32,
     wait: Wait,
     ring: Ring,
-    /// How many of the entries before the tail are work that nobody has waited for yet.
+    /// Number of entries before the tail that were submitted since the last `finish`.
     started: usize,
 }
 
 impl<'a> Channel<'a> {
-    /// Sets channel `index` up.
+    /// Configures and enables channel `index`.
     pub fn new(
         accelerator: &'a Accelerator,
         index: u32,
@@ -121,12 +122,12 @@ impl<'a> Channel<'a> {
         if self.wait == Wait::SharedInterrupt { 0 } else { self.index }
     }
 
-    /// Does one piece of work.
+    /// Executes one descriptor.
     pub fn run(&mut self, work: Descriptor) -> Result<Completion> {
         Ok(self.run_all(&[work])?[0])
     }
 
-    /// Does the work in order. Records come back for all of it, whatever its status.
+    /// Executes descriptors in order. Returns the completion of each, including failed ones.
     pub fn run_all(&mut self, work: &[Descriptor]) -> Result<Vec<Completion>> {
         let mut completions = Vec::new();
         for batch in work.chunks(ENTRIES - 1) {
@@ -136,9 +137,9 @@ impl<'a> Channel<'a> {
         Ok(completions)
     }
 
-    /// Hands up to a ring full of work to the device. The last piece raises the interrupt.
+    /// Submits descriptors, no more than the ring has space for. The last one raises the interrupt.
     pub fn start(&mut self, batch: &[Descriptor]) {
-        assert!(self.started + batch.len() < ENTRIES, "more work than the ring has entries");
+        assert!(self.started + batch.len() < ENTRIES, "the ring does not have enough free entries");
         let raise = if self.wait == Wait::Poll { 0 } else { regs::FLAG_INTERRUPT };
         for (index, work) in batch.iter().enumerate() {
             let is_last = index + 1 == batch.len();
@@ -149,7 +150,7 @@ impl<'a> Channel<'a> {
         self.write(regs::CH_DOORBELL, self.ring.tail() as u32);
     }
 
-    /// Waits for the end of all that was started.
+    /// Waits until all submitted descriptors are complete. Returns their completions.
     pub fn finish(&mut self) -> Result<Vec<Completion>> {
         if let Some(last) = self.entries().last() {
             match self.wait {
@@ -163,16 +164,15 @@ impl<'a> Channel<'a> {
         Ok(completions)
     }
 
-    /// Waits for the end of the first piece of what was started.
+    /// Waits until the first submitted descriptor is complete.
     pub fn wait_for_first(&self) -> Result<()> {
         self.entries().next().map_or(Ok(()), |first| self.poll(first))
     }
 
-    /// The entries of what was started.
+    /// Returns the indices of the submitted entries.
     fn entries(&self) -> impl Iterator<Item = usize> + use<> {
         let end = self.ring.tail() + ENTRIES;
-        let all: Range<usize> = end - self.started..end;
-        all.map(|entry| entry % ENTRIES)
+        (end - self.started..end).map(|entry| entry % ENTRIES)
     }
 
     fn wait_for_interrupt(&self, last: usize) -> Result<()> {
@@ -182,13 +182,15 @@ impl<'a> Channel<'a> {
         }
         match (count, self.ring.is_pending(last)) {
             (1, false) => Ok(()),
-            (2.., false) => Err(format!("{self}: {count} interrupts instead of one")),
-            (1.., true) => Err(format!("{self}: an interrupt, but no completion record")),
+            (2.., false) => Err(format!("{self}: expected 1 interrupt, got {count}")),
+            (1.., true) => {
+                Err(format!("{self}: interrupt before the completion record was written"))
+            }
             (0, pending) => Err(self.no_interrupt(pending)),
         }
     }
 
-    /// Interrupts for other channels wake this one up as well.
+    /// Waits for the record, because interrupts of other channels signal the same vector.
     fn wait_for_shared_interrupt(&self, last: usize) -> Result<()> {
         while self.ring.is_pending(last) {
             let count = self.interrupts();
@@ -203,15 +205,19 @@ impl<'a> Channel<'a> {
     }
 
     fn interrupts(&self) -> u64 {
-        self.accelerator.interrupts.wait(self.vector(), PATIENCE_SECONDS)
+        self.accelerator.interrupts.wait(self.vector(), TIMEOUT_SECONDS)
     }
 
     fn no_interrupt(&self, pending: bool) -> String {
         if pending {
-            format!("{self}: not done after {PATIENCE_SECONDS} s")
+            self.timed_out()
         } else {
-            format!("{self}: done, but no interrupt came in {PATIENCE_SECONDS} s")
+            format!("{self}: complete, but no interrupt within {TIMEOUT_SECONDS} s")
         }
+    }
+
+    fn timed_out(&self) -> String {
+        format!("{self}: not complete after {TIMEOUT_SECONDS} s")
     }
 
     fn poll(&self, entry: usize) -> Result<()> {
@@ -220,15 +226,15 @@ impl<'a> Channel<'a> {
             if let Some(error) = self.error() {
                 return Err(error);
             }
-            if start.elapsed() > Duration::from_secs(PATIENCE_SECONDS.into()) {
-                return Err(format!("{self}: not done after {PATIENCE_SECONDS} s"));
+            if start.elapsed() > Duration::from_secs(TIMEOUT_SECONDS.into()) {
+                return Err(self.timed_out());
             }
             thread::yield_now();
         }
         Ok(())
     }
 
-    /// Why the channel does not run, if it does not.
+    /// Returns a message if the channel is not in the state RUNNING.
     fn error(&self) -> Option<String> {
         let state = self.read(regs::CH_STATUS) & regs::CH_STATUS_STATE;
         if state == regs::STATE_RUNNING {

@@ -1,6 +1,6 @@
-//! CRC-32C by the processor, with code that shares nothing with the accelerator's.
+//! CRC-32C on the CPU, independent of the accelerator's implementation.
 
-/// The Castagnoli polynomial, bits reversed.
+/// The Castagnoli polynomial, with its bits reversed.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 const TABLE: [u32; 256] = table();
@@ -21,7 +21,7 @@ const fn table() -> [u32; 256] {
     table
 }
 
-/// A checksum that grows word by word.
+/// An incremental checksum over 64-bit words.
 pub struct Crc32c(u32);
 
 impl Default for Crc32c {

@@ -1,4 +1,4 @@
-//! `loop`: the same mappings again and again, whatever happens to the machine meanwhile.
+//! `loop`: repeats a copy with the same mappings, for example across a snapshot of the machine.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub fn run(api: Api, name: &str, until: &Path, progress: Option<&Path>) -> Resul
         let what = format!("COPY of round {rounds}");
         channel.run(ring::copy(SOURCE, DESTINATION, bytes))?.expect_success(&what, bytes)?;
         if destination.crc() != source.crc() {
-            return Err(format!("{what} has not arrived"));
+            return Err(format!("{what}: the destination differs from the source"));
         }
         if let Some(path) = progress {
             replace(path, &format!("{rounds}\n"))?;
@@ -36,7 +36,7 @@ pub fn run(api: Api, name: &str, until: &Path, progress: Option<&Path>) -> Resul
     Ok(())
 }
 
-/// Readers see the old content or the new one.
+/// Replaces a file atomically: readers see either the old or the new content.
 fn replace(path: &Path, content: &str) -> Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, content)

@@ -1,4 +1,4 @@
-//! `fault`: one access that the IOMMU must refuse.
+//! `fault`: one access that must cause an unrecoverable fault.
 
 use clap::{ArgGroup, Args};
 use vhost_user_iommu::cli::bdf::Bdf;
@@ -17,20 +17,20 @@ const PATTERN: u64 = 0xaaaa_aaaa_aaaa_aaaa;
 #[command(group = ArgGroup::new("access").required(true))]
 pub struct Options {
     function: Bdf,
-    /// Address that is refused.
+    /// First address that must fault.
     #[arg(long, value_parser = address)]
     iova: u64,
-    /// Read there.
+    /// Read from the address.
     #[arg(long, group = "access")]
     read: bool,
-    /// Write there.
+    /// Write to the address.
     #[arg(long, group = "access")]
     write: bool,
-    /// Map the page there, but only to be read: reads succeed, and writes fault.
+    /// Map the page read-only: a read must succeed and a write must fault.
     #[arg(long, requires = "write")]
     read_only: bool,
-    /// Begin so many bytes before the address, on a page that is mapped. The address must then be
-    /// the first of a page.
+    /// Start the access this number of bytes before the address, on a mapped page. The address
+    /// must be a multiple of the page size.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     after: u64,
 }
@@ -47,11 +47,11 @@ pub fn run(api: Api, options: &Options) -> Result<()> {
     if options.read_only {
         let (page, bytes) = (options.page(), PAGE as u64);
         space.map(page, read_only, Protection::ReadOnly)?;
-        channel.run(ring::crc32c(page, bytes))?.expect_success("reading", bytes)?;
-        step(format!("{page:#x} can be read"));
+        channel.run(ring::crc32c(page, bytes))?.expect_success("read", bytes)?;
+        step(format!("the page at {page:#x} is readable"));
     }
     let completion = channel.run(options.work())?;
-    completion.expect_fault("the access", options.iova, options.write, options.after)?;
+    completion.expect_fault("access", options.iova, options.write, options.after)?;
     check_read_only(read_only, options)?;
     check_before(before, options)?;
     println!("{completion}");
@@ -64,8 +64,8 @@ impl Options {
             return Ok(());
         }
         Err(format!(
-            "--iova {:#x} --after {}: only the page before the one of the address is mapped, so \
-             the address must begin a page, and {PAGE} is the limit",
+            "--iova {:#x} --after {}: the address must be a multiple of {PAGE}, and the number of \
+             bytes must not exceed {PAGE}, because only the preceding page is mapped",
             self.iova, self.after
         ))
     }
@@ -74,7 +74,7 @@ impl Options {
         self.iova & !(PAGE as u64 - 1)
     }
 
-    /// An access that reaches the address after what lies before it.
+    /// Returns an access that starts `after` bytes before the address and ends beyond it.
     fn work(&self) -> Descriptor {
         let (first, length) = (self.iova.wrapping_sub(self.after), self.after + 8);
         if self.write { ring::fill(first, length, PATTERN) } else { ring::crc32c(first, length) }
@@ -83,18 +83,21 @@ impl Options {
 
 fn check_read_only(page: Memory, options: &Options) -> Result<()> {
     if (0..PAGE).any(|index| page.byte(index) != 0) {
-        return Err(format!("the page at {:#x} is read-only, and was written", options.page()));
+        return Err(format!(
+            "the accelerator has written to the read-only page at {:#x}",
+            options.page()
+        ));
     }
     Ok(())
 }
 
-/// What lies before the fault is done, and not a byte more or less.
+/// Checks that exactly the bytes before the fault are written.
 fn check_before(page: Memory, options: &Options) -> Result<()> {
     let first = PAGE - options.after as usize;
     for index in 0..PAGE {
         let expected = if options.write && index >= first { PATTERN as u8 } else { 0 };
         if page.byte(index) != expected {
-            return Err(format!("byte {index:#x} of the page before the fault is wrong"));
+            return Err(format!("byte {index:#x} of the page before the fault is incorrect"));
         }
     }
     Ok(())

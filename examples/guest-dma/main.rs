@@ -1,20 +1,20 @@
-//! A program for guests: gives work to the accelerator, and checks with the processor what became
-//! of it. Through vfio-pci, memory is mapped for the accelerator at addresses of the program's
-//! choice; through uio_pci_sva (`sva`), the accelerator has the program's own address space.
+//! Guest program that submits work to the accelerator and verifies the results on the CPU. With
+//! vfio-pci, the program maps memory for the accelerator at IOVAs of its choice. With uio_pci_sva
+//! (`sva`), the accelerator uses the address space of the process.
 //!
 //! ```text
 //! main        command line, exit status
 //! verify ...  one module for each command; sva has several
-//! accel       the accelerator's driver
+//! accel       driver of the accelerator
 //! ring        descriptors and completion records
-//! memory      buffers, their content and checksums
-//! place       where memory lies
-//! vfio        address spaces and devices, by either interface of VFIO
-//! uio         devices in this process's address space
+//! memory      DMA buffers, their content and checksums
+//! place       virtual addresses of DMA buffers
+//! vfio        I/O address spaces and devices, through groups or iommufd
+//! uio         devices that share the address space of the process
 //! sys         unsafe code
 //! ```
 //!
-//! `scripts/guest/build-program` makes it a static program that runs in any guest.
+//! `scripts/guest/build-program` builds a static executable that runs in any guest.
 
 mod accel;
 mod crc32c;
@@ -40,17 +40,16 @@ use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::vfio::{Api, Space};
 
-/// Errors are sentences for the one who runs the program.
+/// The error is a message for the user.
 type Result<T> = std::result::Result<T, String>;
 
-/// Has accelerators access memory behind the IOMMU, and checks what they did.
+/// Test DMA of the emulated accelerator through the IOMMU.
 ///
-/// Functions are given by their PCI address and must be bound to vfio-pci, or to uio_pci_sva for
-/// "sva". The exit status is 0
-/// if everything was as it should be.
+/// A function is identified by its PCI address and must be bound to vfio-pci, or to uio_pci_sva
+/// for "sva". The exit status is 0 if all checks pass.
 #[derive(Parser)]
 struct Args {
-    /// VFIO's interface; by default the newest that the kernel has.
+    /// VFIO interface [default: the newest that the kernel supports].
     #[arg(long, global = true)]
     api: Option<Api>,
     #[command(subcommand)]
@@ -59,47 +58,48 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Copy, checksum, fill and compare, with interrupts and by polling.
+    /// Verify COPY, CRC32C, FILL and COMPARE, with interrupts and by polling.
     Verify {
         function: Bdf,
-        /// Pages of each buffer, a power of two.
+        /// Number of pages of each buffer, a power of two, at least 8.
         #[arg(long, default_value_t = 1024, value_parser = verify::pages)]
         pages: usize,
     },
-    /// Access what is not mapped (or only to be read) and show what the accelerator is told.
+    /// Access an unmapped or read-only page and print the completion record.
     Fault(fault::Options),
-    /// Remove and replace mappings between accesses.
+    /// Verify accesses after mappings are removed and replaced.
     Unmap {
         function: Bdf,
-        /// Address of the mapping, a multiple of the page size.
+        /// IOVA of the mapping, a multiple of the page size.
         #[arg(long, default_value = "0x5000000000", value_parser = address)]
         iova: u64,
     },
-    /// Two accelerators in one address space, then each in its own.
+    /// Verify two accelerators in a shared address space, then in separate ones.
     Two {
         first: Bdf,
         second: Bdf,
-        /// Address that faults in the end.
+        /// IOVA of the mapping that is removed.
         #[arg(long, default_value = "0x6000000000", value_parser = address)]
         iova: u64,
     },
-    /// Go on copying and checking with mappings made once, until a file exists.
+    /// Copy and verify repeatedly with the same mappings until a file exists.
     Loop {
         function: Bdf,
+        /// Stop when this file exists.
         #[arg(long, value_name = "FILE")]
         until_file: std::path::PathBuf,
-        /// File that says how many rounds are done.
+        /// Write the number of completed rounds to this file.
         #[arg(long, value_name = "FILE")]
         progress: Option<std::path::PathBuf>,
     },
-    /// A tour for people: data moved and verified, then a mapping removed and a fault.
+    /// Demonstrate a verified copy, then a fault after its mapping is removed.
     Demo {
         function: Bdf,
-        /// Address of the mapping that is removed.
+        /// IOVA of the mapping that is removed.
         #[arg(long, default_value = "0xcafe000000", value_parser = address)]
         iova: u64,
     },
-    /// Work in this process's own address space, through uio_pci_sva instead of vfio-pci.
+    /// Share the address space of the process with the accelerator, through uio_pci_sva.
     Sva(sva::Options),
 }
 
@@ -131,25 +131,25 @@ fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// A function's name as sysfs and VFIO know it.
+/// Returns the name of a function in sysfs and VFIO.
 fn name(function: Bdf) -> String {
     function.to_string()
 }
 
-/// Opens a function in a space of its own.
+/// Opens a function in a new I/O address space.
 fn open(api: Api, name: &str) -> Result<(Space, accel::Accelerator)> {
     let space = Space::new(api)?;
     let accelerator = space.attach(name)?;
     Ok((space, accelerator))
 }
 
-/// An address in hexadecimal, with or without 0x.
+/// Parses a hexadecimal address, with or without 0x.
 fn address(text: &str) -> Result<u64> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
-        .map_err(|error| format!("'{text}' is no hexadecimal address: {error}"))
+        .map_err(|error| format!("must be a hexadecimal address: {error}"))
 }
 
-/// Says that something was as it should be.
+/// Prints a check that has passed.
 fn step(text: impl std::fmt::Display) {
     println!("ok: {text}");
 }

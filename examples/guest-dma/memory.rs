@@ -1,4 +1,4 @@
-//! Memory that the program and a device share.
+//! Memory that the program shares with a device.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +9,18 @@ use crate::{Result, sys};
 
 pub const PAGE: usize = 4096;
 
-/// Words in a page.
+/// Number of words of a page.
 const WORDS: usize = PAGE / size_of::<u64>();
 
-/// What is in memory that a device may change at any time.
+/// Access to memory that a device may change at any time.
 pub trait Content {
-    /// Content that differs from word to word and from seed to seed.
+    /// Fills the memory with pseudorandom words that depend on `seed`.
     fn scramble(&self, seed: u64);
     fn is_filled(&self, pattern: u64) -> bool;
     fn crc(&self) -> u32;
     fn byte(&self, index: usize) -> u8;
     fn bytes(&self) -> usize;
-    /// Where it is in this process.
+    /// Returns the virtual address in this process.
     fn address(&self) -> u64;
 }
 
@@ -55,7 +55,7 @@ impl Content for [AtomicU64] {
     }
 }
 
-/// Whole pages of memory, never given back.
+/// Whole pages of memory that are never freed.
 #[derive(Clone, Copy)]
 pub struct Memory(&'static [AtomicU64]);
 
@@ -84,7 +84,7 @@ impl Deref for Memory {
     }
 }
 
-/// The finaliser of SplitMix64.
+/// The output function of SplitMix64.
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -92,16 +92,16 @@ fn mix(value: u64) -> u64 {
     value ^ value >> 31
 }
 
-/// A buffer that the device sees in one piece, although its pages are out of order in memory:
-/// a mapping that goes to the wrong page shows in its content.
+/// A buffer that is contiguous for the device, although its pages are permuted in memory. A
+/// mapping to a wrong page changes its content.
 pub struct Scattered {
     memory: Memory,
-    /// Where the device sees it.
+    /// First IOVA.
     pub iova: u64,
 }
 
 impl Scattered {
-    /// Maps `pages` pages, a power of two, one by one.
+    /// Allocates and maps `pages` pages, a power of two, with a separate mapping for each.
     pub fn map(space: &Space, iova: u64, pages: usize) -> Result<Self> {
         assert!(pages.is_power_of_two());
         let buffer = Self { memory: Memory::pages(pages)?, iova };
@@ -124,7 +124,7 @@ impl Scattered {
         self.memory.bytes()
     }
 
-    /// The page that the device sees as number `index`. Odd factors permute powers of two.
+    /// Returns page `index` in the device's order. An odd factor permutes a power of two.
     fn page(&self, index: usize) -> Memory {
         self.memory.page((index * 389 + 5) % self.pages())
     }
@@ -133,17 +133,16 @@ impl Scattered {
         self.memory.scramble(seed);
     }
 
-    /// Byte `index` in the device's order.
+    /// Returns byte `index` in the device's order.
     pub fn byte(&self, index: usize) -> u8 {
         self.page(index / PAGE).byte(index % PAGE)
     }
 
-    /// CRC-32C in the device's order.
+    /// Returns the CRC-32C in the device's order.
     pub fn crc(&self) -> u32 {
         let mut crc = Crc32c::default();
         for index in 0..self.pages() {
-            let words = self.page(index).words();
-            words.iter().for_each(|word| crc.update(word.load(Ordering::Relaxed)));
+            self.page(index).iter().for_each(|word| crc.update(word.load(Ordering::Relaxed)));
         }
         crc.value()
     }

@@ -1,5 +1,5 @@
-//! Where memory for devices lies in this process: where the kernel puts it, or lower, for devices
-//! that do not reach all addresses.
+//! Virtual addresses of DMA buffers: chosen by the kernel, or below a limit for devices that cannot
+//! access the whole address space.
 
 use std::io;
 use std::sync::OnceLock;
@@ -8,29 +8,29 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::memory::PAGE;
 use crate::{Result, sys};
 
-/// The lowest address that is given out. The program itself may lie near the first page.
+/// The lowest address to allocate. The executable may be mapped below it.
 const FIRST: usize = 1 << 30;
 
 static LOW: OnceLock<Low> = OnceLock::new();
 
-/// The lower part of the address space, given out once, from bottom to top.
+/// Allocates addresses below `end` in ascending order and never reuses them.
 struct Low {
     end: usize,
     next: AtomicUsize,
 }
 
-/// From now on all memory for devices lies below `end`.
+/// Allocates all further DMA buffers below `end`.
 pub fn keep_below(end: u64) -> Result<()> {
     let low = Low { end: end as usize, next: AtomicUsize::new(FIRST) };
-    LOW.set(low).map_err(|_| "there is a limit for addresses already".into())
+    LOW.set(low).map_err(|_| "the address limit is already set".into())
 }
 
-/// Whether devices reach memory that has not been mapped here.
+/// Returns whether devices can access memory that this module has not mapped.
 pub fn is_reached(address: u64, bytes: usize) -> bool {
     LOW.get().is_none_or(|low| low.holds(address as usize, bytes))
 }
 
-/// Maps private memory, zero, where nothing has been. Its size is a multiple of the page size.
+/// Maps private, zeroed memory at an unused address. `bytes` is a multiple of the page size.
 pub fn map(bytes: usize, protection: i32) -> io::Result<*mut libc::c_void> {
     match LOW.get() {
         None => sys::map_private(0, bytes, protection),
@@ -48,10 +48,10 @@ impl Low {
         loop {
             let address = self.next.fetch_add(bytes, Ordering::Relaxed);
             if !self.holds(address, bytes) {
-                return Err(io::Error::other(format!("no address is left below {:#x}", self.end)));
+                return Err(io::Error::other(format!("no free address below {:#x}", self.end)));
             }
             match sys::map_private(address, bytes, protection) {
-                // Something else lies there: on with the addresses behind.
+                // The address is in use: try the next one.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 result => return result,
             }

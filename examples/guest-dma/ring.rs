@@ -1,4 +1,4 @@
-//! The ring of a channel with its completion records, as they lie in memory.
+//! The descriptor ring of a channel and its completion records.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -7,21 +7,21 @@ use crate::Result;
 use crate::memory::Memory;
 use crate::regs::{self, Descriptor};
 
-/// Entries of a ring. It is full with one less.
+/// Number of entries of a ring. At most `ENTRIES - 1` can be pending.
 pub const ENTRIES: usize = 16;
 
 const DESCRIPTOR_WORDS: usize = regs::DESCRIPTOR_SIZE / 8;
 const RECORD_WORDS: usize = regs::COMPLETION_SIZE / 8;
 const DESCRIPTORS: usize = ENTRIES * regs::DESCRIPTOR_SIZE;
 
-/// Memory, and where the device sees it.
+/// Memory and its address for the device.
 #[derive(Clone, Copy)]
 pub struct Area {
     pub words: &'static [AtomicU64],
     pub address: u64,
 }
 
-/// Descriptors and their records. The record of an entry has the entry's index.
+/// Descriptors and completion records. The record of an entry has the same index.
 pub struct Ring {
     descriptors: Area,
     records: Area,
@@ -29,7 +29,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Both in one page, which the device sees at `address`.
+    /// Places descriptors and records in one page, which has `address` for the device.
     pub fn in_page(page: Memory, address: u64) -> Self {
         let (descriptors, records) = page.words().split_at(DESCRIPTORS / 8);
         Self::new(
@@ -38,22 +38,22 @@ impl Ring {
         )
     }
 
-    /// Each in memory of its own, of a page at least.
+    /// Places descriptors and records in separate memory of at least a page each.
     pub fn new(descriptors: Area, records: Area) -> Self {
         Self { descriptors, records, tail: 0 }
     }
 
-    /// Where the device sees the descriptors.
+    /// Returns the address of the descriptors for the device.
     pub fn address(&self) -> u64 {
         self.descriptors.address
     }
 
-    /// The index of the next entry to be filled.
+    /// Returns the index of the next free entry.
     pub fn tail(&self) -> usize {
         self.tail
     }
 
-    /// Fills the next entry.
+    /// Writes `work` to the next entry, with a completion record.
     pub fn push(&mut self, work: Descriptor, flags: u8) {
         self.clear_record(self.tail);
         let record = (self.tail * regs::COMPLETION_SIZE) as u64;
@@ -85,11 +85,14 @@ impl Ring {
         }
     }
 
-    /// Leaves records alone that are clear, so that the device is the first to touch them.
+    /// Clears a record. Does not write to words that are 0, so that the device is the first to
+    /// write to a new page.
     fn clear_record(&self, entry: usize) {
-        let used = |word: &&AtomicU64| word.load(Ordering::Relaxed) != 0;
-        let words = self.record_words(entry).iter();
-        words.filter(used).for_each(|word| word.store(0, Ordering::Relaxed));
+        for word in self.record_words(entry) {
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
     }
 
     fn record_words(&self, entry: usize) -> &'static [AtomicU64] {
@@ -101,7 +104,7 @@ impl Ring {
         first as u8 == regs::STATUS_PENDING
     }
 
-    /// The record of an entry that is not pending.
+    /// Decodes the record of an entry that is not pending.
     pub fn record(&self, entry: usize) -> Completion {
         fence(Ordering::Acquire);
         let words = self.record_words(entry);
@@ -135,13 +138,13 @@ pub fn crc32c(source: u64, length: u64) -> Descriptor {
     Descriptor { opcode: regs::OP_CRC32C, source, length, ..Default::default() }
 }
 
-/// What became of a piece of work.
+/// A decoded completion record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     pub status: u8,
     /// For a fault: the access was a write.
     pub write: bool,
-    /// For a fault: the guest's answer to a page request was that the access is invalid.
+    /// For a fault: the response to the page request was INVALID.
     pub page_request: bool,
     pub bytes_done: u64,
     pub fault_address: u64,
@@ -149,7 +152,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// That all of `length` bytes were done, or the record in words.
+    /// Checks that all of `length` bytes were processed.
     pub fn expect_success(&self, what: &str, length: u64) -> Result<()> {
         if self.status == regs::STATUS_SUCCESS && self.bytes_done == length {
             return Ok(());
@@ -157,18 +160,14 @@ impl Completion {
         Err(format!("{what}: expected SUCCESS after {length} bytes, got {self}"))
     }
 
-    /// That an access to `address` was refused after `done` bytes with no page request, or the
-    /// record in words.
+    /// Checks for an unrecoverable fault of an access to `address`, after `done` bytes.
     pub fn expect_fault(&self, what: &str, address: u64, write: bool, done: u64) -> Result<()> {
-        let page_request = false;
-        self.expect(what, Self::fault(address, write, page_request, done))
+        self.expect(what, Self::fault(address, write, false, done))
     }
 
-    /// That the page request for an access to `address` after `done` bytes was answered with
-    /// INVALID, or the record in words.
+    /// Checks that the response to the page request for `address`, after `done` bytes, was INVALID.
     pub fn expect_invalid(&self, what: &str, address: u64, write: bool, done: u64) -> Result<()> {
-        let page_request = true;
-        self.expect(what, Self::fault(address, write, page_request, done))
+        self.expect(what, Self::fault(address, write, true, done))
     }
 
     fn fault(fault_address: u64, write: bool, page_request: bool, bytes_done: u64) -> Self {
@@ -176,7 +175,7 @@ impl Completion {
         Self { status, write, page_request, bytes_done, fault_address, result: 0 }
     }
 
-    /// Results of faults are not looked at.
+    /// Compares with `expected`, except for the result.
     fn expect(&self, what: &str, expected: Self) -> Result<()> {
         if (Self { result: 0, ..*self }) == expected {
             return Ok(());
@@ -191,9 +190,9 @@ impl fmt::Display for Completion {
         match self.status {
             regs::STATUS_FAULT | regs::STATUS_BUS_ERROR => {
                 let access = if self.write { "write" } else { "read" };
-                let asked = if self.page_request { " (page request: INVALID)" } else { "" };
+                let response = if self.page_request { " (page request: INVALID)" } else { "" };
                 write!(f, "{name}, {access} at {:#x} after {done} bytes", self.fault_address)?;
-                f.write_str(asked)
+                f.write_str(response)
             }
             _ => write!(f, "{name} after {done} bytes"),
         }

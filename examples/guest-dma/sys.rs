@@ -1,4 +1,4 @@
-//! All unsafe code of this program: ioctls, memory that a device shares, registers.
+//! Unsafe code: ioctls, memory that is shared with a device, registers.
 
 use std::ffi::{CString, c_ulong};
 use std::fs::File;
@@ -12,7 +12,7 @@ use vfio_bindings::bindings::vfio;
 
 use crate::place;
 
-/// The letter that ioctls of VFIO and iommufd have in common.
+/// The ioctl type (`';'`) of VFIO and iommufd.
 const TYPE: u32 = vfio::VFIO_TYPE as u32;
 
 /// `_IO(';', 100 + index)`.
@@ -25,51 +25,51 @@ const fn iommufd_ioctl(index: u32) -> c_ulong {
     (TYPE << 8 | (0x80 + index)) as c_ulong
 }
 
-/// What an ioctl reads and writes.
+/// The argument of an ioctl.
 ///
 /// # Safety
-/// The ioctl `NUMBER` takes a pointer to `Self`, and touches nothing of this process besides.
+/// The ioctl `NUMBER` accepts a pointer to `Self` and accesses no other memory of this process.
 pub unsafe trait Argument: Sized {
     const NUMBER: c_ulong;
-    /// Its size, as the first field tells the kernel.
+    /// Value of the first field, which contains the size of the structure.
     const SIZE: u32 = size_of::<Self>() as u32;
 }
 
-// SAFETY: linux/vfio.h, for each of the following. None has a pointer, except for the token of
-// bind_iommufd, which counts only with a flag that this program does not set.
+// SAFETY: defined by linux/vfio.h, like the following. None contains a pointer, except for the
+// token of bind_iommufd, which the kernel reads only with a flag that this program does not set.
 unsafe impl Argument for vfio::vfio_group_status {
     const NUMBER: c_ulong = vfio_ioctl(3);
 }
-// SAFETY: see above.
+// SAFETY: see `vfio_group_status`.
 unsafe impl Argument for vfio::vfio_region_info {
     const NUMBER: c_ulong = vfio_ioctl(8);
 }
-// SAFETY: see above.
+// SAFETY: see `vfio_group_status`.
 unsafe impl Argument for EventfdSet {
     const NUMBER: c_ulong = vfio_ioctl(10);
 }
-// SAFETY: see above.
+// SAFETY: see `vfio_group_status`.
 unsafe impl Argument for Type1Unmap {
     const NUMBER: c_ulong = vfio_ioctl(14);
 }
-// SAFETY: see above.
+// SAFETY: see `vfio_group_status`.
 unsafe impl Argument for vfio::vfio_device_bind_iommufd {
     const NUMBER: c_ulong = vfio_ioctl(18);
 }
-// SAFETY: see above.
+// SAFETY: see `vfio_group_status`.
 unsafe impl Argument for vfio::vfio_device_attach_iommufd_pt {
     const NUMBER: c_ulong = vfio_ioctl(19);
 }
-// SAFETY: linux/iommufd.h; no pointer.
+// SAFETY: defined by linux/iommufd.h; contains no pointer.
 unsafe impl Argument for IoasAlloc {
     const NUMBER: c_ulong = iommufd_ioctl(1);
 }
-// SAFETY: linux/iommufd.h; no pointer.
+// SAFETY: defined by linux/iommufd.h; contains no pointer.
 unsafe impl Argument for IoasUnmap {
     const NUMBER: c_ulong = iommufd_ioctl(6);
 }
 
-/// `vfio_irq_set` with the eventfds of all vectors behind it.
+/// `vfio_irq_set`, followed by the eventfds of all vectors.
 #[repr(C)]
 pub struct EventfdSet {
     pub argsz: u32,
@@ -80,7 +80,7 @@ pub struct EventfdSet {
     pub eventfds: [i32; crate::regs::VECTORS],
 }
 
-/// `vfio_iommu_type1_dma_unmap` without a bitmap behind it.
+/// `vfio_iommu_type1_dma_unmap` without a dirty bitmap.
 #[repr(C)]
 pub struct Type1Unmap {
     pub argsz: u32,
@@ -123,7 +123,8 @@ const IOAS_MAP_WRITEABLE: u32 = 2;
 const IOAS_MAP_READABLE: u32 = 4;
 
 pub fn ioctl<T: Argument>(file: &File, argument: &mut T) -> io::Result<()> {
-    // SAFETY: the pointer is valid for reads and writes, and `Argument` promises the rest.
+    // SAFETY: the pointer is valid for reads and writes; `Argument` guarantees that the ioctl
+    // accesses no other memory.
     check(unsafe { libc::ioctl(file.as_raw_fd(), T::NUMBER, ptr::from_mut(argument)) }).map(drop)
 }
 
@@ -135,7 +136,7 @@ pub fn api_version(container: &File) -> io::Result<i32> {
 
 /// VFIO_SET_IOMMU.
 pub fn set_iommu(container: &File, kind: u32) -> io::Result<()> {
-    // SAFETY: the ioctl takes a number.
+    // SAFETY: the argument of the ioctl is a number.
     check(unsafe { libc::ioctl(container.as_raw_fd(), vfio_ioctl(2), c_ulong::from(kind)) })
         .map(drop)
 }
@@ -150,14 +151,14 @@ pub fn set_container(group: &File, container: &File) -> io::Result<()> {
 /// VFIO_GROUP_GET_DEVICE_FD.
 pub fn device_of_group(group: &File, name: &str) -> io::Result<File> {
     let name = CString::new(name)?;
-    // SAFETY: the ioctl reads a string that ends with 0 and outlives the call.
+    // SAFETY: the ioctl reads a NUL-terminated string that outlives the call.
     let fd = check(unsafe { libc::ioctl(group.as_raw_fd(), vfio_ioctl(6), name.as_ptr()) })?;
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: the file descriptor is new and has no other owner.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// VFIO_IOMMU_MAP_DMA. Devices are given access, but only to memory that lives as long as the
-/// process and that the program itself accesses with atomic operations alone.
+/// VFIO_IOMMU_MAP_DMA. The device gets access only to memory that is never freed and that the
+/// program accesses with atomic operations.
 pub fn map_type1(
     container: &File,
     iova: u64,
@@ -172,11 +173,12 @@ pub fn map_type1(
         iova,
         size: size_of_val(memory) as u64,
     };
-    // SAFETY: the argument outlives the call; of the memory it points to, see above.
+    // SAFETY: the argument outlives the call. DMA to the memory is sound: it is never freed, and
+    // atomics may change at any time.
     check(unsafe { libc::ioctl(container.as_raw_fd(), vfio_ioctl(13), &raw const map) }).map(drop)
 }
 
-/// IOMMU_IOAS_MAP at a given address. Of the memory, see [`map_type1`].
+/// IOMMU_IOAS_MAP at `iova`. The requirements for the memory are those of [`map_type1`].
 pub fn map_ioas(
     iommufd: &File,
     ioas: u32,
@@ -195,30 +197,30 @@ pub fn map_ioas(
         iova,
     };
     let number = iommufd_ioctl(5);
-    // SAFETY: the argument outlives the call; of the memory it points to, see `map_type1`.
+    // SAFETY: the argument outlives the call. For DMA to the memory, see `map_type1`.
     check(unsafe { libc::ioctl(iommufd.as_raw_fd(), number, &raw mut map) }).map(drop)
 }
 
-/// Memory of its own, zero, aligned to pages, for the rest of the process's life.
+/// Allocates zeroed, page-aligned memory that is never freed.
 pub fn leak_pages(bytes: usize) -> io::Result<&'static [AtomicU64]> {
     let base = place::map(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
-    // SAFETY: `bytes` readable and writable bytes, zero, aligned, and never unmapped. Atomics
-    // may be changed by others at any time, devices too.
+    // SAFETY: the memory is readable and writable, zeroed, aligned, `bytes` long and never
+    // unmapped. Atomics may change at any time, also by DMA.
     Ok(unsafe { slice::from_raw_parts(base.cast(), bytes / size_of::<AtomicU64>()) })
 }
 
-/// Maps private memory at an address where nothing is, or with 0 at one that the kernel chooses.
-/// [`place`] knows where.
+/// Maps private memory at an unused address, or if `address` is 0 at an address that the kernel
+/// chooses. Use [`place::map`] to apply the address limit.
 pub fn map_private(address: usize, bytes: usize, protection: i32) -> io::Result<*mut libc::c_void> {
     let fixed = if address == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
     let address = ptr::without_provenance_mut(address);
-    // SAFETY: a new mapping; if something is there already, the kernel refuses.
+    // SAFETY: a new mapping; MAP_FIXED_NOREPLACE fails if the address is in use.
     let base = unsafe { libc::mmap(address, bytes, protection, flags, -1, 0) };
     if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(base) }
 }
 
-/// Registers of a device.
+/// A mapped BAR with registers.
 pub struct Bar {
     base: NonNull<u8>,
     size: usize,
@@ -229,7 +231,7 @@ impl Bar {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fd = device.as_raw_fd();
-        // SAFETY: a new mapping, at an address that the kernel chooses.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let base =
             unsafe { libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, offset) };
         match NonNull::new(base.cast::<u8>()) {
@@ -240,44 +242,47 @@ impl Bar {
         }
     }
 
-    /// The address of a register of `bytes` bytes.
+    /// Returns a pointer to a register of `bytes` bytes.
     fn register(&self, offset: u32, bytes: usize) -> NonNull<u8> {
         let offset = offset as usize;
-        assert!(offset.is_multiple_of(bytes), "register {offset:#x} is not aligned to {bytes}");
+        assert!(
+            offset.is_multiple_of(bytes),
+            "register {offset:#x} is not aligned to {bytes} bytes"
+        );
         assert!(offset + bytes <= self.size, "register {offset:#x} is beyond the BAR");
-        // SAFETY: within the mapping, as just checked.
+        // SAFETY: the offset is within the mapping, see the assertion.
         unsafe { self.base.add(offset) }
     }
 
     pub fn read32(&self, offset: u32) -> u32 {
-        // SAFETY: aligned and mapped for as long as `self` lives.
+        // SAFETY: the pointer is aligned and valid while `self` exists.
         unsafe { self.register(offset, 4).cast().read_volatile() }
     }
 
     pub fn read64(&self, offset: u32) -> u64 {
-        // SAFETY: aligned and mapped for as long as `self` lives.
+        // SAFETY: the pointer is aligned and valid while `self` exists.
         unsafe { self.register(offset, 8).cast().read_volatile() }
     }
 
     pub fn write32(&self, offset: u32, value: u32) {
-        // SAFETY: aligned and mapped for as long as `self` lives.
+        // SAFETY: the pointer is aligned and valid while `self` exists.
         unsafe { self.register(offset, 4).cast().write_volatile(value) }
     }
 
     pub fn write64(&self, offset: u32, value: u64) {
-        // SAFETY: aligned and mapped for as long as `self` lives.
+        // SAFETY: the pointer is aligned and valid while `self` exists.
         unsafe { self.register(offset, 8).cast().write_volatile(value) }
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made; no reference into it exists.
+        // SAFETY: the mapping was created by `map`, and no reference into it exists.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
     }
 }
 
-/// Waits until a file has something to read, or `seconds` are over.
+/// Waits up to `seconds` until a file is readable. Returns whether it is.
 pub fn wait_readable(file: &File, seconds: u32) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let limit = Timespec { tv_sec: seconds.into(), tv_nsec: 0 };

@@ -1,4 +1,4 @@
-//! `two`: two accelerators share an address space, or do not.
+//! `two`: two accelerators in a shared I/O address space, then in separate ones.
 
 use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE};
@@ -13,43 +13,43 @@ const FIRST_PATTERN: u64 = 0x1111_1111_1111_1111;
 const SECOND_PATTERN: u64 = 0x2222_2222_2222_2222;
 
 pub fn run(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
-    together(api, first, second, iova)?;
-    apart(api, first, second, iova)?;
+    shared_space(api, first, second, iova)?;
+    separate_spaces(api, first, second, iova)?;
     println!("both verified");
     Ok(())
 }
 
-/// In one space, what is mapped is mapped for both, and gone for both.
-fn together(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
+/// Checks that mappings are added and removed for both.
+fn shared_space(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
     let space = Space::new(api)?;
     let accelerators = [space.attach(first)?, space.attach(second)?];
     let mut first = space.channel(&accelerators[0], 0, RING, Wait::Interrupt)?;
     let mut second = space.channel(&accelerators[1], 0, SECOND_RING, Wait::Interrupt)?;
-    let (shared, passing) = (Memory::pages(PAGES)?, Memory::pages(PAGES)?);
+    let (shared, removed) = (Memory::pages(PAGES)?, Memory::pages(PAGES)?);
     let bytes = shared.bytes() as u64;
     space.map(SHARED, shared, Protection::ReadWrite)?;
-    space.map(iova, passing, Protection::ReadWrite)?;
+    space.map(iova, removed, Protection::ReadWrite)?;
 
-    passing.scramble(1);
-    first.run(ring::copy(iova, SHARED, bytes))?.expect_success("the first's COPY", bytes)?;
+    removed.scramble(1);
+    first.run(ring::copy(iova, SHARED, bytes))?.expect_success("COPY by the first", bytes)?;
     let completion = second.run(ring::crc32c(SHARED, bytes))?;
-    completion.expect_success("the second's CRC32C", bytes)?;
-    if completion.result != u64::from(passing.crc()) {
-        return Err("the second does not see what the first has written".into());
+    completion.expect_success("CRC32C by the second", bytes)?;
+    if completion.result != u64::from(removed.crc()) {
+        return Err("CRC32C by the second: checksum of the first's data is incorrect".into());
     }
-    step("one address space: the second reads what the first has written");
+    step("shared address space: the second reads data that the first has written");
 
-    space.unmap(iova, passing.bytes())?;
+    space.unmap(iova, removed.bytes())?;
     for channel in [&mut first, &mut second] {
         let what = format!("{channel} after unmap");
         channel.run(ring::crc32c(iova, bytes))?.expect_fault(&what, iova, false, 0)?;
     }
-    step(format!("unmapped once, {iova:#x} faults for both"));
+    step(format!("after unmap, {iova:#x} faults for both"));
     Ok(())
 }
 
-/// In spaces of their own, the same address is different memory, or none.
-fn apart(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
+/// Checks that a mapping in one space does not affect the other.
+fn separate_spaces(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
     let (first_space, first) = open(api, first)?;
     let (second_space, second) = open(api, second)?;
     let (first_memory, second_memory) = (Memory::pages(PAGES)?, Memory::pages(PAGES)?);
@@ -64,15 +64,15 @@ fn apart(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
         channel.run(ring::fill(SHARED, bytes, pattern))?.expect_success(&what, bytes)?;
     }
     if !first_memory.is_filled(FIRST_PATTERN) || !second_memory.is_filled(SECOND_PATTERN) {
-        return Err("what one has written is not in its memory, or is in the other's".into());
+        return Err("FILL: the memory of one accelerator has incorrect content".into());
     }
-    step(format!("two address spaces: {SHARED:#x} is different memory for each"));
+    step(format!("separate address spaces: {SHARED:#x} translates to different memory"));
 
     let page = PAGE as u64;
     first_space.map(iova, Memory::pages(1)?, Protection::ReadWrite)?;
-    first.run(ring::crc32c(iova, page))?.expect_success("the first's CRC32C", page)?;
+    first.run(ring::crc32c(iova, page))?.expect_success("CRC32C by the first", page)?;
     let completion = second.run(ring::crc32c(iova, page))?;
-    completion.expect_fault("the second in the first's memory", iova, false, 0)?;
-    step(format!("mapped for the first only, {iova:#x} faults for the second"));
+    completion.expect_fault("CRC32C by the second", iova, false, 0)?;
+    step(format!("mapped only for the first, {iova:#x} faults for the second"));
     Ok(())
 }

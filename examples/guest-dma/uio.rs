@@ -1,8 +1,8 @@
-//! Accelerators through Linux's uio_pci_generic_sva: the driver enables the function, and opening
-//! its file gives the function the opener's address space, under a PASID.
+//! Accelerators with Linux's uio_pci_generic_sva driver. The driver enables the function; opening
+//! its device file binds the address space of the process to a PASID of the function.
 //!
-//! Registers are mapped through sysfs. UIO's own mapping takes a lock that UIO holds while it opens
-//! a file, under a lock that opening needs as well.
+//! Registers are mapped through sysfs. mmap() of the UIO device file acquires two locks in the
+//! opposite order of open() and can deadlock with it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,23 +12,25 @@ use crate::accel::{Accelerator, Interrupts};
 use crate::sys::{self, Bar};
 use crate::vfio::sysfs;
 
-/// Opens a function that is bound to uio_pci_sva. Returns the process's PASID too.
+/// Opens a function that is bound to uio_pci_sva. Returns it with the PASID of the process.
 pub fn open(name: &str) -> Result<(Accelerator, u32)> {
-    let path = file_of(name)?;
-    let turn = Turn::wait(name)?;
+    let path = device_file(name)?;
+    let lock = Lock::acquire(name)?;
     let file = open_file(&path)?;
     let pasid = pasid(name);
-    drop(turn);
-    // From here on the file is closed as it must be, whatever happens.
+    drop(lock);
+    // From here, `Drop` closes the file, also on errors.
     let uio = Uio { name: name.into(), path, file: Some(file) };
     Ok((Accelerator::new(name, registers(name)?, Box::new(uio))?, pasid?))
 }
 
-fn file_of(name: &str) -> Result<PathBuf> {
+/// Returns the path of the device file of a function.
+fn device_file(name: &str) -> Result<PathBuf> {
     let dir = sysfs(name).join("uio");
-    let not_bound =
-        |error| format!("{name} is not bound to uio_pci_sva: {}: {error}", dir.display());
-    match fs::read_dir(&dir).map_err(not_bound)?.next() {
+    let mut entries = fs::read_dir(&dir).map_err(|error| {
+        format!("{name} is not bound to uio_pci_sva: {}: {error}", dir.display())
+    })?;
+    match entries.next() {
         Some(Ok(entry)) => Ok(Path::new("/dev").join(entry.file_name())),
         _ => Err(format!("{} is empty", dir.display())),
     }
@@ -36,36 +38,38 @@ fn file_of(name: &str) -> Result<PathBuf> {
 
 fn open_file(path: &Path) -> Result<File> {
     File::options().read(true).write(true).open(path).map_err(|error| {
-        format!("cannot share this process's address space through {}: {error}", path.display())
+        format!("cannot bind the address space of the process through {}: {error}", path.display())
     })
 }
 
-/// The PASID of the address space that the last open of the function's file has bound.
+/// Returns the PASID of the address space that the most recent open of the device file has bound.
 fn pasid(name: &str) -> Result<u32> {
     let path = sysfs(name).join("pasid");
     let text = fs::read_to_string(&path)
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    text.trim().parse().map_err(|error| format!("{}: '{text}': {error}", path.display()))
+    text.trim()
+        .parse()
+        .map_err(|error| format!("invalid PASID '{text}' in {}: {error}", path.display()))
 }
 
 fn registers(name: &str) -> Result<Bar> {
     let path = sysfs(name).join("resource0");
-    let failed = |error| format!("{name}: cannot map BAR 0: {}: {error}", path.display());
-    let file = File::options().read(true).write(true).open(&path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
+    let map_error = |error| format!("{name}: cannot map BAR 0: {}: {error}", path.display());
+    let file = File::options().read(true).write(true).open(&path).map_err(map_error)?;
+    let size = file.metadata().map_err(map_error)?.len();
     if size != u64::from(crate::regs::BAR0_SIZE) {
-        return Err(format!("{name}: BAR 0 has {size} bytes; no accelerator"));
+        return Err(format!("{name} is not an accelerator: BAR 0 has {size} bytes"));
     }
-    Bar::map(&file, 0, size as usize).map_err(failed)
+    Bar::map(&file, 0, size as usize).map_err(map_error)
 }
 
-/// The right to open and to close the function's file. The driver remembers one address space
-/// for the function, that of the last open, and tells its PASID; a close gives up that one,
-/// whoever closes. Processes that share a function therefore take turns.
-struct Turn(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
+/// A lock on opening and closing the device file of a function. The driver stores only the address
+/// space of the most recent open and reports its PASID; any close unbinds that one, also if another
+/// process closes the file. Processes that share a function therefore serialize open and close.
+struct Lock(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
 
-impl Turn {
-    fn wait(name: &str) -> Result<Self> {
+impl Lock {
+    fn acquire(name: &str) -> Result<Self> {
         let path = sysfs(name);
         File::open(&path)
             .and_then(|dir| dir.lock().map(|()| Self(dir)))
@@ -73,11 +77,11 @@ impl Turn {
     }
 }
 
-/// The function's file: a read tells how many interrupts its one vector has seen.
+/// An open device file. A read returns the number of interrupts of the function's single vector.
 struct Uio {
     name: String,
     path: PathBuf,
-    /// Taken when it is closed.
+    /// `None` while it is being closed.
     file: Option<File>,
 }
 
@@ -85,20 +89,21 @@ impl Interrupts for Uio {
     fn wait(&self, _vector: u32, seconds: u32) -> u64 {
         let Some(file) = &self.file else { return 0 };
         let mut total = [0; 4];
-        let came = sys::wait_readable(file, seconds);
-        // The count has begun before this program did: only that it has changed is of interest.
-        u64::from(came && rustix::io::read(file, &mut total) == Ok(4))
+        let ready = sys::wait_readable(file, seconds);
+        // The total includes interrupts of other programs, so it shows only that there was one.
+        u64::from(ready && rustix::io::read(file, &mut total) == Ok(4))
     }
 }
 
 impl Drop for Uio {
-    /// See [`Turn`]: opening once more makes this process's address space the one that the next
-    /// two closes give up.
+    /// Opens the file once more, so that the following two closes unbind the address space of this
+    /// process, see [`Lock`].
     fn drop(&mut self) {
-        let again = Turn::wait(&self.name).and_then(|turn| Ok((open_file(&self.path)?, turn)));
-        match again {
-            Ok((file, turn)) => drop((self.file.take(), file, turn)),
-            Err(error) => eprintln!("guest-dma: {}: cannot be left: {error}", self.name),
+        let reopened =
+            Lock::acquire(&self.name).and_then(|lock| Ok((open_file(&self.path)?, lock)));
+        match reopened {
+            Ok((file, lock)) => drop((self.file.take(), file, lock)),
+            Err(error) => eprintln!("guest-dma: cannot unbind {}: {error}", self.name),
         }
     }
 }

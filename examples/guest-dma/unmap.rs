@@ -1,4 +1,4 @@
-//! `unmap`: what is unmapped can no longer be reached, and what takes its place can.
+//! `unmap`: accesses fault after a mapping is removed, and reach the mapping that replaces it.
 
 use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE, Scattered};
@@ -19,7 +19,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     source.scramble(1);
     channel.run(ring::copy(SOURCE, iova, bytes))?.expect_success("COPY", bytes)?;
     if old.crc() != source.crc() {
-        return Err("COPY to the mapping has not arrived".into());
+        return Err("COPY: the destination differs from the source".into());
     }
     step(format!("COPY of {bytes} bytes to {iova:#x}"));
 
@@ -29,19 +29,23 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     let completion = channel.run(ring::copy(SOURCE, iova, bytes))?;
     completion.expect_fault("COPY after unmap", iova, true, 0)?;
     if old.crc() != before {
-        return Err("memory that was unmapped has been written".into());
+        return Err("the accelerator has written to unmapped memory".into());
     }
-    step(format!("unmapped: {completion}, and the memory is as before"));
+    step(format!("COPY after unmap: {completion}; the memory is unchanged"));
 
     let new = Memory::pages(PAGES)?;
     space.map(iova, new, Protection::ReadWrite)?;
-    channel.run(ring::copy(SOURCE, iova, bytes))?.expect_success("COPY again", bytes)?;
+    channel
+        .run(ring::copy(SOURCE, iova, bytes))?
+        .expect_success("COPY to the new mapping", bytes)?;
     if new.crc() != source.crc() || old.crc() != before {
-        return Err("COPY to the new mapping went elsewhere".into());
+        return Err(
+            "COPY to the new mapping: incorrect content of the new or the old memory".into()
+        );
     }
-    step(format!("COPY to other memory at {iova:#x}"));
+    step(format!("COPY to the new mapping at {iova:#x}"));
 
-    // One page in the middle, mapped alone, so that it can go alone.
+    // Each page has a separate mapping, so that a page in the middle can be removed.
     space.unmap(iova, new.bytes())?;
     let halves = Scattered::map(&space, iova, PAGES)?;
     let middle = (PAGES / 2 * PAGE) as u64;
@@ -49,9 +53,9 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     let completion = channel.run(ring::copy(SOURCE, iova, bytes))?;
     completion.expect_fault("COPY over a hole", iova + middle, true, middle)?;
     if (0..middle as usize).any(|index| halves.byte(index) != source.byte(index)) {
-        return Err("COPY over a hole has not done what lies before it".into());
+        return Err("COPY over a hole: the bytes before the hole differ from the source".into());
     }
-    step(format!("a hole in the middle: {completion}"));
+    step(format!("COPY over a hole: {completion}"));
     println!("unmapped");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `verify`: every operation on scattered memory, checked with the processor.
+//! `verify`: all operations on scattered memory, verified on the CPU.
 
 use crate::accel::{Accelerator, Wait};
 use crate::memory::Scattered;
@@ -9,13 +9,13 @@ use crate::{Result, open, ring, step};
 const RING: u64 = 0x1_0000_0000;
 const SECOND_RING: u64 = 0x1_0000_1000;
 const SOURCE: u64 = 0x40_0000_0000;
-// Beyond what four levels of page tables reach: nothing in the way may cut addresses off.
+// Outside the range of four-level page tables: no layer may truncate addresses.
 const DESTINATION: u64 = 0x7fff_8000_0000_0000;
 
-/// Bytes of one COPY, so that the ring goes round several times.
+/// Size of one COPY in bytes, small enough for the ring to wrap several times.
 const PIECE: usize = 64 << 10;
 
-/// A piece of the destination that is not aligned to anything.
+/// An unaligned range of the destination.
 const HOLE: usize = 0x1235;
 const HOLE_BYTES: usize = 0x2fff;
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
@@ -23,17 +23,17 @@ const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 pub fn pages(text: &str) -> Result<usize> {
     match text.parse::<usize>() {
         Ok(pages) if pages.is_power_of_two() && pages >= 8 => Ok(pages),
-        _ => Err(format!("'{text}' is not a power of two from 8 up")),
+        _ => Err("must be a power of two that is at least 8".into()),
     }
 }
 
 pub fn run(api: Api, name: &str, pages: usize) -> Result<()> {
     let (space, accelerator) = open(api, name)?;
-    step(format!("{name} is an accelerator (interface: {api:?})"));
+    step(format!("{name} is an accelerator (VFIO interface: {api:?})"));
     let source = Scattered::map(&space, SOURCE, pages)?;
     let destination = Scattered::map(&space, DESTINATION, pages)?;
     source.scramble(1);
-    step(format!("{pages} pages mapped at {SOURCE:#x}, as many at {DESTINATION:#x}"));
+    step(format!("{pages} pages mapped at {SOURCE:#x} and at {DESTINATION:#x}"));
 
     let check = Check { space, accelerator, source, destination };
     check.copy()?;
@@ -56,31 +56,32 @@ impl Check {
         let mut channel = self.space.channel(&self.accelerator, 0, RING, Wait::Interrupt)?;
         let bytes = self.source.bytes();
         let length = PIECE.min(bytes);
-        let copy =
-            |at: usize| ring::copy(SOURCE + at as u64, DESTINATION + at as u64, length as u64);
-        let work: Vec<_> = (0..bytes).step_by(length).map(copy).collect();
+        let work: Vec<_> = (0..bytes as u64)
+            .step_by(length)
+            .map(|offset| ring::copy(SOURCE + offset, DESTINATION + offset, length as u64))
+            .collect();
         for (index, completion) in channel.run_all(&work)?.iter().enumerate() {
             completion.expect_success(&format!("COPY {index}"), length as u64)?;
         }
-        let (sent, arrived) = (self.source.crc(), self.destination.crc());
-        if sent != arrived {
-            return Err(format!("COPY: CRC-32C {arrived:#010x} instead of {sent:#010x}"));
+        let (expected, found) = (self.source.crc(), self.destination.crc());
+        if found != expected {
+            return Err(format!("COPY: expected CRC-32C {expected:#010x}, got {found:#010x}"));
         }
         step(format!("COPY of {bytes} bytes in {} descriptors, by interrupt", work.len()));
         Ok(())
     }
 
     fn checksum(&self) -> Result<()> {
-        // Another channel, vector and way to wait than the first.
+        // `copy` uses another channel, vector and kind of completion.
         let mut channel = self.space.channel(&self.accelerator, 5, SECOND_RING, Wait::Poll)?;
         let bytes = self.destination.bytes() as u64;
         let completion = channel.run(ring::crc32c(DESTINATION, bytes))?;
         completion.expect_success("CRC32C", bytes)?;
         let expected = u64::from(self.source.crc());
         if completion.result != expected {
-            return Err(format!("CRC32C: {:#x} instead of {expected:#x}", completion.result));
+            return Err(format!("CRC32C: expected {expected:#x}, got {:#x}", completion.result));
         }
-        step(format!("CRC32C {expected:#010x} over the copy, by polling"));
+        step(format!("CRC32C of the copy is {expected:#010x}, by polling"));
         self.space.unmap(SECOND_RING, crate::memory::PAGE)
     }
 
@@ -95,10 +96,12 @@ impl Check {
             };
             let found = self.destination.byte(index);
             if found != expected {
-                return Err(format!("FILL: byte {index:#x} is {found:#x}, not {expected:#x}"));
+                return Err(format!(
+                    "FILL: byte {index:#x}: expected {expected:#x}, got {found:#x}"
+                ));
             }
         }
-        step(format!("FILL of {HOLE_BYTES} bytes at offset {HOLE:#x}, and of no other"));
+        step(format!("FILL writes exactly {HOLE_BYTES} bytes at offset {HOLE:#x}"));
         self.space.unmap(SECOND_RING, crate::memory::PAGE)
     }
 
@@ -112,7 +115,7 @@ impl Check {
         }
         channel
             .run(ring::compare(SOURCE, DESTINATION, HOLE as u64))?
-            .expect_success("COMPARE of what is equal", HOLE as u64)?;
+            .expect_success("COMPARE of equal buffers", HOLE as u64)?;
         step(format!("COMPARE finds the first difference at offset {HOLE:#x}"));
         Ok(())
     }

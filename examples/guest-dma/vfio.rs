@@ -1,5 +1,5 @@
-//! VFIO by either of its interfaces: groups in a container with a type 1 IOMMU (what Debian's
-//! cloud kernel has), or character devices with iommufd.
+//! Both VFIO interfaces: groups in a container with a type 1 IOMMU (supported by Debian's cloud
+//! kernel), and device files with iommufd.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
@@ -29,15 +29,15 @@ pub enum Api {
 }
 
 impl Api {
-    /// What this kernel has; the newer one first.
+    /// Returns the interface of this kernel, the newer one if it has both.
     pub fn detect() -> Result<Self> {
         if Path::new("/dev/iommu").exists() && Path::new("/dev/vfio/devices").exists() {
             Ok(Self::Cdev)
         } else if Path::new("/dev/vfio/vfio").exists() {
             Ok(Self::Group)
         } else {
-            Err("there is neither /dev/vfio/vfio nor /dev/iommu with /dev/vfio/devices; \
-                 load vfio-pci and bind it to the function"
+            Err("found neither /dev/vfio/vfio nor /dev/iommu with /dev/vfio/devices; load vfio-pci \
+                 and bind the function to it"
                 .into())
         }
     }
@@ -49,8 +49,7 @@ pub enum Protection {
     ReadWrite,
 }
 
-/// An I/O address space: what devices that are attached to it can reach. Ends with all its
-/// mappings when it is dropped.
+/// An I/O address space. Dropping it removes all of its mappings.
 pub enum Space {
     Container(File),
     Ioas { iommufd: File, id: u32 },
@@ -64,7 +63,7 @@ impl Space {
         }
     }
 
-    /// Opens an accelerator that is bound to vfio-pci, and attaches it.
+    /// Opens an accelerator that is bound to vfio-pci and attaches it to this space.
     pub fn attach(&self, name: &str) -> Result<Accelerator> {
         let device = self.open(name)?;
         device.enable()?;
@@ -72,7 +71,7 @@ impl Space {
         Accelerator::new(name, bar, Box::new(Vectors { eventfds, _device: device }))
     }
 
-    /// Sets channel `index` up with a page at `iova` for ring and records.
+    /// Enables channel `index` with a new page at `iova` for the ring and its records.
     pub fn channel<'a>(
         &self,
         accelerator: &'a Accelerator,
@@ -107,7 +106,7 @@ impl Space {
         result.map_err(|error| format!("cannot map {bytes} bytes at {iova:#x}: {error}"))
     }
 
-    /// Removes the mappings of a range, which must be all there.
+    /// Removes the mappings of a range, which must be mapped completely.
     pub fn unmap(&self, iova: u64, bytes: usize) -> Result<()> {
         let removed = match self {
             Self::Container(container) => {
@@ -137,8 +136,8 @@ fn container() -> Result<File> {
     let container = open(Path::new("/dev/vfio/vfio"))?;
     match sys::api_version(&container) {
         Ok(version) if version == vfio::VFIO_API_VERSION as i32 => Ok(container),
-        Ok(version) => Err(format!("/dev/vfio/vfio has version {version}, not 0")),
-        Err(error) => Err(format!("cannot ask /dev/vfio/vfio for its version: {error}")),
+        Ok(version) => Err(format!("/dev/vfio/vfio has unsupported API version {version}")),
+        Err(error) => Err(format!("cannot read the API version of /dev/vfio/vfio: {error}")),
     }
 }
 
@@ -146,7 +145,7 @@ fn ioas() -> Result<Space> {
     let iommufd = open(Path::new("/dev/iommu"))?;
     let mut alloc = sys::IoasAlloc { size: sys::IoasAlloc::SIZE, flags: 0, out_ioas_id: 0 };
     sys::ioctl(&iommufd, &mut alloc)
-        .map_err(|error| format!("cannot make an address space with /dev/iommu: {error}"))?;
+        .map_err(|error| format!("cannot allocate an IOAS with /dev/iommu: {error}"))?;
     Ok(Space::Ioas { iommufd, id: alloc.out_ioas_id })
 }
 
@@ -156,28 +155,30 @@ fn attach_by_group(container: &File, name: &str) -> Result<(File, File)> {
     let mut status =
         vfio::vfio_group_status { argsz: vfio::vfio_group_status::SIZE, ..Default::default() };
     sys::ioctl(&group, &mut status)
-        .map_err(|error| format!("cannot ask for the status of group {number}: {error}"))?;
+        .map_err(|error| format!("cannot read the status of group {number}: {error}"))?;
     if status.flags & vfio::VFIO_GROUP_FLAGS_VIABLE == 0 {
         return Err(format!("group {number} has functions that are not bound to vfio-pci"));
     }
     sys::set_container(&group, container)
-        .map_err(|error| format!("cannot put group {number} into a container: {error}"))?;
+        .map_err(|error| format!("cannot add group {number} to a container: {error}"))?;
     choose_type1(container, name)?;
     let device = sys::device_of_group(&group, name)
         .map_err(|error| format!("cannot open {name} through group {number}: {error}"))?;
     Ok((device, group))
 }
 
-/// The first group of a container decides on its kind.
+/// Sets the IOMMU type of a container, which the first group determines.
 fn choose_type1(container: &File, name: &str) -> Result<()> {
     match sys::set_iommu(container, vfio::VFIO_TYPE1v2_IOMMU) {
-        // A container that has its kind already.
+        // The container already has a type.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(format!(
-            "{name} cannot be attached: {error}; write Y to \
+            "cannot attach {name}: {error}; without interrupt remapping, write Y to \
              /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
         )),
-        other => other.map_err(|error| format!("cannot attach {name} to its domain: {error}")),
+        other => other.map_err(|error| {
+            format!("cannot set the IOMMU type of the container of {name}: {error}")
+        }),
     }
 }
 
@@ -190,8 +191,8 @@ fn attach_by_cdev(iommufd: &File, ioas: u32, name: &str) -> Result<File> {
     };
     sys::ioctl(&device, &mut bind).map_err(|error| {
         format!(
-            "cannot bind {name} to /dev/iommu: {error}; on a machine without interrupt \
-             remapping write Y to /sys/module/iommufd/parameters/allow_unsafe_interrupts"
+            "cannot bind {name} to /dev/iommu: {error}; without interrupt remapping, write Y \
+             to /sys/module/iommufd/parameters/allow_unsafe_interrupts"
         )
     })?;
     let mut attach = vfio::vfio_device_attach_iommufd_pt {
@@ -200,33 +201,34 @@ fn attach_by_cdev(iommufd: &File, ioas: u32, name: &str) -> Result<File> {
         ..Default::default()
     };
     sys::ioctl(&device, &mut attach)
-        .map_err(|error| format!("cannot attach {name} to an address space: {error}"))?;
+        .map_err(|error| format!("cannot attach {name} to the IOAS: {error}"))?;
     Ok(device)
 }
 
-/// The number of a function's IOMMU group.
+/// Returns the number of a function's IOMMU group.
 pub fn group_of(name: &str) -> Result<String> {
     let link = sysfs(name).join("iommu_group");
     let target = fs::read_link(&link)
-        .map_err(|error| format!("{name} is behind no IOMMU: {}: {error}", link.display()))?;
+        .map_err(|error| format!("{name} is not behind an IOMMU: {}: {error}", link.display()))?;
     Ok(target.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
+/// Returns the path of the VFIO device file of a function.
 fn cdev_of(name: &str) -> Result<PathBuf> {
     let dir = sysfs(name).join("vfio-dev");
-    let not_bound = |error| {
+    let mut entries = fs::read_dir(&dir).map_err(|error| {
         format!(
-            "{name} is not bound to vfio-pci, or is behind no IOMMU: {}: {error}",
+            "{name} is not bound to vfio-pci, or is not behind an IOMMU: {}: {error}",
             dir.display()
         )
-    };
-    let mut entries = fs::read_dir(&dir).map_err(not_bound)?;
+    })?;
     match entries.next() {
         Some(Ok(entry)) => Ok(Path::new("/dev/vfio/devices").join(entry.file_name())),
         _ => Err(format!("{} is empty", dir.display())),
     }
 }
 
+/// Returns the sysfs directory of a function.
 pub fn sysfs(name: &str) -> PathBuf {
     Path::new("/sys/bus/pci/devices").join(name)
 }
@@ -236,7 +238,7 @@ fn open(path: &Path) -> Result<File> {
     result.map_err(|error| format!("cannot open {}: {error}", path.display()))
 }
 
-/// A function in the hands of this program.
+/// An open VFIO device.
 struct Device {
     file: File,
     // Closed after the device.
@@ -245,42 +247,42 @@ struct Device {
 }
 
 impl Device {
-    /// Where a region is in the device's file, and its size.
+    /// Returns the offset of a region in the device file, and its size in bytes.
     fn region(&self, index: u32) -> Result<(u64, u64)> {
         let argsz = vfio::vfio_region_info::SIZE;
         let mut info = vfio::vfio_region_info { argsz, index, ..Default::default() };
         sys::ioctl(&self.file, &mut info)
-            .map_err(|error| format!("{}: cannot ask for region {index}: {error}", self.name))?;
+            .map_err(|error| format!("{}: cannot query region {index}: {error}", self.name))?;
         Ok((info.offset, info.size))
     }
 
-    /// Lets the function answer and issue accesses to memory.
+    /// Enables memory space and bus master.
     fn enable(&self) -> Result<()> {
         let (config, _) = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
-        let failed = |error| format!("{}: cannot change its command register: {error}", self.name);
+        let access_error =
+            |error| format!("{}: cannot access the command register: {error}", self.name);
         let mut command = [0; 2];
-        self.file.read_exact_at(&mut command, config + COMMAND).map_err(failed)?;
+        self.file.read_exact_at(&mut command, config + COMMAND).map_err(access_error)?;
         let enabled = u16::from_le_bytes(command) | COMMAND_MEMORY | COMMAND_BUS_MASTER;
-        self.file.write_all_at(&enabled.to_le_bytes(), config + COMMAND).map_err(failed)
+        self.file.write_all_at(&enabled.to_le_bytes(), config + COMMAND).map_err(access_error)
     }
 
     fn registers(&self) -> Result<sys::Bar> {
         let (offset, size) = self.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
         if size != u64::from(regs::BAR0_SIZE) {
-            return Err(format!("{}: BAR 0 has {size} bytes; no accelerator", self.name));
+            return Err(format!("{} is not an accelerator: BAR 0 has {size} bytes", self.name));
         }
         sys::Bar::map(&self.file, offset, size as usize)
             .map_err(|error| format!("{}: cannot map BAR 0: {error}", self.name))
     }
 
-    /// An eventfd for each vector. They count, and reading them does not block.
+    /// Creates a non-blocking eventfd for each MSI-X vector.
     fn interrupts(&self) -> Result<Vec<Eventfd>> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let make = |_| rustix::event::eventfd(0, flags).map(|fd| Eventfd(fd.into()));
         let eventfds: Vec<_> = (0..regs::VECTORS)
-            .map(make)
+            .map(|_| rustix::event::eventfd(0, flags).map(|fd| Eventfd(fd.into())))
             .collect::<std::result::Result<_, _>>()
-            .map_err(|error| format!("cannot make an eventfd: {error}"))?;
+            .map_err(|error| format!("cannot create an eventfd: {error}"))?;
         let mut set = sys::EventfdSet {
             argsz: sys::EventfdSet::SIZE,
             flags: vfio::VFIO_IRQ_SET_DATA_EVENTFD | vfio::VFIO_IRQ_SET_ACTION_TRIGGER,
@@ -299,7 +301,7 @@ impl Device {
 struct Eventfd(File);
 
 impl Eventfd {
-    /// How many interrupts have come since the last call.
+    /// Returns the number of interrupts since the previous call.
     fn take(&self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(self.0.as_fd(), &mut count) {
@@ -309,7 +311,7 @@ impl Eventfd {
     }
 }
 
-/// The interrupts of a function, each vector with its eventfd.
+/// The interrupts of a function, with an eventfd for each vector.
 struct Vectors {
     eventfds: Vec<Eventfd>,
     // Closed after them.

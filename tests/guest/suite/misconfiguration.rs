@@ -13,7 +13,7 @@ fn kernel_reports_pages_larger_than_its_own() {
     let mut vm = Vm::builder(Kernel::Small).options(options).tolerate(GRANULE).boot();
     assert!(vm.kernel_log().contains(GRANULE), "the kernel does not report: {GRANULE}");
     let output = vm.run_to_fail(&format!("guest-dma verify {A}"));
-    assert!(output.contains("0000:00:02.0 is behind no IOMMU"), "{output}");
+    assert!(output.contains("0000:00:02.0 is not behind an IOMMU"), "{output}");
     vm.finish();
 }
 
