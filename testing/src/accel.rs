@@ -1,5 +1,5 @@
-//! An emulated accelerator from outside: the VMM's vfio-user client and the guest's driver in one.
-//! Accesses are by I/O virtual address.
+//! The peers of an emulated accelerator: the VMM's vfio-user client and the guest's driver.
+//! Addresses of accesses are I/O virtual addresses.
 
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -28,7 +28,7 @@ const PRI_CONTROL: u64 = regs::PRI_CAPABILITY as u64 + 4;
 const PRI_CAPACITY: u64 = regs::PRI_CAPABILITY as u64 + 8;
 const PRI_ALLOCATION: u64 = regs::PRI_CAPABILITY as u64 + 12;
 
-/// Why an access was not made, and its I/O virtual address.
+/// Reason why an access failed, and its I/O virtual address.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the same fields in all variants")]
 pub enum AccessError {
@@ -57,7 +57,7 @@ pub fn ring_fault<T>(accel: &Accel) -> Result<T, AccessError> {
     Err(AccessError::Channel { error: regs::ERROR_RING_FAULT, address: accel.home })
 }
 
-/// Returns the outcome of a write whose page request at `address` is answered with INVALID.
+/// Returns the outcome of a write whose page request at `address` is completed with INVALID.
 pub fn denied_write<T>(address: u64) -> Result<T, AccessError> {
     Err(AccessError::Denied { address, write: true })
 }
@@ -65,7 +65,7 @@ pub fn denied_write<T>(address: u64) -> Result<T, AccessError> {
 /// An accelerator. Methods without a channel number use channel 0.
 ///
 /// Its rings, completion records and bounce buffer are in [`HOME_LEN`](Self::HOME_LEN) bytes of
-/// guest memory at [`home`](Self::home), which it reaches at the same I/O virtual addresses: by
+/// guest memory at [`home`](Self::home), which it accesses at the same I/O virtual addresses: by
 /// bypass, or through a mapping of the test.
 ///
 /// ```no_run
@@ -80,14 +80,14 @@ pub fn denied_write<T>(address: u64) -> Result<T, AccessError> {
 pub struct Accel {
     client: Client,
     ram: Arc<GuestMemory>,
-    /// Guest-physical address of the accelerator's own memory.
+    /// Guest-physical address of the accelerator's rings and buffers.
     pub home: u64,
-    /// PASID of accesses, from a channel's next start on.
+    /// PASID of accesses; applies at the next start of a channel.
     pasid: Option<u32>,
     page_requests_enabled: bool,
-    /// Whether a channel makes page requests, from its next start on.
+    /// Whether a channel makes page requests; applies at its next start.
     pub makes_page_requests: bool,
-    /// Maximum pages of a page request group, from a channel's next start on.
+    /// Maximum pages of a page request group; applies at the next start of a channel.
     pub group_pages: u32,
 }
 
@@ -139,8 +139,8 @@ impl Accel {
         self.write_config(PASID_CONTROL, &[on.into(), 0]);
     }
 
-    /// Lets channels make page requests. Enables them once, as Linux does: as many as the function
-    /// can have outstanding.
+    /// Enables page requests of the function, once, and of channels. Like Linux, allocates as many
+    /// as the function can have outstanding.
     pub fn enable_page_requests(&mut self) {
         self.makes_page_requests = true;
         if !self.page_requests_enabled {
@@ -190,7 +190,8 @@ impl Accel {
         self.ring(Self::CHANNELS) + regs::COMPLETION_SIZE as u64 * u64::from(channel)
     }
 
-    /// Returns the address of the buffer that the other side of a copy is in.
+    /// Returns the address of the buffer for the data of [`read`](Self::read) and
+    /// [`write`](Self::write).
     fn bounce(&self) -> u64 {
         self.ring(Self::CHANNELS) + PAGE
     }
@@ -231,7 +232,7 @@ impl Accel {
         self.ram.write(entry, &descriptor.to_bytes());
     }
 
-    /// Lets a channel work up to entry `tail` of its ring, exclusive.
+    /// Submits the entries of a channel's ring below `tail`.
     pub fn ring_doorbell(&mut self, channel: u32, tail: u32) {
         self.set_register(channel, regs::CH_DOORBELL, tail);
     }
@@ -298,7 +299,7 @@ impl Accel {
         self.copy(self.bounce(), address, data.len() as u64)
     }
 
-    /// Unmaps all guest memory, as a VMM whose memory layout changes.
+    /// Unmaps all guest memory, like a VMM whose memory layout changes.
     pub fn unmap_memory(&mut self) {
         for region in self.ram.regions() {
             self.client.dma_unmap(region.guest_phys_addr, region.memory_size).unwrap();

@@ -1,4 +1,4 @@
-//! Counters in the daemon's log. Each line has to add up.
+//! Counters in the daemon's log. The outcomes of each line must add up to its total.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ const REQUESTS: &str = "requests of type ";
 const PAGE_REQUESTS: &str = "page requests of endpoint ";
 const FAULTS: &str = "faults of endpoint ";
 
-/// Most page requests of one group.
+/// Maximum number of page requests of a group.
 const MAX_GROUP: u64 = 32;
 
 /// Values of one log line by their names.

@@ -1,4 +1,4 @@
-//! The daemon under test: how it is started, its sockets, its log, and its exit.
+//! The daemon under test: its start, its sockets, its log and its exit.
 
 use std::env;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ const ENDPOINT_KIND: &str = "VUI_ENDPOINT_KIND";
 /// Overrides the value of `--sandbox`.
 const SANDBOX: &str = "VUI_SANDBOX";
 
-/// The number under which the daemon inherits a socket.
+/// Descriptor number of a socket that the daemon inherits.
 const INHERITED: RawFd = 100;
 
 /// Returns the path of the program: `VUI_DAEMON`, or the program that cargo has built with the
@@ -48,7 +48,7 @@ pub fn command(seconds: u32) -> Command {
 /// As [`command`], with a copy of the program.
 pub fn command_of(program: &Path, seconds: u32) -> Command {
     let mut command = Command::new(program);
-    // A backtrace would open files, which ends a sandboxed daemon before it has logged the panic.
+    // A backtrace would open files, which kills a sandboxed daemon before it logs the panic.
     command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG").stdin(Stdio::null());
     // SAFETY: alarm is async-signal-safe. It survives exec.
     unsafe {
@@ -70,7 +70,7 @@ fn endpoint_kind() -> String {
     env::var(ENDPOINT_KIND).unwrap_or("sim".into())
 }
 
-/// Returns whether page request groups have one page, whatever the accelerator is configured to.
+/// Returns whether page request groups have one page, regardless of `CH_GROUP_PAGES`.
 pub fn has_small_groups() -> bool {
     endpoint_kind() == "mock"
 }
@@ -121,7 +121,7 @@ pub fn connect(path: &Path) -> UnixStream {
     })
 }
 
-/// Options of a daemon that is not started yet.
+/// Options of a daemon before its start.
 pub struct Builder {
     dir: Dir,
     /// Kind and PCI address.
@@ -148,7 +148,7 @@ impl Dir {
     }
 }
 
-/// How the daemon gets its vhost-user socket.
+/// Origin of the daemon's vhost-user socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Socket {
     /// It binds a path.
@@ -277,8 +277,8 @@ fn inherit(command: &mut Command, fd: RawFd) {
 
 /// A running daemon.
 ///
-/// When it goes out of scope it must still run, exit with status 0 on SIGTERM, and have no group
-/// and no fault left. If the test has failed, its log is printed.
+/// When dropped it must still run, exit with status 0 on SIGTERM, and leave no pending group or
+/// fault. If the test has failed, its log is printed.
 ///
 /// ```no_run
 /// use testing::daemon::Daemon;
@@ -305,7 +305,7 @@ impl Daemon {
             env: Vec::new(),
             socket: Socket::Path,
             sandbox: Some(sandbox_option()),
-            // More than any test takes.
+            // Longer than any test runs.
             lifetime: 12 * wait::limit().as_secs() as u32,
         }
     }
@@ -353,7 +353,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Accepts panics of the daemon's threads, for tests that cause them in the crates it uses.
+    /// Accepts panics of the daemon's threads, for tests that cause them in its dependencies.
     pub fn tolerate_panics(&mut self) {
         self.panics_tolerated = true;
     }
@@ -364,7 +364,7 @@ impl Daemon {
     }
 
     /// Checks that the daemon runs and no thread has panicked. (A panic does not end the daemon,
-    /// but a guest that waits for the thread waits forever.)
+    /// but a guest could wait for the thread forever.)
     #[track_caller]
     pub fn assert_alive(&mut self) {
         self.status = self.status.or(self.child.try_wait().unwrap());
@@ -395,7 +395,7 @@ impl Daemon {
         self.exits();
     }
 
-    /// Waits for the exit, which must have status 0 and leave no group and no fault.
+    /// Waits for the exit, which must have status 0 and leave no pending group or fault.
     #[track_caller]
     pub fn exits(&mut self) {
         let status = wait::until("the daemon to exit", || self.child.try_wait().unwrap());

@@ -45,7 +45,7 @@ impl Fault {
 }
 
 impl Fault {
-    /// Parses an event of either length. Fields that it lacks, or whose flag is clear, are 0.
+    /// Parses an event of either length. Absent fields, and fields whose flag is clear, are 0.
     pub fn parse(data: &[u8]) -> Self {
         assert_eq!(data[1..4], [0; 3], "reserved");
         let mut long = [0; LONG_EVENT_LEN as usize];
@@ -84,7 +84,7 @@ impl Fault {
 pub struct EventQueue {
     /// The virtqueue.
     pub queue: Virtqueue,
-    /// Size of the events that the negotiated features ask for, in bytes.
+    /// Size of an event with the negotiated features, in bytes.
     pub event_len: u32,
     /// Whether used buffers are kept until [`refill`](Self::refill).
     pub hold: bool,
@@ -154,7 +154,7 @@ impl EventQueue {
         self.parse(used)
     }
 
-    /// Returns the next event if it is already there, and offers its buffer again.
+    /// Returns the next event if it has been delivered, and offers its buffer again.
     #[track_caller]
     pub fn try_receive(&mut self) -> Option<Fault> {
         let used = self.queue.take_used()?;

@@ -140,8 +140,8 @@ pub struct FrontEnd {
     pub features: u64,
     /// The protocol features that the back end offers.
     pub protocol: Protocol,
-    /// Whether each message requests a reply. QEMU requests few; with replies an error is seen
-    /// at the message that caused it.
+    /// Whether each message requests a reply. QEMU requests few; with replies, the message that
+    /// causes an error fails.
     pub request_replies: bool,
 }
 
@@ -286,7 +286,7 @@ impl FrontEnd {
         }
     }
 
-    /// Writes `bypass` as QEMU does: the whole space, with the values that were read before.
+    /// Writes `bypass` as QEMU does: the whole space, with the other values unchanged.
     pub fn write_bypass(&mut self, value: u8) {
         let mut space = self.read_config(0, CONFIG_LEN);
         space[BYPASS] = value;

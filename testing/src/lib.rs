@@ -5,14 +5,15 @@
 //! - [`vm::Vm`] is a virtual machine without processors: a VMM's [front end](front_end), a
 //!   virtio-iommu driver ([`request`], [`event`]) with its [`virtqueue`]s in guest [`memory`], and
 //!   a driver of each emulated accelerator ([`accel`]). [`paging`] adds a driver that handles page
-//!   requests. Everything runs in the test's own thread and at its command.
-//! - [`machine::Machine`] is QEMU with a Linux guest that runs commands. [`testbed`] knows where
-//!   QEMU and kernels are.
+//!   requests. Everything runs synchronously in the thread of the test.
+//! - [`machine::Machine`] is QEMU with a Linux guest that runs commands. [`testbed`] locates
+//!   QEMU and kernels.
 //!
 //! Both use the [`daemon`] under test, its [`counters`] and its [`metrics`]. [`mod@bench`] has peers without
 //! checks for benchmarks.
 //!
-//! This crate does not depend on the daemon's library: tests see the daemon as its peers do.
+//! This crate does not depend on the daemon's library: tests use the daemon's interfaces as its
+//! peers do.
 //!
 //! ```no_run
 //! use testing::request::{RW, attach, map};

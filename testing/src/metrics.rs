@@ -1,4 +1,4 @@
-//! The daemon's metrics, as a scraper reads them.
+//! A client of the daemon's metrics socket.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -47,7 +47,7 @@ pub fn receive(stream: &mut UnixStream) -> Vec<u8> {
         match stream.read(&mut buffer) {
             Ok(0) => return bytes,
             Ok(len) => bytes.extend(&buffer[..len]),
-            // The daemon has closed the connection before it had read everything.
+            // The daemon closed the connection before it read everything.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return bytes,
             Err(error) => panic!("{error}"),
         }

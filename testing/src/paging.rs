@@ -9,14 +9,14 @@ use crate::request::{RW, Request, attach, attach_pasid, detach, detach_pasid, ma
 use crate::vm::{DATA, ENDPOINTS, EVENT_QUEUE_SIZE, Vm};
 use crate::wait;
 
-/// PAGE_RESP code: the page is there.
+/// PAGE_RESP code: the pages are mapped.
 pub const SUCCESS: u16 = 0;
 /// PAGE_RESP code: the access is not allowed.
 pub const INVALID: u16 = 1;
-/// PAGE_RESP code: the endpoint must make no page requests any more.
+/// PAGE_RESP code: the endpoint must make no further page requests.
 pub const FAILURE: u16 = 2;
 
-/// A channel of the accelerator behind endpoint `index`, and the address space that it uses.
+/// A channel of the accelerator of endpoint `index`, and its address space.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Channel {
     /// Index into [`ENDPOINTS`].
@@ -51,7 +51,7 @@ impl Channel {
         }
     }
 
-    /// Returns the request that detaches the address space from its own domain.
+    /// Returns the request that detaches the address space from [`domain`](Self::domain).
     pub fn detach(self) -> Request {
         self.detach_from(self.domain())
     }
@@ -65,7 +65,7 @@ impl Channel {
     }
 }
 
-/// A page request group as the driver has received it.
+/// A page request group that the driver has received.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// The endpoint that made the page requests.
@@ -152,8 +152,8 @@ impl Vm {
         vm
     }
 
-    /// Attaches a domain for the channel that maps no more than the accelerator's own memory, and
-    /// lets the channel make page requests.
+    /// Attaches a domain for the channel that maps only the accelerator's rings and buffers, and
+    /// enables page requests of the channel.
     #[track_caller]
     pub fn open(&mut self, channel: Channel) {
         self.ok(channel.attach(channel.domain()));
@@ -202,14 +202,14 @@ impl Vm {
         self.accel(channel.index).outcome(channel.number).is_none()
     }
 
-    /// Waits for the next group. Its events must follow each other.
+    /// Waits for the next group. Its events must be consecutive.
     #[track_caller]
     pub fn group(&mut self) -> Group {
         let first = self.events.receive();
         self.rest_of(first)
     }
 
-    /// Returns the next group if its first event is already there.
+    /// Returns the next group if its first event has been delivered.
     #[track_caller]
     pub fn try_group(&mut self) -> Option<Group> {
         let first = self.events.try_receive()?;
@@ -260,7 +260,7 @@ impl Vm {
         self.read_counters(index, counters::faults)
     }
 
-    /// Lets the daemon log its counters, and reads them.
+    /// Makes the daemon log its counters, and reads them.
     fn read_counters(&mut self, index: usize, read: fn(&str, &str) -> Vec<Counters>) -> Counters {
         let bdf = ENDPOINTS[index].0;
         let before = read(&self.daemon.log(), bdf).len();

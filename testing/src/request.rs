@@ -1,5 +1,5 @@
-//! Requests of the virtio-iommu request queue, byte by byte as the specification lays them out
-//! (virtio 1.3, 5.13.6), and those of the page request extension.
+//! Requests of the virtio-iommu request queue in the layout of the specification (virtio 1.3,
+//! 5.13.6), and those of the page request extension.
 
 use crate::virtqueue::Chain;
 

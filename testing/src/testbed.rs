@@ -62,8 +62,8 @@ pub fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Prints a measurement of a test that succeeds. The test harness would swallow what is printed
-/// with `println`.
+/// Prints a measurement of a test that succeeds. The test harness would discard the output
+/// of `println`.
 pub fn report(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

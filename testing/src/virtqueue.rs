@@ -1,4 +1,4 @@
-//! A split virtqueue from the driver's side, with every field open to abuse.
+//! A split virtqueue from the driver's side; tests can corrupt every field.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -31,7 +31,7 @@ pub struct Chain<'a> {
     pub readable: Vec<&'a [u8]>,
     /// Lengths of device-writable buffers.
     pub writable: Vec<usize>,
-    /// Where the descriptors are.
+    /// Location of the descriptors.
     pub table: Table,
 }
 
@@ -269,11 +269,11 @@ impl Virtqueue {
     fn allocate(&mut self, len: usize) -> u64 {
         let address = self.next_buffer;
         self.next_buffer = (address + len as u64).next_multiple_of(16);
-        assert!(self.next_buffer <= self.buffers.end, "no buffers left");
+        assert!(self.next_buffer <= self.buffers.end, "no buffer is left");
         address
     }
 
-    /// Returns the next used element, if there is one.
+    /// Returns the next used element, if any.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
         if self.ram.load(self.used + 2) == self.next_used {
             return None;
@@ -285,7 +285,7 @@ impl Virtqueue {
         Some((u32::from_le(head) as u16, u32::from_le(len)))
     }
 
-    /// Requests a signal at the next used element. Returns `false` if it is already there.
+    /// Requests a signal at the next used element. Returns `false` if it is available already.
     pub fn arm(&self) -> bool {
         let used_event = self.avail + 4 + 2 * u64::from(self.size);
         self.ram.store(used_event, self.next_used);
@@ -293,7 +293,7 @@ impl Virtqueue {
         self.ram.load(self.used + 2) == self.next_used
     }
 
-    /// Waits for the next used element, asleep until the device signals one.
+    /// Waits for the next used element; sleeps until the device signals.
     #[track_caller]
     pub fn wait_used(&mut self) -> (u16, u32) {
         loop {

@@ -26,8 +26,8 @@ pub const EP2: u32 = ENDPOINTS[2].1;
 /// An ID that no endpoint has.
 pub const NO_ENDPOINT: u32 = 0x7777;
 
-/// The first region of guest memory, address and size: virtqueues, buffers, the accelerators' own
-/// memory.
+/// The first region of guest memory, address and size: virtqueues, buffers, the accelerators'
+/// rings and buffers.
 pub const LOW: (u64, u64) = (0, 32 << 20);
 /// The second region of guest memory.
 pub const HIGH: (u64, u64) = (4 << 30, 4 << 20);
@@ -44,7 +44,7 @@ const REQUEST_QUEUE_SIZE: u16 = 256;
 /// Number of descriptors of the event queue.
 pub const EVENT_QUEUE_SIZE: u16 = 64;
 
-/// A virtual machine without processors. The test is VMM and guest in one.
+/// A virtual machine without processors. The test is both the VMM and the guest.
 ///
 /// ```no_run
 /// use testing::request::{attach, detach, status};
@@ -58,7 +58,7 @@ pub const EVENT_QUEUE_SIZE: u16 = 64;
 /// ]);
 /// ```
 pub struct Vm {
-    // Dropped from top to bottom: the daemon last, so that it is seen to outlive its peers.
+    // Dropped in order: the daemon last, which must outlive its peers.
     accels: [Option<Accel>; ENDPOINTS.len()],
     /// The front end.
     pub front_end: FrontEnd,
@@ -171,7 +171,7 @@ impl Vm {
     }
 
     /// Starts the driver and sends a first request. The device can distinguish a reset from a
-    /// stop only when the driver starts; it has taken effect once a request is complete.
+    /// stop only when the driver starts; the reset has taken effect when a request completes.
     #[track_caller]
     pub fn boot(&mut self) {
         self.start();
@@ -242,12 +242,12 @@ impl Vm {
     /// Sends requests, which must complete with these statuses.
     #[track_caller]
     pub fn table(&mut self, rows: impl IntoIterator<Item = (&'static str, Request, u8)>) {
-        for (what, request, status) in rows {
-            assert_eq!(self.status(&request), status, "{what}: status of {request:x?}");
+        for (case, request, status) in rows {
+            assert_eq!(self.status(&request), status, "{case}: status of {request:x?}");
         }
     }
 
-    /// Returns the accelerator behind endpoint `index`, connected at the first call.
+    /// Returns the accelerator of endpoint `index`, connected at the first call.
     #[track_caller]
     pub fn accel(&mut self, index: usize) -> &mut Accel {
         let (daemon, ram) = (&self.daemon, &self.ram);
@@ -255,19 +255,19 @@ impl Vm {
             .get_or_insert_with(|| Accel::connect(&daemon.endpoint_socket(index), ram, home(index)))
     }
 
-    /// Disconnects the accelerator behind endpoint `index`.
+    /// Disconnects the accelerator of endpoint `index`.
     pub fn drop_accel(&mut self, index: usize) {
         self.accels[index] = None;
     }
 
-    /// Attaches endpoint `index` to `domain`, and maps its accelerator's own memory.
+    /// Attaches endpoint `index` to `domain`, and maps its accelerator's rings and buffers.
     #[track_caller]
     pub fn attach_accel(&mut self, domain: u32, index: usize) {
         self.ok(request::attach(domain, ENDPOINTS[index].1));
         self.map_home(domain, index);
     }
 
-    /// Maps the own memory of endpoint `index`'s accelerator at its guest-physical addresses.
+    /// Maps the rings and buffers of endpoint `index`'s accelerator at their guest-physical addresses.
     #[track_caller]
     pub fn map_home(&mut self, domain: u32, index: usize) {
         let home = home(index);

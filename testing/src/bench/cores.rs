@@ -1,6 +1,6 @@
 //! Placement of front end and peers on cores. To wake a thread on another core can take many times as
-//! long as to switch to it on the same core, above all in a virtual machine, so a measurement means
-//! nothing without the placement.
+//! long as to switch to it on the same core, especially in a virtual machine, so the placement is
+//! part of a measurement.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -44,7 +44,7 @@ impl Cores {
         started
     }
 
-    /// Lets this thread, and threads and processes that it starts, run on any core again.
+    /// Allows this thread, and threads and processes that it starts, all cores again.
     pub fn release(&self) {
         run_on(&self.0);
     }

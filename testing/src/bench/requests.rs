@@ -12,8 +12,8 @@ const SLOTS: u16 = QUEUE_SIZE / 2;
 /// Bytes of a slot: the device-readable part of a request, then its tail.
 const SLOT: u64 = 64;
 const TAIL: u64 = 48;
-/// Size of the longest request without its tail. Shorter ones have bytes behind them that the
-/// device ignores.
+/// Size of the longest request without its tail. The device ignores the bytes after a shorter
+/// one.
 const LONGEST: u32 = 36;
 /// Distance of the slots from the queue.
 const SLOTS_OFFSET: u64 = 0x1_0000;

@@ -65,8 +65,8 @@ impl Agent {
     pub fn run(&mut self, command: &str, check: impl FnMut()) -> Output {
         self.send(command);
         let marker = format!("@{} ", self.commands);
-        let what = format!("the end of '{command}' in the guest");
-        let mut lines = self.lines_until(&what, |line| line.starts_with(&marker), check);
+        let event = format!("the end of '{command}' in the guest");
+        let mut lines = self.lines_until(&event, |line| line.starts_with(&marker), check);
         let last = lines.pop().unwrap_or_default();
         let status = last[marker.len()..].parse().unwrap_or_else(|_| panic!("status in '{last}'"));
         Output { text: lines.join("\n"), status }
@@ -76,7 +76,7 @@ impl Agent {
     #[track_caller]
     fn lines_until(
         &mut self,
-        what: &str,
+        event: &str,
         last: impl Fn(&str) -> bool,
         mut check: impl FnMut(),
     ) -> Vec<String> {
@@ -93,9 +93,11 @@ impl Agent {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => check(),
-                Err(RecvTimeoutError::Disconnected) => panic!("QEMU has exited; waited for {what}"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("QEMU has exited; waited for {event}")
+                }
             }
-            assert!(start.elapsed() < LIMIT, "timed out: {what}; so far:\n{}", lines.join("\n"));
+            assert!(start.elapsed() < LIMIT, "timed out: {event}; so far:\n{}", lines.join("\n"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Messages of a guest's kernel on its console: which are expected, and which are a failure.
+//! Messages of a guest's kernel on its console: detection of failures.
 
 /// Markers of warnings and crashes.
 const FAILURES: [&str; 9] = [
@@ -31,7 +31,7 @@ const DRIVER_INFO: [&str; 3] = ["input address: ", "page mask: ", "device remove
 /// Marker of the driver's fault reports.
 const FAULT: &str = " fault from EP ";
 
-/// Returns the message with which the kernel has crashed, if it has.
+/// Returns the message of a kernel crash, if any.
 pub fn crash(log: &str) -> Option<&str> {
     log.lines().find(|line| line.contains("Kernel panic") || line.contains("Oops"))
 }
@@ -72,11 +72,10 @@ fn driver_lines(log: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A command that shows whether a kernel that checks its locks still does: it stops after the
-/// first report.
+/// A command that prints whether lockdep is active: it disables itself after the first report.
 pub const LOCKDEP_COMMAND: &str = "grep debug_locks: /proc/lockdep_stats";
 
-/// Checks the output of [`LOCKDEP_COMMAND`]. The kernel's `log` has the report, if there is one.
+/// Checks the output of [`LOCKDEP_COMMAND`]. The kernel's `log` has the report, if any.
 #[track_caller]
 pub fn assert_lockdep_active(output: &str, log: &str) {
     assert!(

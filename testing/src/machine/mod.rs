@@ -1,7 +1,7 @@
 //! A virtual machine in QEMU, from power on to the last message of its kernel.
 //!
-//! Machines are emulated and slow, so a test makes many checks in one. No result depends on how
-//! long an operation takes, except that every wait has a [`LIMIT`].
+//! Machines are emulated and slow, so a test makes many checks in one. No result depends on the
+//! duration of an operation, except that every wait has a [`LIMIT`].
 
 mod agent;
 pub mod kernel_log;
@@ -28,13 +28,13 @@ const MEBIBYTE: u64 = 1 << 20;
 /// Limit of each wait for a machine. Emulated machines on a busy host are slow.
 pub const LIMIT: Duration = Duration::from_secs(900);
 
-/// Without `no_timer_check` the kernel panics when a timer interrupt is late, which on a busy host
-/// it can be.
+/// Without `no_timer_check` the kernel panics when a timer interrupt is late, which can happen on
+/// a busy host.
 const COMMAND_LINE: &str = "console=ttyS0 no_timer_check";
 
-/// QEMU's options for a kernel with KASAN. While Linux 7.3 starts it clears its processor
-/// capabilities for a moment, five-level page tables among them, and an interrupt in this moment
-/// makes KASAN report valid accesses.
+/// QEMU's options for a kernel with KASAN. During boot, Linux 7.3 temporarily clears its processor
+/// capabilities, including five-level page tables; an interrupt in this period makes KASAN report
+/// valid accesses.
 pub const FOR_KASAN: &str = " -cpu max,la57=off";
 
 /// QEMU's options for a machine with VT-d, including everything that shared virtual addressing
@@ -43,13 +43,13 @@ pub const WITH_VT_D: &str = "-machine q35,kernel-irqchip=split \
                              -device intel-iommu,scalable-mode=on,fsts=on,pasid-bits=20,svm=on,\
                              device-iotlb=on,aw-bits=48";
 
-/// Emulated processors need real ones: machines run sequentially.
+/// Emulation loads all processors, so machines run sequentially.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// As [`wait::until`], with the [`LIMIT`] for machines.
 #[track_caller]
-pub fn wait_until<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> T {
-    wait::until_within(LIMIT, what, attempt)
+pub fn wait_until<T>(event: &str, attempt: impl FnMut() -> Option<T>) -> T {
+    wait::until_within(LIMIT, event, attempt)
 }
 
 /// The directory of one machine and of its daemon.
@@ -62,9 +62,9 @@ impl Place {
     /// Waits until no other machine runs.
     #[expect(clippy::new_without_default, reason = "it waits")]
     pub fn new() -> Self {
-        // A test that has failed has still ended its machine.
+        // A failed test has also ended its machine.
         let running = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        // The name is short, for the sockets in it.
+        // The name is short because the paths of sockets are limited.
         let dir = tempfile::Builder::new().prefix("vui-").tempdir().unwrap();
         Self { dir, _running: running }
     }
