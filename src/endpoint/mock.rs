@@ -5,30 +5,22 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use accelerator::{ClientMemory, DmaCause, FaultHandler, PrgIndex, QueueFull, Responder, Response};
 use vm_memory::GuestMemoryMmap;
 
-use super::sim::{Parts, report};
+use super::sim::{Parts, SimFaults};
 use super::{EndpointError, OpenEndpoint, RegisteredEndpoint, iommufd};
 use crate::address::EndpointId;
 use crate::host::backends::Backends;
 use crate::host::iommufd::mock_device::MockDevice;
 use crate::host::iommufd::{FaultQueue, FaultReader, SetupError};
 use crate::iopf::{Iopf, PageRequest, SourceCookie};
-use crate::socket::{ListeningSocket, SocketAccess};
+use crate::socket::ListeningSocket;
 
 /// An accelerator whose vfio-user socket is bound.
-pub(super) struct MockEndpoint(ListeningSocket);
-
-impl MockEndpoint {
-    /// Binds the vfio-user socket at `path`.
-    pub(super) fn open(path: &Path, access: SocketAccess) -> Result<Self, EndpointError> {
-        Ok(Self(ListeningSocket::bind(path, access)?))
-    }
-}
+pub(super) struct MockEndpoint(pub(super) ListeningSocket);
 
 impl OpenEndpoint for MockEndpoint {
     fn register(
@@ -56,18 +48,19 @@ impl RegisteredEndpoint for RegisteredMock {
     fn start(self: Box<Self>, faults: &Arc<Iopf>) -> Result<Box<dyn Any>, EndpointError> {
         let Self { parts, device, queue } = *self;
         let reader = FaultReader::start(parts.id, queue.clone(), faults.clone())?;
-        let faults = MockFaults::new(parts.id, device, queue, faults.clone());
+        let faults = SimFaults { endpoint: parts.id, faults: faults.clone() };
+        let faults = MockFaults::new(device, queue, faults);
         // The accelerator stops before the reader: tuples are dropped in order.
         Ok(Box::new((parts.start_accelerator(Arc::new(faults))?, reader)))
     }
 }
 
-/// Forwards the faults of an accelerator to its mock device and to the fault path.
+/// Forwards the page requests of an accelerator to its mock device, and unrecoverable faults to
+/// the fault path.
 struct MockFaults {
-    endpoint: EndpointId,
     device: Arc<MockDevice>,
     queue: Arc<FaultQueue>,
-    faults: Arc<Iopf>,
+    faults: SimFaults,
     groups: Arc<Groups>,
 }
 
@@ -88,18 +81,13 @@ struct Outstanding {
 }
 
 impl MockFaults {
-    fn new(
-        endpoint: EndpointId,
-        device: Arc<MockDevice>,
-        queue: Arc<FaultQueue>,
-        faults: Arc<Iopf>,
-    ) -> Self {
+    fn new(device: Arc<MockDevice>, queue: Arc<FaultQueue>, faults: SimFaults) -> Self {
         let groups = Arc::new(Groups::default());
         let listener = groups.clone();
-        device.set_on_response(Box::new(move |name, success| {
-            listener.respond(SourceCookie(name).into(), success)
+        device.set_on_response(Box::new(move |cookie, success| {
+            listener.respond(SourceCookie(cookie).into(), success)
         }));
-        Self { endpoint, device, queue, faults, groups }
+        Self { device, queue, faults, groups }
     }
 }
 
@@ -161,10 +149,10 @@ impl FaultHandler for MockFaults {
         if let Err(error) = self.queue.invalidate_all() {
             log::error!(
                 "endpoint {}: cannot complete page requests at reset: {error}",
-                self.endpoint
+                self.faults.endpoint
             );
         }
-        self.faults.withdraw(self.endpoint);
+        self.faults.withdraw();
     }
 
     fn report(
@@ -174,6 +162,6 @@ impl FaultHandler for MockFaults {
         access: accelerator::Access,
         cause: DmaCause,
     ) {
-        report(&self.faults, self.endpoint, pasid, address, access, cause);
+        self.faults.report(pasid, address, access, cause);
     }
 }

@@ -26,7 +26,7 @@ use crate::host::iommufd::Iommufd;
 use crate::host::software::Software;
 use crate::host::{EndpointCapabilities, HostIommu, ReservedRegion};
 use crate::iopf::Iopf;
-use crate::socket::SocketAccess;
+use crate::socket::{ListeningSocket, SocketAccess};
 use crate::viommu::Settings;
 pub use config::{EndpointConfig, EndpointKind};
 pub use error::EndpointError;
@@ -76,10 +76,14 @@ pub(crate) fn open(
         .iter()
         .map(|EndpointConfig { id, kind }| {
             let endpoint: Box<dyn OpenEndpoint> = match kind {
-                EndpointKind::Sim(path) => Box::new(SimEndpoint::open(path, access)?),
+                EndpointKind::Sim(path) => {
+                    Box::new(SimEndpoint(ListeningSocket::bind(path, access)?))
+                }
                 EndpointKind::Vfio(path) => Box::new(VfioEndpoint::open(path)?),
                 #[cfg(feature = "selftest")]
-                EndpointKind::Mock(path) => Box::new(MockEndpoint::open(path, access)?),
+                EndpointKind::Mock(path) => {
+                    Box::new(MockEndpoint(ListeningSocket::bind(path, access)?))
+                }
             };
             Ok(Opened { id: *id, endpoint })
         })
@@ -164,16 +168,29 @@ fn hull(ranges: &[IovaRange]) -> Option<IovaRange> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::path::Path;
     use std::time::Duration;
 
-    use vfio_user::Client;
+    use accelerator::regs::{Descriptor, FLAG_COMPLETION, FLAG_INTERRUPT, OP_COPY};
+    use rustix::event::{EventfdFlags, eventfd};
+    use testing::accel::Accel;
+    use testing::memory::GuestMemory;
+    use testing::wait;
 
     use super::*;
+    use crate::host::Translation;
     use crate::iopf::{EventNotifier, Limits};
     use crate::socket::SocketError;
 
     const ID: EndpointId = EndpointId(0x10);
+
+    /// Guest-physical address of the accelerator's rings.
+    const HOME: u64 = 0;
+    const SOURCE: u64 = BUFFER;
+    const TARGET: u64 = 2 * BUFFER;
+    /// Size of source and target, in bytes.
+    const BUFFER: u64 = 64 << 20;
 
     struct Silent;
 
@@ -186,20 +203,40 @@ mod tests {
         open(&[config], SocketAccess::default())
     }
 
+    /// Starts an endpoint whose accesses bypass the IOMMU.
     fn started(path: &Path) -> Running {
         let opened = open_sim(path).unwrap();
-        let (_, registered) = register(&[], opened).unwrap();
+        let (host, registered) = register(&[], opened).unwrap();
+        host.set_translation(ID, None, &Translation::Bypass).unwrap();
         let limits = Limits { faults: 1, groups: 1, response_timeout: Duration::from_secs(1) };
         let faults = Arc::new(Iopf::new([ID], limits, Box::new(Silent)));
         start(registered, &faults).unwrap()
     }
 
-    fn assert_served(path: &Path) -> Client {
-        let mut client = Client::new(path).unwrap();
-        let mut vendor = [0; 2];
-        client.region_read(7, 0, &mut vendor).unwrap();
-        assert_eq!(vendor, accelerator::regs::VENDOR_ID.to_le_bytes());
-        client
+    fn guest_memory() -> Arc<GuestMemory> {
+        GuestMemory::new(&[(0, 3 * BUFFER)])
+    }
+
+    /// Connects a client, maps memory, and copies with an interrupt.
+    fn assert_copies(path: &Path) {
+        let ram = guest_memory();
+        ram.write(SOURCE, b"over the socket");
+        let mut accel = Accel::connect(path, &ram, HOME);
+        let interrupt = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        accel.enable_interrupt(interrupt.as_fd());
+        let descriptor = Descriptor {
+            opcode: OP_COPY,
+            flags: FLAG_COMPLETION | FLAG_INTERRUPT,
+            source: SOURCE,
+            destination: TARGET,
+            length: 15,
+            completion: accel.record(0),
+            ..Default::default()
+        };
+        accel.start(0, &[descriptor]);
+        wait::readable(&interrupt, "interrupt");
+        assert_eq!(accel.outcome(0), Some(Ok(())));
+        assert_eq!(ram.read(TARGET, 15), b"over the socket");
     }
 
     #[test]
@@ -207,20 +244,33 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         let running = started(&path);
-        drop(assert_served(&path));
+        assert_copies(&path);
         drop(running);
         assert!(!path.exists());
     }
 
     #[test]
-    fn stop_with_a_client_connected_removes_the_socket() {
+    fn stop_during_dma_of_a_client_removes_the_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sim.sock");
         let running = started(&path);
-        let mut client = assert_served(&path);
+        let ram = guest_memory();
+        ram.write(SOURCE, b"x");
+        let mut accel = Accel::connect(&path, &ram, HOME);
+        let (source, destination, length) = (SOURCE, TARGET, BUFFER);
+        let copy =
+            Descriptor { opcode: OP_COPY, source, destination, length, ..Default::default() };
+        // More than 100 GiB.
+        for channel in 0..Accel::CHANNELS {
+            accel.start(channel, &[copy; Accel::RING_ENTRIES as usize - 1]);
+        }
+        wait::until("the first piece", || (ram.read(TARGET, 1) == b"x").then_some(()));
         drop(running);
         assert!(!path.exists());
-        client.reset().unwrap();
+        assert!(accel.is_busy(), "the work ended before the stop");
+        // The connection stays open, and its requests are handled.
+        accel.unmap_memory();
+        accel.reset();
     }
 
     #[test]
@@ -230,6 +280,6 @@ mod tests {
         let _running = started(&path);
         let again = open_sim(&path);
         assert!(matches!(again, Err(EndpointError::Socket(SocketError::InUse(_)))));
-        assert_served(&path);
+        assert_copies(&path);
     }
 }

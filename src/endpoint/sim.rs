@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use accelerator::{
@@ -16,10 +15,10 @@ use crate::address::{EndpointId, Iova, Pasid};
 use crate::host::backends::Backends;
 use crate::iopf::{self, Fault, FaultReason, Iopf, PageRequest, Response, Source, SourceCookie};
 use crate::sandbox::{Role, enter_role};
-use crate::socket::{ListeningSocket, SocketAccess};
+use crate::socket::ListeningSocket;
 
 /// An accelerator whose vfio-user socket is bound.
-pub(super) struct SimEndpoint(ListeningSocket);
+pub(super) struct SimEndpoint(pub(super) ListeningSocket);
 
 /// An accelerator that is registered with a back end.
 pub(super) struct Parts {
@@ -27,13 +26,6 @@ pub(super) struct Parts {
     pub(super) socket: ListeningSocket,
     pub(super) memory: ClientMemory,
     pub(super) dma: Arc<dyn Dma>,
-}
-
-impl SimEndpoint {
-    /// Binds the vfio-user socket at `path`.
-    pub(super) fn open(path: &Path, access: SocketAccess) -> Result<Self, EndpointError> {
-        Ok(Self(ListeningSocket::bind(path, access)?))
-    }
 }
 
 impl OpenEndpoint for SimEndpoint {
@@ -79,9 +71,9 @@ impl Parts {
 }
 
 /// Forwards the faults of an accelerator to the fault path.
-struct SimFaults {
-    endpoint: EndpointId,
-    faults: Arc<Iopf>,
+pub(super) struct SimFaults {
+    pub(super) endpoint: EndpointId,
+    pub(super) faults: Arc<Iopf>,
 }
 
 impl FaultHandler for SimFaults {
@@ -106,26 +98,19 @@ impl FaultHandler for SimFaults {
         access: accelerator::Access,
         cause: DmaCause,
     ) {
-        report(&self.faults, self.endpoint, pasid, address, access, cause);
+        let reason = match cause {
+            DmaCause::NoDomain => FaultReason::Domain,
+            DmaCause::NotMapped => FaultReason::Mapping,
+            DmaCause::NotMemory => return,
+        };
+        self.faults.report_fault(Fault {
+            endpoint: self.endpoint,
+            pasid: pasid.map(Pasid::from),
+            address: Iova(address),
+            access: access.into(),
+            reason,
+        });
     }
-}
-
-/// Reports an unrecoverable fault of an accelerator.
-pub(super) fn report(
-    faults: &Iopf,
-    endpoint: EndpointId,
-    pasid: Option<accelerator::Pasid>,
-    address: u64,
-    access: accelerator::Access,
-    cause: DmaCause,
-) {
-    let reason = match cause {
-        DmaCause::NoDomain => FaultReason::Domain,
-        DmaCause::NotMapped => FaultReason::Mapping,
-        DmaCause::NotMemory => return,
-    };
-    let (pasid, address) = (pasid.map(Pasid::from), Iova(address));
-    faults.report_fault(Fault { endpoint, pasid, address, access: access.into(), reason });
 }
 
 /// Delivers responses to an accelerator.
