@@ -1,6 +1,7 @@
 //! Invalid command lines and configuration files: error messages and exit codes.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
@@ -11,18 +12,8 @@ use vhost_user_iommu::cli::args::Args;
 use testing::daemon;
 use testing::vm::Vm;
 
-fn run(args: &[&str]) -> Output {
+fn run(args: &[impl AsRef<OsStr>]) -> Output {
     daemon::command(10).args(args).output().unwrap()
-}
-
-/// Checks that the program has ended with the exit code of a socket error and this message.
-fn check_socket_error(output: &Output, message: &str) -> Result<(), String> {
-    let error = String::from_utf8_lossy(&output.stderr);
-    let rejected = output.status.code() == Some(SOCKET);
-    match rejected && error.contains(message) && !error.contains("panicked") {
-        true => Ok(()),
-        false => Err(format!("expected {message:?}, got {}: {error}", output.status)),
-    }
 }
 
 /// An invalid command line.
@@ -179,28 +170,18 @@ const SUBCOMMAND_ROWS: &[Row] = &[
     row("no-such-command", "no-such-command", OPTIONS),
 ];
 
-/// Checks that the program rejects `args`.
-fn check(row: &Row, args: &str, message: &str, dir: &Path) -> Result<(), String> {
+/// Checks that the program rejects `args` with the exit code of `row` and this message. `DIR` stands
+/// for `dir`.
+#[track_caller]
+fn assert_rejected(row: &Row, args: &str, message: &str, dir: &Path) {
     let dir = dir.to_str().unwrap();
-    let args = args.split_whitespace().map(|arg| arg.replace("DIR", dir));
-    let output = daemon::command(10).args(args).output().unwrap();
+    let args: Vec<_> = args.split_whitespace().map(|arg| arg.replace("DIR", dir)).collect();
+    let output = run(&args);
     let error = String::from_utf8_lossy(&output.stderr);
-    let said = error.contains(&message.replace("DIR", dir)) && !error.contains("panicked");
-    match said && output.status.code() == Some(row.code) {
-        true => Ok(()),
-        false => Err(format!("{}: expected {message:?}, got {}: {error}", row.args, output.status)),
-    }
-}
-
-fn assert_rejected(rows: &[Row], check: impl Fn(&Row, &Path) -> Result<(), String>) {
-    let wrong: Vec<_> = rows
-        .iter()
-        .filter_map(|row| {
-            let dir = tempfile::tempdir().unwrap();
-            check(row, dir.path()).err()
-        })
-        .collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let message = message.replace("DIR", dir);
+    assert_eq!(output.status.code(), Some(row.code), "{}: {error}", row.args);
+    assert!(error.contains(&message), "{}: no {message:?} in {error}", row.args);
+    assert!(!error.contains("panicked"), "{}: {error}", row.args);
 }
 
 /// Returns a socket and an endpoint, unless `args` have them.
@@ -217,21 +198,24 @@ fn required_options(args: &str) -> String {
 
 #[test]
 fn invalid_value_is_named_in_the_message() {
-    assert_rejected(ROWS, |row, dir| {
+    for row in ROWS {
+        let dir = tempfile::tempdir().unwrap();
         let args = format!("{}{}", row.args, required_options(row.args));
-        check(row, &args, row.message, dir)
-    });
+        assert_rejected(row, &args, row.message, dir.path());
+    }
 }
 
 #[test]
 fn invalid_value_in_a_file_is_named_in_the_message() {
-    assert_rejected(ROWS, |row, dir| {
-        let Some(file) = as_file(row.args) else { return Ok(()) };
+    for row in ROWS {
+        let Some(file) = as_file(row.args) else { continue };
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
         std::fs::write(dir.join("vm.toml"), file.replace("DIR", dir.to_str().unwrap())).unwrap();
         let args = format!("--config DIR/vm.toml{}", required_options(row.args));
         // Keys have no dashes.
-        check(row, &args, row.message.trim_start_matches("--"), dir)
-    });
+        assert_rejected(row, &args, row.message.trim_start_matches("--"), dir);
+    }
 }
 
 /// Returns options in the form of a configuration file, if they have one.
@@ -253,7 +237,10 @@ fn as_file(args: &str) -> Option<String> {
 
 #[test]
 fn invalid_subcommand_is_rejected() {
-    assert_rejected(SUBCOMMAND_ROWS, |row, dir| check(row, row.args, row.message, dir));
+    for row in SUBCOMMAND_ROWS {
+        let dir = tempfile::tempdir().unwrap();
+        assert_rejected(row, row.args, row.message, dir.path());
+    }
 }
 
 #[test]
@@ -292,7 +279,7 @@ fn socket_is_required() {
     let row = row("no option", "--socket-path", OPTIONS);
     let dir = tempfile::tempdir().unwrap();
     for args in ["", "--endpoint 00:02.0,sim=DIR/endpoint"] {
-        check(&row, args, row.message, dir.path()).unwrap();
+        assert_rejected(&row, args, row.message, dir.path());
     }
 }
 
@@ -325,10 +312,9 @@ const CAP_SYS_NICE: libc::c_ulong = 23;
 #[test]
 fn socket_of_a_running_daemon_is_not_replaced() {
     let mut vm = Vm::realized("");
-    let socket = vm.daemon.socket().display().to_string();
-    let endpoint = format!("00:02.0,sim={socket}2");
-    let output = run(&["--socket-path", &socket, "--endpoint", &endpoint]);
-    check_socket_error(&output, &socket).unwrap();
+    let args = "--socket-path DIR/vhost --endpoint 00:02.0,sim=DIR/other";
+    let row = row(args, "DIR/vhost", SOCKET);
+    assert_rejected(&row, args, row.message, vm.daemon.socket().parent().unwrap());
     vm.start();
     vm.assert_works();
     vm.replace_front_end();
