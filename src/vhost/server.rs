@@ -240,22 +240,8 @@ impl Server {
     ) -> io::Result<Backend> {
         let event_notifier = self.fault_notifier.notifier();
         let barrier = Arc::new(ResetBarrier::new(request_notifier.clone(), event_notifier.clone()));
-        let requests = RequestQueue::new(
-            self.viommu.clone(),
-            memory.clone(),
-            barrier.clone(),
-            self.options.max_poll,
-            self.counters.clone(),
-            self.heartbeats.add("requests", &request_notifier),
-        );
-        let events = EventQueue::new(
-            self.faults.clone(),
-            memory,
-            barrier,
-            timer,
-            self.counters.clone(),
-            self.heartbeats.add("events", event_notifier),
-        );
+        let requests = self.request_queue(memory.clone(), barrier.clone(), &request_notifier);
+        let events = self.event_queue(memory, barrier, timer);
         Ok(Backend {
             options: self.options,
             viommu: self.viommu.clone(),
@@ -267,6 +253,33 @@ impl Server {
             event_thread: Once::new(),
             exit_events: ExitEvents::new()?,
         })
+    }
+
+    fn request_queue(
+        &self,
+        memory: Memory,
+        barrier: Arc<ResetBarrier>,
+        notifier: &Notifier,
+    ) -> RequestQueue {
+        RequestQueue::new(
+            self.viommu.clone(),
+            memory,
+            barrier,
+            self.options.max_poll,
+            self.counters.clone(),
+            self.heartbeats.add("requests", notifier),
+        )
+    }
+
+    fn event_queue(&self, memory: Memory, barrier: Arc<ResetBarrier>, timer: Timer) -> EventQueue {
+        EventQueue::new(
+            self.faults.clone(),
+            memory,
+            barrier,
+            timer,
+            self.counters.clone(),
+            self.heartbeats.add("events", self.fault_notifier.notifier()),
+        )
     }
 }
 
