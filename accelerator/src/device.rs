@@ -49,8 +49,11 @@ fn region_size(index: u32) -> u64 {
 
 /// Returns the interrupts of the function, by VFIO index.
 pub fn irqs() -> Vec<IrqInfo> {
-    let irq = |index| IrqInfo { index, flags: VFIO_IRQ_INFO_EVENTFD, count: irq_count(index) };
     (0..VFIO_PCI_NUM_IRQS).map(irq).collect()
+}
+
+fn irq(index: u32) -> IrqInfo {
+    IrqInfo { index, flags: VFIO_IRQ_INFO_EVENTFD, count: irq_count(index) }
 }
 
 /// Returns the number of interrupts. Clients expect an error interrupt of a PCI Express function;
@@ -234,10 +237,10 @@ impl ServerBackend for Device {
         count: u32,
         events: Vec<File>,
     ) -> io::Result<()> {
-        let set = |vectors| match index {
+        let result = interrupts(index, start, count).and_then(|vectors| match index {
             VFIO_PCI_MSIX_IRQ_INDEX => self.set_msix(flags, vectors, events),
             _ => Ok(()),
-        };
-        logged("SET_IRQS", interrupts(index, start, count).and_then(set))
+        });
+        logged("SET_IRQS", result)
     }
 }

@@ -1,6 +1,6 @@
 //! The registers, shared between the client's accesses and the worker thread.
 //!
-//! The worker takes a slice from the registers, executes it without the lock, and applies its
+//! The worker selects a slice from the registers, executes it without the lock, and applies its
 //! outcome. An operation that must not coincide with an access to memory waits for the end of the
 //! slice ([`Engine::pause`]); plain register accesses do not wait.
 
@@ -146,7 +146,7 @@ impl Engine {
     }
 
     /// Wakes the waiting threads after a change. Avoids the system call if there is none: a worker
-    /// that is not idle looks for its next slice without being woken.
+    /// that is not idle checks for its next slice without being woken.
     fn wake(&self, mut state: MutexGuard<State>) {
         let is_due = take(&mut state.idle) || state.waiting > 0;
         drop(state);

@@ -79,7 +79,7 @@ impl Bus<'_> {
     }
 
     /// Writes a completion record. The first 8 bytes, which contain the status, are written last
-    /// and at once: a driver that polls the status finds the rest complete.
+    /// and in one access: a driver that polls the status finds the rest complete.
     fn write_record(&self, address: u64, record: &Completion) -> Result<(), Fault> {
         let bytes = record.to_bytes();
         let (first, rest) = bytes.split_at(8);

@@ -1,10 +1,5 @@
 //! The client's memory.
 
-/// The memory that the client has made accessible with DMA_MAP, by guest-physical address.
-///
-/// The accelerator replaces the table; an implementation of [`Dma`](crate::Dma) reads it.
-pub type ClientMemory = GuestMemoryAtomic<GuestMemoryMmap>;
-
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use vfio_user::DmaMapFlags;
@@ -12,6 +7,11 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
+
+/// The memory that the client has made accessible with DMA_MAP, by guest-physical address.
+///
+/// The accelerator replaces the table; an implementation of [`Dma`](crate::Dma) reads it.
+pub type ClientMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// Maximum number of regions of a client. Each is a memory mapping of this process.
 const MAX_REGIONS: usize = 1024;

@@ -15,13 +15,13 @@ pub(super) const HANDLED: [i32; 3] = [SIGTERM, SIGINT, SIGUSR1];
 
 /// Starts the thread that handles signals, including those that arrived before.
 pub(super) fn start(mut signals: SignalFd, stop: Stop, sources: Sources) -> io::Result<()> {
-    let run = move || {
+    thread::Builder::new().name("signals".into()).spawn(move || {
         enter_role(Role::Signals);
         if let Err(error) = handle(&mut signals, &stop, &sources) {
             log::error!("cannot read signals, which are ignored from now on: {error}");
         }
-    };
-    thread::Builder::new().name("signals".into()).spawn(run).map(drop)
+    })?;
+    Ok(())
 }
 
 fn handle(signals: &mut SignalFd, stop: &Stop, sources: &Sources) -> io::Result<()> {

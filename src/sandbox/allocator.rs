@@ -28,10 +28,10 @@ fn shrink_an_arena() {
     /// Small enough for a block to come from the arena, large enough together to shrink it.
     const SIZE: usize = 64 << 10;
     const COUNT: usize = 64;
-    let use_arena = || {
-        let block = |_| std::hint::black_box(Vec::<u8>::with_capacity(SIZE));
-        drop((0..COUNT).map(block).collect::<Vec<_>>());
-    };
+    fn use_arena() {
+        let blocks = (0..COUNT).map(|_| std::hint::black_box(Vec::<u8>::with_capacity(SIZE)));
+        drop(blocks.collect::<Vec<_>>());
+    }
     // If this thread cannot be started, no other thread with an arena can.
     let _ = std::thread::Builder::new().spawn(use_arena).map(std::thread::JoinHandle::join);
 }

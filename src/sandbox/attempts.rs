@@ -200,8 +200,8 @@ fn map(protection: i32) -> c_long {
 
 /// Allocates more than an arena keeps when it is freed.
 fn allocate() -> c_long {
-    let block = |_| black_box(Vec::<u8>::with_capacity(64 << 10));
-    drop((0..128).map(block).collect::<Vec<_>>());
+    let blocks = (0..128).map(|_| black_box(Vec::<u8>::with_capacity(64 << 10)));
+    drop(blocks.collect::<Vec<_>>());
     0
 }
 

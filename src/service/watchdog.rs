@@ -22,14 +22,13 @@ pub fn start_watchdog(manager: Arc<Manager>, heartbeats: Heartbeats) -> io::Resu
     let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero()) else {
         return Ok(());
     };
-    let run = move || {
+    thread::Builder::new().name("watchdog".into()).spawn(move || {
         enter_role(Role::Watchdog);
         loop {
             check(&manager, &heartbeats);
             thread::sleep(timeout / CHECKS);
         }
-    };
-    thread::Builder::new().name("watchdog".into()).spawn(run)?;
+    })?;
     log::info!("watchdog timeout: {} s", Duration::as_secs_f64(&timeout));
     Ok(())
 }

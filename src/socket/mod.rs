@@ -177,11 +177,12 @@ mod tests {
             drop(UnixListener::bind(&path));
             let start = std::sync::Barrier::new(8);
             let results = std::thread::scope(|scope| {
-                let bind_at_start = || {
-                    start.wait();
-                    bind(&path)
-                };
-                let threads: Vec<_> = (0..8).map(|_| scope.spawn(bind_at_start)).collect();
+                let threads = [(); 8].map(|()| {
+                    scope.spawn(|| {
+                        start.wait();
+                        bind(&path)
+                    })
+                });
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
             });
             let in_use = results.iter().filter(|one| matches!(one, Err(SocketError::InUse(_))));

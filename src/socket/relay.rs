@@ -62,7 +62,7 @@ impl Relay {
 }
 
 fn spawn_forwarder(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
-    let run = move || {
+    thread::Builder::new().name(name.into()).spawn(move || {
         enter_role(Role::Relay);
         if let Err(error) = forward_messages(&from, &to) {
             log::debug!("relay: {error}");
@@ -71,8 +71,8 @@ fn spawn_forwarder(name: &str, from: UnixStream, to: UnixStream) -> io::Result<(
             // Fails if that side is disconnected already.
             let _ = side.shutdown(Shutdown::Both);
         }
-    };
-    thread::Builder::new().name(name.into()).spawn(run).map(drop)
+    })?;
+    Ok(())
 }
 
 /// Forwards messages separately: a read across two messages would attach the descriptors of the

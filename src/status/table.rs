@@ -84,11 +84,12 @@ fn row(name: &str, endpoint: &Endpoint, before: Option<(&Endpoint, Duration)>) -
 
 /// Aligns the columns: the first to the left, numbers to the right.
 fn format_rows(columns: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |(index, name): (usize, &&str)| {
-        let cells = rows.iter().filter_map(|row| row.get(index)).map(String::len);
-        cells.fold(name.len(), usize::max)
-    };
-    let widths: Vec<usize> = columns.iter().enumerate().map(width).collect();
+    let mut widths: Vec<usize> = columns.iter().map(|name| name.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.len().max(*width);
+        }
+    }
     let names: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
     let mut lines = vec![titles(&widths)];
     lines.extend([&names].into_iter().chain(rows).map(|row| line(&widths, row)));

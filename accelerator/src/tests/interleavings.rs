@@ -1,5 +1,5 @@
 //! Random interleavings of the worker, the client and the fault handler, without threads. Each
-//! step is what one of them does while it holds the lock of the registers.
+//! step is one critical section under the lock of the registers.
 
 use super::*;
 use crate::faults::{PageRequest, PrgIndex, QueueFull, Response};
@@ -19,7 +19,7 @@ const MAX_GROUPS: usize = 2;
 /// One event.
 #[derive(Clone, Debug)]
 enum Event {
-    /// The worker makes its next step: takes and executes a slice, applies the outcome, or submits
+    /// The worker makes its next step: selects and executes a slice, applies the outcome, or submits
     /// one page request.
     Work,
     /// The fault handler completes one of its groups, even if not all requests have arrived.
@@ -118,15 +118,15 @@ impl Model {
             ..descriptor(OP_COPY, (PAGES - 1) * PAGE, channel as u64)
         };
         self.dma.write_memory(base, &copy.to_bytes());
-        let set = |function: &mut Function, register, value| {
-            function.write(channel_register(channel, register), value);
+        let mut set = |register, value| {
+            self.function.write(channel_register(channel, register), value);
         };
-        set(&mut self.function, CH_RING_BASE, base as u32);
-        set(&mut self.function, CH_RING_SIZE, ENTRIES);
-        set(&mut self.function, CH_GROUP_PAGES, channel);
-        set(&mut self.function, CH_PASID, (channel % 2) * (CH_PASID_VALID | channel));
-        set(&mut self.function, CH_CONTROL, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
-        set(&mut self.function, CH_DOORBELL, 1);
+        set(CH_RING_BASE, base as u32);
+        set(CH_RING_SIZE, ENTRIES);
+        set(CH_GROUP_PAGES, channel);
+        set(CH_PASID, (channel % 2) * (CH_PASID_VALID | channel));
+        set(CH_CONTROL, CH_CONTROL_ENABLE | CH_CONTROL_PAGE_REQUEST);
+        set(CH_DOORBELL, 1);
     }
 
     fn is_busy(&self, channel: u32) -> bool {

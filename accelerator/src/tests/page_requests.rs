@@ -471,16 +471,16 @@ fn failure_stops_every_enabled_channel() {
 #[test]
 fn channels_fail_after_failure_until_pri_reset() {
     let bench = failed_bench();
-    let again = |bench: &Bench| {
+    let restart = || {
         (0..3).for_each(|channel| bench.set_reg(channel, CH_CONTROL, 0));
         bench.set_reg(0, CH_CONTROL, CH_CONTROL_ENABLE);
     };
-    again(&bench);
+    restart();
     assert_fails(&bench, 0);
     bench.engine.write_pri(PRI_STATUS, RESPONSE_FAILURE as u8);
     bench.engine.write(CONTROL, CONTROL_RESET);
     bench.set_reg(0, CH_RING_SIZE, ENTRIES);
-    again(&bench);
+    restart();
     assert_fails(&bench, 0);
 
     assert!(bench.engine.write_pri(PRI_CONTROL, RESET));
@@ -538,9 +538,8 @@ fn channel_waits_for_allocation_while_others_work() {
 fn waiting_channels_get_allocation_round_robin() {
     let bench = Bench::with_allocation(1);
     bench.dma.unmap(SOURCE..=TARGET - 1);
-    let page_of = |channel: u64| SOURCE + channel * 2 * PAGE;
     for channel in [2, 0, 3, 1] {
-        let source = page_of(channel);
+        let source = SOURCE + channel * 2 * PAGE;
         let work = Descriptor { source, flags: 0, ..descriptor(OP_CRC32C, 2 * PAGE, 0) };
         bench.start_with_page_requests(channel as u32, 1, &[work]);
         bench.wait_for_round();
