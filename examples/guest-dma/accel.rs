@@ -29,6 +29,7 @@ pub struct Accelerator {
 }
 
 impl Accelerator {
+    /// Checks the identity of the accelerator. `name` is the PCI address, for messages.
     pub fn new(name: &str, bar: Bar, interrupts: Box<dyn Interrupts>) -> Result<Self> {
         let (id, version) = (bar.read32(regs::ID), bar.read32(regs::VERSION));
         if (id, version) != (regs::ID_VALUE, regs::VERSION_VALUE) {
@@ -100,10 +101,8 @@ impl<'a> Channel<'a> {
         channel.write(regs::CH_RING_SIZE, ENTRIES as u32);
         channel.write(regs::CH_VECTOR, channel.vector());
         channel.enable(access);
-        match channel.error() {
-            Some(error) => Err(error),
-            None => Ok(channel),
-        }
+        channel.check_running()?;
+        Ok(channel)
     }
 
     fn enable(&self, access: Access) {
@@ -177,9 +176,7 @@ impl<'a> Channel<'a> {
 
     fn wait_for_interrupt(&self, last: usize) -> Result<()> {
         let count = self.interrupts();
-        if let Some(error) = self.error() {
-            return Err(error);
-        }
+        self.check_running()?;
         match (count, self.ring.is_pending(last)) {
             (1, false) => Ok(()),
             (2.., false) => Err(format!("{self}: expected 1 interrupt, got {count}")),
@@ -194,9 +191,7 @@ impl<'a> Channel<'a> {
     fn wait_for_shared_interrupt(&self, last: usize) -> Result<()> {
         while self.ring.is_pending(last) {
             let count = self.interrupts();
-            if let Some(error) = self.error() {
-                return Err(error);
-            }
+            self.check_running()?;
             if count == 0 {
                 return Err(self.no_interrupt(self.ring.is_pending(last)));
             }
@@ -223,9 +218,7 @@ impl<'a> Channel<'a> {
     fn poll(&self, entry: usize) -> Result<()> {
         let start = Instant::now();
         while self.ring.is_pending(entry) {
-            if let Some(error) = self.error() {
-                return Err(error);
-            }
+            self.check_running()?;
             if start.elapsed() > Duration::from_secs(TIMEOUT_SECONDS.into()) {
                 return Err(self.timed_out());
             }
@@ -234,15 +227,15 @@ impl<'a> Channel<'a> {
         Ok(())
     }
 
-    /// Returns a message if the channel is not in the state RUNNING.
-    fn error(&self) -> Option<String> {
+    /// Returns an error if the channel is not in the state RUNNING.
+    fn check_running(&self) -> Result<()> {
         let state = self.read(regs::CH_STATUS) & regs::CH_STATUS_STATE;
         if state == regs::STATE_RUNNING {
-            return None;
+            return Ok(());
         }
         let error = self.read(regs::CH_ERROR);
         let address = self.accelerator.bar.read64(self.register(regs::CH_ERROR_ADDRESS));
-        Some(format!("{self} is in state {state}: error {error:#x}, address {address:#x}"))
+        Err(format!("{self} is in state {state}: error {error:#x}, address {address:#x}"))
     }
 
     fn register(&self, register: u32) -> u32 {

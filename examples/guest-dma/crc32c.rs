@@ -31,12 +31,14 @@ impl Default for Crc32c {
 }
 
 impl Crc32c {
+    /// Appends the bytes of a word.
     pub fn update(&mut self, word: u64) {
         for byte in word.to_le_bytes() {
             self.0 = self.0 >> 8 ^ TABLE[usize::from(self.0 as u8 ^ byte)];
         }
     }
 
+    /// Returns the checksum of all bytes so far.
     pub fn value(&self) -> u32 {
         !self.0
     }

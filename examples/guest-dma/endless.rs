@@ -1,4 +1,4 @@
-//! `loop`: repeats a copy with the same mappings, for example across a snapshot of the machine.
+//! `loop`: repeats a copy with the same mappings, also across a stop of the machine.
 
 use std::fs;
 use std::path::Path;

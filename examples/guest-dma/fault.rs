@@ -16,6 +16,7 @@ const PATTERN: u64 = 0xaaaa_aaaa_aaaa_aaaa;
 #[group(skip)]
 #[command(group = ArgGroup::new("access").required(true))]
 pub struct Options {
+    /// PCI address of the accelerator.
     function: Bdf,
     /// First address that must fault.
     #[arg(long, value_parser = address)]

@@ -60,6 +60,7 @@ struct Args {
 enum Command {
     /// Verify COPY, CRC32C, FILL and COMPARE, with interrupts and by polling.
     Verify {
+        /// PCI address of the accelerator.
         function: Bdf,
         /// Number of pages of each buffer, a power of two, at least 8.
         #[arg(long, default_value_t = 1024, value_parser = verify::pages)]
@@ -69,6 +70,7 @@ enum Command {
     Fault(fault::Options),
     /// Verify accesses after mappings are removed and replaced.
     Unmap {
+        /// PCI address of the accelerator.
         function: Bdf,
         /// IOVA of the mapping, a multiple of the page size.
         #[arg(long, default_value = "0x5000000000", value_parser = address)]
@@ -76,7 +78,9 @@ enum Command {
     },
     /// Verify two accelerators in a shared address space, then in separate ones.
     Two {
+        /// PCI address of the first accelerator.
         first: Bdf,
+        /// PCI address of the second accelerator.
         second: Bdf,
         /// IOVA of the mapping that is removed.
         #[arg(long, default_value = "0x6000000000", value_parser = address)]
@@ -84,6 +88,7 @@ enum Command {
     },
     /// Copy and verify repeatedly with the same mappings until a file exists.
     Loop {
+        /// PCI address of the accelerator.
         function: Bdf,
         /// Stop when this file exists.
         #[arg(long, value_name = "FILE")]
@@ -94,6 +99,7 @@ enum Command {
     },
     /// Demonstrate a verified copy, then a fault after its mapping is removed.
     Demo {
+        /// PCI address of the accelerator.
         function: Bdf,
         /// IOVA of the mapping that is removed.
         #[arg(long, default_value = "0xcafe000000", value_parser = address)]

@@ -7,6 +7,7 @@ use crate::crc32c::Crc32c;
 use crate::vfio::{Protection, Space};
 use crate::{Result, sys};
 
+/// Page size in bytes.
 pub const PAGE: usize = 4096;
 
 /// Number of words of a page.
@@ -16,9 +17,13 @@ const WORDS: usize = PAGE / size_of::<u64>();
 pub trait Content {
     /// Fills the memory with pseudorandom words that depend on `seed`.
     fn scramble(&self, seed: u64);
+    /// Returns whether every word is `pattern`.
     fn is_filled(&self, pattern: u64) -> bool;
+    /// Returns the CRC-32C.
     fn crc(&self) -> u32;
+    /// Returns byte `index`.
     fn byte(&self, index: usize) -> u8;
+    /// Returns the size in bytes.
     fn bytes(&self) -> usize;
     /// Returns the virtual address in this process.
     fn address(&self) -> u64;
@@ -60,6 +65,7 @@ impl Content for [AtomicU64] {
 pub struct Memory(&'static [AtomicU64]);
 
 impl Memory {
+    /// Allocates `count` zeroed pages.
     pub fn pages(count: usize) -> Result<Self> {
         let bytes = count * PAGE;
         sys::leak_pages(bytes)
@@ -71,6 +77,7 @@ impl Memory {
         self.0
     }
 
+    /// Returns page `index`.
     pub fn page(self, index: usize) -> Self {
         Self(&self.0[index * WORDS..][..WORDS])
     }

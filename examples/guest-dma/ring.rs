@@ -99,6 +99,7 @@ impl Ring {
         &self.records.words[entry * RECORD_WORDS..][..RECORD_WORDS]
     }
 
+    /// Returns whether the record of an entry is not written yet.
     pub fn is_pending(&self, entry: usize) -> bool {
         let first = u64::from_le(self.record_words(entry)[0].load(Ordering::Acquire));
         first as u8 == regs::STATUS_PENDING

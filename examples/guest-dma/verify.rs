@@ -20,6 +20,7 @@ const HOLE: usize = 0x1235;
 const HOLE_BYTES: usize = 0x2fff;
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 
+/// Parses the number of pages of a buffer.
 pub fn pages(text: &str) -> Result<usize> {
     match text.parse::<usize>() {
         Ok(pages) if pages.is_power_of_two() && pages >= 8 => Ok(pages),

@@ -20,11 +20,12 @@ const COMMAND: u64 = 0x04;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
+/// A VFIO interface.
 #[derive(Clone, Copy, ValueEnum, Debug, PartialEq, Eq)]
 pub enum Api {
     /// Groups in a container (/dev/vfio/vfio).
     Group,
-    /// Character devices (/dev/vfio/devices) and /dev/iommu.
+    /// Device files (/dev/vfio/devices) with iommufd (/dev/iommu).
     Cdev,
 }
 
@@ -43,6 +44,7 @@ impl Api {
     }
 }
 
+/// The access that a mapping permits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
     ReadOnly,
@@ -95,6 +97,7 @@ impl Space {
         Ok(Device { file, _group: group, name: name.into() })
     }
 
+    /// Maps memory at `iova`.
     pub fn map(&self, iova: u64, memory: Memory, protection: Protection) -> Result<()> {
         let words = memory.words();
         let writable = protection == Protection::ReadWrite;
