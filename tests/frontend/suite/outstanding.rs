@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{iter, thread};
 
 use testing::accel::{AccessError, denied_write, regs};
-use testing::front_end::REALIZE;
+use testing::front_end::{Message, REALIZE};
 use testing::memory::PAGE;
 use testing::paging::{Channel, Group, INVALID, SUCCESS};
 use testing::request::status::*;
@@ -267,6 +267,9 @@ fn page_requests_without_a_front_end_are_rejected() {
     let (mut vm, _) = outstanding("");
     vm.reconnect();
     assert_invalid(&mut vm, BESIDE);
+    // The reset completes the groups first. It has removed the attachments, too, when the daemon
+    // replies to the next front end.
+    vm.send_messages(&[Message::GetFeatures], [0; 2]);
     vm.assert_groups(1, &[("reset", 1)]);
     let before = vm.page_requests(1)["refused"];
     vm.write_pages(BESIDE, IOVA, 1);
