@@ -365,6 +365,10 @@ mod tests {
     fn command_line_takes_precedence() {
         let args = daemon(FILE, "--page-size 4K --endpoint 00:04.0,sim=/run/c").unwrap();
         assert_eq!((args.page_size, args.endpoints.len()), (PageSize(4 << 10), 1));
+        assert_eq!((args.poll_us.0, args.boot_bypass.0, args.realtime), (7, false, true));
+        let off = FILE.replace("realtime = true", "realtime = false");
+        let args = daemon(&off, "--realtime --boot-bypass on").unwrap();
+        assert_eq!((args.poll_us.0, args.boot_bypass.0, args.realtime), (7, true, true));
         let args = daemon(FILE, "--fd 3").unwrap();
         assert_eq!((args.inherited_fd(), args.socket_path), (Some(3), None));
         let args = daemon("fd = 3\nendpoint = '00:02.0,sim=/a'", "--socket-path /run/b").unwrap();
