@@ -1,10 +1,10 @@
-//! `kill`: processes that are killed in mid-DMA leave the channel to the next.
+//! `kill`: the channel of a process that is killed during DMA is available to the next process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use super::region::{Advice, Region, advise};
-use super::{Options, Shared, verified};
+use super::{BoundAccelerator, Options, verified};
 use crate::Result;
 use crate::accel::Channel;
 use crate::memory::Content;
@@ -15,53 +15,56 @@ const BYTES: usize = 1 << 20;
 
 pub fn run(options: &Options) -> Result<String> {
     for victim in 0..VICTIMS {
-        kill_in_mid_dma(options)?;
-        let shared = Shared::open(options.function)?;
-        let mut channel = shared.channel(options)?;
+        kill_during_dma(options)?;
+        let bound = BoundAccelerator::open(options.function)?;
+        let mut channel = bound.channel(options)?;
         let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
         from.words().scramble(victim);
         verified::copy(&mut channel, from.words(), to.words())?;
     }
-    Ok(format!("kill: {VICTIMS} processes killed in mid-DMA, the accelerator works for the next"))
+    Ok(format!("kill: {VICTIMS} processes killed during DMA, the channel works after each"))
 }
 
-fn kill_in_mid_dma(options: &Options) -> Result<()> {
+fn kill_during_dma(options: &Options) -> Result<()> {
     let mut child = program(options, options.channel, "endless")
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cannot start a process: {error}"))?;
-    let running = next_line(&mut child)?;
+    let line = next_line(&mut child)?;
     let killed = child.kill().and_then(|()| child.wait());
     match killed {
         Err(error) => Err(format!("cannot kill a process: {error}")),
-        Ok(_) if running != "running" => Err(format!("a process says '{running}'")),
+        Ok(_) if line != "running" => {
+            Err(format!("a process printed '{line}', expected 'running'"))
+        }
         Ok(_) => Ok(()),
     }
 }
 
-/// This program again, in a process of its own.
+/// Returns a command that runs a scenario of this program in another process, with the same options
+/// except the channel.
 pub fn program(options: &Options, channel: u32, scenario: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.args(["sva", &options.function.to_string(), "--channel", &channel.to_string()]);
     command.args(["--group-pages", &options.group_pages.to_string()]);
     command.args(options.poll.then_some("--poll"));
-    command.args(options.below.map(|end| format!("--below={end}")));
+    command.args(options.below.map(|limit| format!("--below={limit}")));
     command.arg(scenario);
     command
 }
 
-/// What a process prints next.
+/// Returns the next line that a process prints.
 pub fn next_line(child: &mut Child) -> Result<String> {
     let mut line = String::new();
-    // Not more than a line is there to be read, so that nothing is lost with the buffer.
+    // The process prints one line at a time, so dropping the buffer loses nothing.
     let read = child.stdout.as_mut().map(|stdout| BufReader::new(stdout).read_line(&mut line));
     match read {
         Some(Ok(1..)) => Ok(line.trim_end().into()),
-        _ => Err("a process has ended too early".into()),
+        _ => Err("a process exited too early".into()),
     }
 }
 
-/// `endless`: faults and accesses, until killed.
+/// `endless`: makes the device fault until the process is killed.
 pub fn endless(channel: &mut Channel) -> Result<String> {
     let region = Region::anonymous(BYTES)?;
     let work = [ring::fill(region.address(), BYTES as u64, 1); 4];
@@ -74,5 +77,5 @@ pub fn endless(channel: &mut Channel) -> Result<String> {
         advise(region.words(), Advice::DontNeed)?;
         verified::expect_all("FILL", &channel.finish()?, BYTES)?;
     }
-    Ok("endless: at an end".into())
+    Ok("endless: all rounds done".into())
 }

@@ -1,9 +1,11 @@
-//! `latency`: one fault at a time, from the doorbell to the record as the process sees it.
+//! `latency`: measures one fault at a time in the process, from the doorbell to the completion
+//! record.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::pages;
 use super::region::Region;
+use super::{procfs, verified};
 use crate::Result;
 use crate::accel::Channel;
 use crate::memory::PAGE;
@@ -13,17 +15,18 @@ const PATTERN: u64 = 0x1111_2222_3333_4444;
 
 pub fn run(channel: &mut Channel, faults: usize) -> Result<String> {
     let region = Region::anonymous(faults * PAGE)?;
-    pages::expect_untouched(region.words())?;
-    let first = times(channel, &region)?;
-    if pages::resident(region.words())? != region.bytes() {
-        return Err("not every page was touched".into());
+    procfs::expect_untouched(region.words())?;
+    let first = measure(channel, &region)?;
+    let resident = procfs::resident(region.words())?;
+    if resident != region.bytes() {
+        return Err(format!("{resident} bytes are resident, not {}", region.bytes()));
     }
-    let again = times(channel, &region)?;
+    let again = measure(channel, &region)?;
     Ok(format!("latency: {faults} faults: {first}; the same pages again: {again}"))
 }
 
-/// Writes a word to each page, and looks for it.
-fn times(channel: &mut Channel, region: &Region) -> Result<Percentiles> {
+/// Measures the write of a word to each page.
+fn measure(channel: &mut Channel, region: &Region) -> Result<Percentiles> {
     let mut times = Vec::new();
     for page in region.words().chunks(PAGE / 8) {
         let address = page.as_ptr().addr() as u64;
@@ -31,29 +34,26 @@ fn times(channel: &mut Channel, region: &Region) -> Result<Percentiles> {
         let completion = channel.run(ring::fill(address, 8, PATTERN))?;
         times.push(start.elapsed());
         completion.expect_success("FILL of a word", 8)?;
-        super::verified::expect_filled("the word", &page[..1], PATTERN)?;
+        verified::expect_filled("the word", &page[..1], PATTERN)?;
     }
-    Ok(Percentiles::of(times))
+    times.sort_unstable();
+    Ok(Percentiles { p50: percentile(&times, 50), p99: percentile(&times, 99) })
 }
 
-/// The times that half, and 99 of 100, of the accesses stay below.
+/// The median and the 99th percentile of the latencies.
 struct Percentiles {
     p50: Duration,
     p99: Duration,
 }
 
-impl Percentiles {
-    fn of(mut times: Vec<Duration>) -> Self {
-        times.sort_unstable();
-        let at = |percent: usize| {
-            times.get((times.len() * percent).div_ceil(100).saturating_sub(1)).copied()
-        };
-        Self { p50: at(50).unwrap_or_default(), p99: at(99).unwrap_or_default() }
-    }
+/// Returns a percentile of sorted times, or zero if there are none.
+fn percentile(times: &[Duration], percent: usize) -> Duration {
+    let rank = (times.len() * percent).div_ceil(100);
+    times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-impl std::fmt::Display for Percentiles {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "p50 {} us, p99 {} us", self.p50.as_micros(), self.p99.as_micros())
     }
 }

@@ -1,25 +1,26 @@
-//! `sva`: the accelerator works in this process's own address space. It is handed plain pointers,
-//! to the ring too; nothing is pinned, and nothing is mapped for it. Where it meets a page that is
-//! not there, it asks, and the guest's kernel answers as it would answer the processor.
+//! `sva`: shared virtual addressing. The accelerator works in this process's address space: its
+//! ring, records and buffers are plain pointers, and no memory is pinned or mapped for it. An access
+//! to a page that is not present causes a page request, which the guest's kernel handles like a
+//! page fault of the processor.
 //!
 //! ```text
 //! touch ...   one module for each scenario or two
-//! verified    work that the processor checks
-//! region      mappings that come and go      } unsafe
-//! fork        child processes                } code
-//! pages       what the kernel says of pages
+//! verified    work whose result the processor checks
+//! region      mappings of the process        } unsafe
+//! child       child processes                } code
+//! procfs      page state and settings of the kernel
 //! ```
 
 mod change;
+mod child;
 mod demo;
 mod file;
 mod fork;
-mod forking;
 mod huge;
 mod kill;
 mod latency;
-mod pages;
 mod processes;
+mod procfs;
 mod reclaim;
 mod refuse;
 mod region;
@@ -45,16 +46,16 @@ pub struct Options {
     /// Channel of the accelerator.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..regs::CHANNELS as i64))]
     channel: u32,
-    /// Most pages of a page request group.
+    /// Maximum number of pages in a page request group.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(regs::MAX_GROUP_PAGES)))]
     group_pages: u32,
-    /// Look at completion records instead of waiting for interrupts.
+    /// Poll completion records instead of waiting for interrupts.
     #[arg(long)]
     poll: bool,
-    /// Keep all memory that the accelerator is handed below this address (hexadecimal with 0x,
-    /// else decimal), for accelerators that do not reach all of a process. Heap and stack stay
-    /// where they are: "touch" leaves them out then, and "stack" fails.
-    #[arg(long, value_name = "ADDRESS", value_parser = limit)]
+    /// Allocate all memory for the accelerator below this address (hexadecimal with 0x, else
+    /// decimal), for accelerators that cannot address the whole process. The heap and the stack do
+    /// not move: "touch" skips them if they are above the limit, and "stack" fails.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_limit)]
     below: Option<u64>,
     #[command(subcommand)]
     scenario: Scenario,
@@ -62,69 +63,69 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum Scenario {
-    /// Memory that nobody has touched: the heap, the stack, new mappings, records of the ring.
+    /// Access untouched memory: the heap, the stack, new mappings and the ring's records.
     Touch,
-    /// Accesses that the process itself would die of.
+    /// Make accesses that would terminate the process if the processor made them.
     Refuse,
-    /// Private and shared mappings of a file.
+    /// Access private and shared mappings of a file.
     File {
-        /// Where to make the file.
+        /// Directory in which the file is created.
         #[arg(long)]
         dir: PathBuf,
     },
-    /// Huge pages: made by the device, split and put together again.
+    /// Access huge pages: allocated by the device, split and collapsed.
     Huge,
-    /// Copy on write: a child with its snapshot, while the device goes on in the parent.
+    /// Access copy-on-write pages: the device works in the parent, a child keeps its snapshot.
     Fork,
-    /// Mappings that are removed, replaced and protected while the device works in them.
+    /// Unmap, replace and protect mappings while the device accesses them.
     Change,
-    /// Pages that are swapped out while the device works on them.
+    /// Swap pages out while the device accesses them.
     Swap,
-    /// Pages that move while the device works on them.
+    /// Migrate pages while the device accesses them.
     Migrate,
-    /// The stack, where the process has not been yet.
+    /// Access the stack, including pages that the process has not touched.
     Stack,
-    /// A lot of memory, a part at a time.
+    /// Access a large amount of memory sequentially.
     Stream {
-        /// MiB in all.
+        /// Total size in MiB.
         #[arg(long, default_value_t = 1024)]
         total: usize,
-        /// MiB that may be resident.
+        /// Maximum resident size in MiB.
         #[arg(long, default_value_t = 64)]
         window: usize,
     },
-    /// How long the device waits for a page, as the process sees it.
+    /// Measure the duration of a fault of the device in the process.
     Latency {
-        /// Faults, one at a time.
+        /// Number of faults, one at a time.
         #[arg(long, default_value_t = 1000)]
         faults: usize,
     },
-    /// Processes that are killed while the device works for them.
+    /// Kill processes while the device works for them.
     Kill,
-    /// Works until killed.
+    /// Work until killed.
     Endless,
-    /// Many processes, each with a channel of its own, from the first channel on.
+    /// Run many processes, each with its own channel, starting with channel 0.
     Processes {
         #[arg(long, default_value_t = regs::CHANNELS as u32)]
         count: u32,
     },
-    /// One of these processes.
+    /// Run one of the processes of "processes".
     Worker,
-    /// Several accelerators at once in one address space.
+    /// Run several accelerators concurrently in one address space.
     Several { others: Vec<Bdf> },
-    /// A tour for people.
+    /// Show shared virtual addressing step by step.
     Demo {
-        /// MiB that the accelerator moves.
+        /// MiB that the accelerator copies.
         #[arg(long, default_value_t = 64)]
         total: usize,
     },
 }
 
-/// An address in hexadecimal with 0x, else in decimal.
-fn limit(text: &str) -> Result<u64> {
+/// Parses an address: hexadecimal with 0x, else decimal.
+fn parse_limit(text: &str) -> Result<u64> {
     match text.strip_prefix("0x") {
         Some(_) => crate::address(text),
-        None => text.parse().map_err(|error| format!("'{text}' is no address: {error}")),
+        None => text.parse().map_err(|error| format!("invalid address '{text}': {error}")),
     }
 }
 
@@ -135,7 +136,7 @@ pub fn run(options: &Options) -> Result<()> {
         Scenario::Refuse => with_channel(options, refuse::run),
         Scenario::File { dir } => with_channel(options, |channel| file::run(channel, dir)),
         Scenario::Huge => with_channel(options, huge::run),
-        Scenario::Fork => with_channel(options, forking::run),
+        Scenario::Fork => with_channel(options, fork::run),
         Scenario::Change => with_channel(options, change::run),
         Scenario::Swap => with_channel(options, reclaim::swap),
         Scenario::Migrate => with_channel(options, reclaim::migrate),
@@ -157,26 +158,26 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs what needs a single channel.
+/// Runs a scenario that uses a single channel.
 fn with_channel(
     options: &Options,
     scenario: impl FnOnce(&mut Channel) -> Result<String>,
 ) -> Result<String> {
-    let shared = Shared::open(options.function)?;
-    scenario(&mut shared.channel(options)?)
+    let bound = BoundAccelerator::open(options.function)?;
+    scenario(&mut bound.channel(options)?)
 }
 
-/// An accelerator that shares this process's address space.
-struct Shared {
+/// An accelerator that is bound to this process's address space.
+struct BoundAccelerator {
     accelerator: Accelerator,
     pasid: u32,
 }
 
-impl Shared {
+impl BoundAccelerator {
     fn open(function: Bdf) -> Result<Self> {
         let (accelerator, pasid) = uio::open(&name(function))?;
         if !accelerator.has(regs::FEATURE_PASID | regs::FEATURE_PAGE_REQUEST) {
-            return Err(format!("{function} knows no page requests"));
+            return Err(format!("{function} does not support PASIDs and page requests"));
         }
         Ok(Self { accelerator, pasid })
     }
@@ -184,13 +185,13 @@ impl Shared {
     fn channel(&self, options: &Options) -> Result<Channel<'_>> {
         let wait = if options.poll { Wait::Poll } else { Wait::SharedInterrupt };
         let access = Access::Process { pasid: self.pasid, group_pages: options.group_pages };
-        let ring = Ring::new(own_page()?, own_page()?);
+        let ring = Ring::new(allocate_page()?, allocate_page()?);
         Channel::new(&self.accelerator, options.channel, wait, access, ring)
     }
 }
 
-/// A page that the device sees where the process does.
-fn own_page() -> Result<Area> {
+/// Allocates a page that the device accesses at the process's address.
+fn allocate_page() -> Result<Area> {
     let words = Memory::pages(1)?.words();
     Ok(Area { words, address: words.as_ptr().addr() as u64 })
 }

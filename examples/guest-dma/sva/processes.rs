@@ -1,5 +1,5 @@
-//! `processes`: many processes share one accelerator, each with its channel, PASID and memory, all
-//! at the same addresses.
+//! `processes`: many processes share one accelerator. Each has its own channel, PASID and memory, at
+//! the same addresses.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -7,11 +7,11 @@ use std::process::{Child, Stdio};
 
 use super::kill::{next_line, program};
 use super::region::{Advice, Region, advise};
-use super::{Options, Shared, verified};
+use super::{BoundAccelerator, Options, verified};
 use crate::Result;
 use crate::memory::Content;
 
-/// Where each of the processes has its memory.
+/// Addresses of the memory of each process.
 const SOURCE: usize = 0x10_0000_0000;
 const DESTINATION: usize = 0x20_0000_0000;
 const BYTES: usize = 64 << 10;
@@ -20,19 +20,19 @@ const ROUNDS: u64 = 4;
 pub fn run(options: &Options, count: u32) -> Result<String> {
     let mut workers = Vec::new();
     for channel in 0..count {
-        workers.push(start(options, channel)?);
+        workers.push(spawn(options, channel)?);
     }
-    // All have their channel before the first begins.
+    // Every process has enabled its channel before the first one starts to work.
     let pasids = workers.iter_mut().map(next_line).collect::<Result<BTreeSet<_>>>()?;
     if pasids.len() != workers.len() {
         return Err(format!("{} processes have {} PASIDs", workers.len(), pasids.len()));
     }
-    workers.iter_mut().try_for_each(let_go)?;
+    workers.iter_mut().try_for_each(start_work)?;
     workers.into_iter().try_for_each(wait)?;
-    Ok(format!("processes: {count} on one accelerator, the same addresses in each"))
+    Ok(format!("processes: {count} on one accelerator, with the same addresses in each"))
 }
 
-fn start(options: &Options, channel: u32) -> Result<Child> {
+fn spawn(options: &Options, channel: u32) -> Result<Child> {
     program(options, channel, "worker")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -40,25 +40,28 @@ fn start(options: &Options, channel: u32) -> Result<Child> {
         .map_err(|error| format!("cannot start a process: {error}"))
 }
 
-fn let_go(worker: &mut Child) -> Result<()> {
-    let stdin = worker.stdin.as_mut().ok_or("a process without standard input")?;
-    stdin.write_all(b"\n").map_err(|error| format!("a process has ended too early: {error}"))
+fn start_work(worker: &mut Child) -> Result<()> {
+    let stdin = worker.stdin.as_mut().ok_or("the standard input of a process is not a pipe")?;
+    stdin.write_all(b"\n").map_err(|error| format!("a process exited too early: {error}"))
 }
 
 fn wait(mut worker: Child) -> Result<()> {
     match worker.wait() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("a process ended with {status}")),
+        Ok(status) => Err(format!("a process failed: {status}")),
         Err(error) => Err(format!("cannot wait for a process: {error}")),
     }
 }
 
-/// `worker`: says its PASID, waits for a line, then moves data and lets go of memory.
+/// `worker`: prints its PASID, waits for a line on standard input, then copies data and releases
+/// the pages repeatedly.
 pub fn worker(options: &Options) -> Result<String> {
-    let shared = Shared::open(options.function)?;
-    let mut channel = shared.channel(options)?;
-    println!("{}", shared.pasid);
-    io::stdin().read_line(&mut String::new()).map_err(|error| error.to_string())?;
+    let bound = BoundAccelerator::open(options.function)?;
+    let mut channel = bound.channel(options)?;
+    println!("{}", bound.pasid);
+    io::stdin()
+        .read_line(&mut String::new())
+        .map_err(|error| format!("cannot read standard input: {error}"))?;
     let (from, to) = (Region::at(SOURCE, BYTES)?, Region::at(DESTINATION, BYTES)?);
     for round in 0..ROUNDS {
         from.words().scramble(u64::from(options.channel) << 8 | round);
@@ -66,7 +69,7 @@ pub fn worker(options: &Options) -> Result<String> {
         for region in [&from, &to] {
             advise(region.words(), Advice::DontNeed)?;
         }
-        verified::fill(&mut channel, to.words(), shared.pasid.into())?;
+        verified::fill(&mut channel, to.words(), bound.pasid.into())?;
     }
     Ok(format!("worker {}: {ROUNDS} rounds", options.channel))
 }

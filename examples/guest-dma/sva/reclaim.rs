@@ -1,10 +1,9 @@
-//! `swap` and `migrate`: the kernel takes pages away, or moves them, while the device works on
-//! them.
+//! `swap` and `migrate`: the kernel reclaims or migrates pages while the device accesses them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::region::{Advice, Region, advise};
-use super::{pages, verified};
+use super::{procfs, verified};
 use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
@@ -12,7 +11,7 @@ use crate::memory::{Content, PAGE};
 const BYTES: usize = 2 << 20;
 const ROUNDS: usize = 4;
 const PATTERN: u64 = 0x3333_3333_3333_3333;
-/// Pages that are taken, and given back, for each page of a buffer.
+/// Number of pages that are allocated and freed for each page of a buffer, to fragment memory.
 const GAPS: usize = 6;
 
 pub fn swap(channel: &mut Channel) -> Result<String> {
@@ -20,7 +19,7 @@ pub fn swap(channel: &mut Channel) -> Result<String> {
     from.words().scramble(1);
     let crc = from.words().crc();
     verified::checksum(channel, from.words(), crc)?;
-    let out = swap_out(&from)?;
+    let swapped = swap_out(&from)?;
     verified::checksum(channel, from.words(), crc)?;
 
     verified::fill(channel, to.words(), PATTERN)?;
@@ -29,64 +28,64 @@ pub fn swap(channel: &mut Channel) -> Result<String> {
     swap_out(&to)?;
     verified::copy(channel, from.words(), to.words())?;
 
-    let both = [from.words(), to.words()];
-    let disturb = || taken_away(&both);
-    let (taken, rounds) =
-        verified::during(disturb, || verified::copy(channel, from.words(), to.words()))?;
-    if taken == 0 {
-        return Err("no page was taken away from the device".into());
+    let (from, to) = (from.words(), to.words());
+    let (reclaimed, copies) =
+        verified::repeat_during(|| page_out(&[from, to]), || verified::copy(channel, from, to))?;
+    if reclaimed == 0 {
+        return Err("no page was reclaimed during DMA".into());
     }
-    let out = out >> 20;
-    Ok(format!("swap: {out} MiB out and in; {taken} pages taken away in {rounds} copies"))
+    let swapped = swapped >> 20;
+    Ok(format!(
+        "swap: {swapped} MiB out and in; {reclaimed} pages reclaimed during {copies} copies"
+    ))
 }
 
-/// Writes a region to swap space. Returns how many bytes really went there.
+/// Swaps a region out. Returns the number of bytes in swap space.
 fn swap_out(region: &Region) -> Result<usize> {
     advise(region.words(), Advice::PageOut)?;
-    let (out, resident) = (pages::smaps(region, "Swap")?, pages::smaps(region, "Rss")?);
-    if out < region.bytes() / 2 {
-        return Err(format!("{out} bytes were swapped out, {resident} are resident; is swap on?"));
+    let (swapped, resident) = (procfs::smaps(region, "Swap")?, procfs::smaps(region, "Rss")?);
+    if swapped < region.bytes() / 2 {
+        return Err(format!(
+            "only {swapped} of {} bytes were swapped out, {resident} are resident; enable swap",
+            region.bytes()
+        ));
     }
-    Ok(out)
+    Ok(swapped)
 }
 
-/// Has pages swapped out again and again. Returns how many were seen to be gone.
-fn taken_away(memories: &[&[AtomicU64]]) -> Result<usize> {
-    let mut taken = 0;
+/// Pages memory out repeatedly. Returns the number of pages that were observed as not present.
+fn page_out(memories: &[&[AtomicU64]]) -> Result<usize> {
+    let mut reclaimed = 0;
     for _ in 0..ROUNDS {
         for memory in memories {
             advise(memory, Advice::PageOut)?;
-            taken += (memory.bytes() - pages::resident(memory)?) / PAGE;
+            reclaimed += (memory.bytes() - procfs::resident(memory)?) / PAGE;
         }
     }
-    Ok(taken)
+    Ok(reclaimed)
 }
 
 pub fn migrate(channel: &mut Channel) -> Result<String> {
-    let (mut moved, mut copies) = (0, 0);
+    let (mut migrated, mut copies) = (0, 0);
     for round in 0..ROUNDS as u64 {
-        let (from, to) = spread()?;
-        from.words().scramble(round);
-        verified::copy(channel, from.words(), to.words())?;
-        let both = [from.words(), to.words()];
-        let disturb = || compacted(&both);
+        let (from, to) = allocate_fragmented()?;
+        let (from, to) = (from.words(), to.words());
+        from.scramble(round);
+        verified::copy(channel, from, to)?;
         let (pages, rounds) =
-            verified::during(disturb, || verified::copy(channel, from.words(), to.words()))?;
-        (moved, copies) = (moved + pages, copies + rounds);
+            verified::repeat_during(|| compact(&[from, to]), || verified::copy(channel, from, to))?;
+        (migrated, copies) = (migrated + pages, copies + rounds);
     }
-    if moved == 0 {
-        return Err("no page has moved".into());
+    if migrated == 0 {
+        return Err("no page was migrated during DMA".into());
     }
-    Ok(format!("migrate: {moved} pages moved in {copies} copies"))
+    Ok(format!("migrate: {migrated} pages migrated during {copies} copies"))
 }
 
-/// Two regions whose pages lie far from each other in memory, with gaps that wait to be closed.
-fn spread() -> Result<(Region, Region)> {
+/// Allocates two regions with free page frames between theirs, which compaction closes.
+fn allocate_fragmented() -> Result<(Region, Region)> {
     let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
     let gaps = Region::anonymous(GAPS * BYTES)?;
-    let touch = |region: &Region, page: usize| {
-        region.words()[page * PAGE / 8].store(1, Ordering::Relaxed);
-    };
     for page in 0..BYTES / PAGE {
         touch(&from, page);
         touch(&to, page);
@@ -95,22 +94,26 @@ fn spread() -> Result<(Region, Region)> {
     Ok((from, to))
 }
 
-/// Has memory compacted. Returns how many of these pages have moved.
-fn compacted(memories: &[&[AtomicU64]]) -> Result<usize> {
-    let before = frames(memories)?;
-    pages::write("/proc/sys/vm/compact_memory", "1")?;
-    let after = frames(memories)?;
-    Ok(before.iter().zip(&after).filter(|(before, after)| is_move(before, after)).count())
+fn touch(region: &Region, page: usize) {
+    region.words()[page * PAGE / 8].store(1, Ordering::Relaxed);
 }
 
-fn is_move(before: &Option<u64>, after: &Option<u64>) -> bool {
+/// Compacts the memory of the system. Returns the number of pages of `memories` that were migrated.
+fn compact(memories: &[&[AtomicU64]]) -> Result<usize> {
+    let before = frames(memories)?;
+    procfs::write("/proc/sys/vm/compact_memory", "1")?;
+    let after = frames(memories)?;
+    Ok(before.iter().zip(&after).filter(|(before, after)| is_migrated(before, after)).count())
+}
+
+fn is_migrated(before: &Option<u64>, after: &Option<u64>) -> bool {
     matches!((before, after), (Some(before), Some(after)) if before != after)
 }
 
 fn frames(memories: &[&[AtomicU64]]) -> Result<Vec<Option<u64>>> {
     let mut frames = Vec::new();
     for memory in memories {
-        frames.extend(pages::pages(memory)?.into_iter().map(pages::Page::frame));
+        frames.extend(procfs::pages(memory)?.into_iter().map(procfs::Page::frame));
     }
     Ok(frames)
 }

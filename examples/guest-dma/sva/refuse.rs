@@ -1,5 +1,5 @@
-//! `refuse`: accesses that the processor would not be allowed either end with FAULT at the right
-//! address, after what lies before it, and the channel goes on.
+//! `refuse`: an access that the process may not make ends with FAULT at the first forbidden
+//! address. The bytes before it are transferred, and the channel continues.
 
 use super::region::{Region, Rights};
 use super::verified;
@@ -10,7 +10,8 @@ use crate::ring;
 
 const PATTERN: u64 = 0x5555_5555_5555_5555;
 
-/// Where no process has memory: the first page, the hole between the halves, the kernel.
+/// Addresses that are never mapped in a process: the first page, the non-canonical hole, and
+/// addresses of the kernel.
 const NEVER_MAPPED: [u64; 4] =
     [0x10, 0x8000_0000_0000_0000, 0xffff_8880_0000_0000, 0xffff_ffff_ffff_f000];
 
@@ -19,52 +20,57 @@ pub fn run(channel: &mut Channel) -> Result<String> {
     hole(channel)?;
     no_access(channel)?;
     for address in NEVER_MAPPED {
-        refused_everywhere(channel, address)?;
+        expect_no_access(channel, address)?;
     }
     let page = Region::anonymous(PAGE)?;
     verified::fill(channel, page.words(), PATTERN)?;
-    Ok("refuse: writes to read-only memory, and accesses to none".into())
+    Ok("refuse: writes to read-only memory, accesses to unmapped and inaccessible memory".into())
 }
 
 fn read_only(channel: &mut Channel) -> Result<()> {
     let (before, mut page) = Region::anonymous(9 * PAGE)?.split(8 * PAGE);
-    let (untouched, written) = (Region::anonymous(PAGE)?, 100);
+    let (copy, written) = (Region::anonymous(PAGE)?, 100);
     page.protect(Rights::Read)?;
     let work = ring::fill(page.address() - written, 2 * written, PATTERN);
     let completion = channel.run(work)?;
     completion.expect_invalid("a write to read-only memory", page.address(), true, written)?;
     verified::expect_filled("read-only memory", page.words(), 0)?;
     let first = before.bytes() - written as usize;
-    if (0..before.bytes())
-        .any(|index| before.words().byte(index) != if index < first { 0 } else { PATTERN as u8 })
-    {
-        return Err("what lies before read-only memory has not been written to the byte".into());
+    for index in 0..before.bytes() {
+        let expected = if index < first { 0 } else { PATTERN as u8 };
+        let found = before.words().byte(index);
+        if found != expected {
+            return Err(format!(
+                "byte {index:#x} before read-only memory is {found:#04x}, not {expected:#04x}"
+            ));
+        }
     }
-    verified::copy(channel, page.words(), untouched.words())
+    verified::copy(channel, page.words(), copy.words())
 }
 
-/// In the middle, so that a group of page requests begins on memory that is there.
+/// Accesses a region with an unmapped page in the middle, so that a page request group starts with
+/// pages that are present.
 fn hole(channel: &mut Channel) -> Result<()> {
     let (before, rest) = Region::anonymous(9 * PAGE)?.split(5 * PAGE);
-    let (hole, behind) = rest.split(PAGE);
+    let (hole, after) = rest.split(PAGE);
     let (address, done) = (hole.address(), before.bytes() as u64);
     drop(hole);
     let length = 9 * PAGE as u64;
     channel.run(ring::fill(before.address(), length, PATTERN))?.expect_invalid(
-        "a write over a hole",
+        "a write across an unmapped page",
         address,
         true,
         done,
     )?;
-    verified::expect_filled("memory before a hole", before.words(), PATTERN)?;
-    verified::expect_filled("memory behind a hole", behind.words(), 0)?;
+    verified::expect_filled("memory before an unmapped page", before.words(), PATTERN)?;
+    verified::expect_filled("memory after an unmapped page", after.words(), 0)?;
     channel.run(ring::crc32c(before.address(), length))?.expect_invalid(
-        "a read over a hole",
+        "a read across an unmapped page",
         address,
         false,
         done,
     )?;
-    refused_everywhere(channel, address + 0x123)
+    expect_no_access(channel, address + 0x123)
 }
 
 fn no_access(channel: &mut Channel) -> Result<()> {
@@ -72,16 +78,16 @@ fn no_access(channel: &mut Channel) -> Result<()> {
     page.words().scramble(1);
     let crc = page.words().crc();
     page.protect(Rights::None)?;
-    refused_everywhere(channel, page.address() + 8)?;
+    expect_no_access(channel, page.address() + 8)?;
     page.protect(Rights::Write)?;
     verified::checksum(channel, page.words(), crc)
 }
 
-/// Neither reads nor writes get through to an address.
-fn refused_everywhere(channel: &mut Channel, address: u64) -> Result<()> {
+/// Checks that a read and a write at `address` both fault.
+fn expect_no_access(channel: &mut Channel, address: u64) -> Result<()> {
     for (work, write) in [(ring::crc32c(address, 8), false), (ring::fill(address, 8, 0), true)] {
-        let what = format!("an access to {address:#x}");
-        channel.run(work)?.expect_invalid(&what, address, write, 0)?;
+        let name = format!("an access to {address:#x}");
+        channel.run(work)?.expect_invalid(&name, address, write, 0)?;
     }
     Ok(())
 }

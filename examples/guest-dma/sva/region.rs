@@ -1,4 +1,4 @@
-//! Mappings that come and go. Devices may have their addresses, so all content is atomic.
+//! Mappings of this process. Their content is atomic because devices may access it at any time.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +13,12 @@ use crate::{Result, place};
 /// Size of a huge page, in bytes.
 pub const HUGE: usize = 2 << 20;
 
+/// The protection of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
     None,
     Read,
+    /// Reads and writes.
     Write,
 }
 
@@ -30,14 +32,15 @@ impl Rights {
     }
 }
 
+/// The visibility of writes to a file mapping.
 #[derive(Clone, Copy)]
 pub enum Sharing {
     Private,
     Shared,
 }
 
-/// A range of the process's address space that has one mapping; removed when dropped. Pages around
-/// it are reserved for good, so that it has an entry of its own in smaps.
+/// A range of the process's address space with one mapping, which is unmapped on drop. The adjacent
+/// pages stay reserved, so that the range has a separate entry in /proc/self/smaps.
 pub struct Region {
     base: NonNull<AtomicU64>,
     bytes: usize,
@@ -45,7 +48,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// Memory of its own, never touched, in small pages.
+    /// Maps untouched private memory in small pages.
     pub fn anonymous(bytes: usize) -> Result<Self> {
         Self::private(bytes, PAGE, Advice::NoHugePage)
     }
@@ -56,28 +59,28 @@ impl Region {
         Ok(region)
     }
 
-    /// As `anonymous`, but shared with children.
+    /// Maps untouched memory that is shared with child processes.
     pub fn shared(bytes: usize) -> Result<Self> {
         Self::map(bytes, PAGE, libc::MAP_ANONYMOUS | libc::MAP_SHARED, -1)
     }
 
-    /// As `anonymous`, in huge pages where possible.
+    /// Maps untouched private memory in huge pages if possible.
     pub fn transparent_huge(bytes: usize) -> Result<Self> {
         Self::private(bytes, HUGE, Advice::HugePage)
     }
 
-    /// As `anonymous`, in small pages, so that huge ones can take their place.
+    /// Maps untouched private memory in small pages that can be collapsed to huge pages.
     pub fn aligned(bytes: usize) -> Result<Self> {
         Self::private(bytes, HUGE, Advice::NoHugePage)
     }
 
-    /// Memory from the pool of huge pages.
+    /// Maps pages of the hugetlb pool.
     pub fn huge_tlb(bytes: usize) -> Result<Self> {
         let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_HUGETLB;
         Self::map(bytes, HUGE, flags, -1)
     }
 
-    /// The start of a file.
+    /// Maps the first `bytes` bytes of a file.
     pub fn file(file: &File, bytes: usize, sharing: Sharing) -> Result<Self> {
         let flags = match sharing {
             Sharing::Private => libc::MAP_PRIVATE,
@@ -86,28 +89,30 @@ impl Region {
         Self::map(bytes, PAGE, flags, file.as_raw_fd())
     }
 
-    /// Memory of its own at an address where nothing is.
+    /// Maps untouched private memory at `address`, where no mapping may exist.
     pub fn at(address: usize, bytes: usize) -> Result<Self> {
         if !place::is_reached(address as u64, bytes) {
             return Err(format!(
-                "this scenario needs memory at {address:#x}, which --below forbids"
+                "this scenario requires memory at {address:#x}, above the limit of --below"
             ));
         }
         let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
         let address = ptr::without_provenance_mut(address);
-        // SAFETY: a new mapping; if something is there already, the kernel refuses.
+        // SAFETY: MAP_FIXED_NOREPLACE fails if the range has a mapping.
         unsafe { Self::from_mmap(address, bytes, flags, -1) }
     }
 
     fn map(bytes: usize, alignment: usize, flags: i32, fd: i32) -> Result<Self> {
         let reserved = reserve(bytes + 2 * alignment)?;
         let base = reserved.wrapping_add(alignment - reserved.addr() % alignment);
-        // SAFETY: in the middle of what was just reserved, and nobody else knows of.
+        // SAFETY: the range is within the reserved one, which no other code refers to.
         unsafe { Self::from_mmap(base, bytes, flags | libc::MAP_FIXED, fd) }
     }
 
+    /// Maps a range.
+    ///
     /// # Safety
-    /// With MAP_FIXED, nobody else may use the range.
+    /// With MAP_FIXED, no other code may refer to memory in the range.
     unsafe fn from_mmap(
         address: *mut libc::c_void,
         bytes: usize,
@@ -115,7 +120,7 @@ impl Region {
         fd: i32,
     ) -> Result<Self> {
         let rights = Rights::Write;
-        // SAFETY: a new mapping, where the caller allows it.
+        // SAFETY: the mapping replaces another one only as the caller permits.
         let base = unsafe { libc::mmap(address, bytes, rights.bits(), flags, fd, 0) };
         match NonNull::new(base.cast::<AtomicU64>()) {
             Some(base) if !ptr::eq(base.as_ptr().cast(), libc::MAP_FAILED) => {
@@ -126,9 +131,9 @@ impl Region {
     }
 
     pub fn words(&self) -> &[AtomicU64] {
-        assert!(self.rights != Rights::None, "the program may not look at this memory now");
-        // SAFETY: mapped, aligned and readable as long as `self` is borrowed. Writes to what is
-        // only readable, and accesses beyond a file's end, end the program.
+        assert!(self.rights != Rights::None, "the process has no access to this region");
+        // SAFETY: the range is mapped, aligned and readable while `self` is borrowed. A write to
+        // a read-only region and an access past the end of a file terminate the process.
         unsafe { slice::from_raw_parts(self.base.as_ptr(), self.bytes / size_of::<AtomicU64>()) }
     }
 
@@ -140,31 +145,32 @@ impl Region {
         self.bytes
     }
 
+    /// Changes the protection of the region.
     pub fn protect(&mut self, rights: Rights) -> Result<()> {
-        // SAFETY: the range is this one's own, and nobody borrows its content.
+        // SAFETY: the region owns the range, and its content is not borrowed.
         let result =
             unsafe { libc::mprotect(self.base.as_ptr().cast(), self.bytes, rights.bits()) };
-        checked(result, "change the protection")?;
+        check(result, "change the protection of memory")?;
         self.rights = rights;
         Ok(())
     }
 
-    /// Puts new memory, never touched, in its place.
+    /// Replaces the mapping with untouched private memory.
     pub fn replace(&mut self) -> Result<()> {
         let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_FIXED;
-        // SAFETY: the range is this one's own, and nobody borrows its content.
+        // SAFETY: the region owns the range, and its content is not borrowed.
         let new = unsafe { Self::from_mmap(self.base.as_ptr().cast(), self.bytes, flags, -1) }?;
-        // Not dropped: that would remove what has just been made.
+        // Dropping the old region would unmap the new one.
         std::mem::forget(std::mem::replace(self, new));
         Ok(())
     }
 
-    /// The parts before and behind an offset, a multiple of the page size within.
+    /// Splits the region at an offset, in bytes: a multiple of the page size inside the region.
     pub fn split(self, offset: usize) -> (Self, Self) {
         assert!(offset.is_multiple_of(PAGE) && 0 < offset && offset < self.bytes);
         let (base, bytes, rights) = (self.base, self.bytes, self.rights);
         std::mem::forget(self);
-        // SAFETY: within the mapping, as just checked.
+        // SAFETY: the assertion ensures that the offset is within the mapping.
         let second = unsafe { base.byte_add(offset) };
         (Self { base, bytes: offset, rights }, Self { base: second, bytes: bytes - offset, rights })
     }
@@ -172,30 +178,31 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the range is this one's own, and nobody borrows its content.
+        // SAFETY: the region owns the range, and its content is not borrowed.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
 
-/// Addresses that nothing else will get.
+/// Reserves a range of addresses that no other mapping gets.
 fn reserve(bytes: usize) -> Result<*mut libc::c_void> {
     place::map(bytes, libc::PROT_NONE)
         .map_err(|error| format!("cannot reserve {bytes} bytes: {error}"))
 }
 
+/// Advice for madvise(2).
 #[derive(Clone, Copy, Debug)]
 pub enum Advice {
-    /// Give the pages up: what is read there next is zero, or the file's.
+    /// Free the pages. The next read returns zero or the content of the file.
     DontNeed,
-    /// Write the pages to swap space or file.
+    /// Reclaim the pages: write them to swap space or to the file.
     PageOut,
     HugePage,
     NoHugePage,
-    /// Put small pages together.
+    /// Collapse small pages to huge pages.
     Collapse,
 }
 
-/// Advises the kernel on whole pages, which are as if a device had changed them at most.
+/// Advises the kernel about whole pages. Their content changes at most as if a device wrote to it.
 pub fn advise(words: &[AtomicU64], advice: Advice) -> Result<()> {
     let number = match advice {
         Advice::DontNeed => libc::MADV_DONTNEED,
@@ -205,21 +212,22 @@ pub fn advise(words: &[AtomicU64], advice: Advice) -> Result<()> {
         Advice::Collapse => libc::MADV_COLLAPSE,
     };
     let base = words.as_ptr().cast_mut().cast();
-    // SAFETY: the pages stay mapped, and atomics may change at any time.
+    // SAFETY: the pages stay mapped, and the value of an atomic may change at any time.
     let result = unsafe { libc::madvise(base, size_of_val(words), number) };
-    checked(result, &format!("follow the advice {advice:?}"))
+    check(result, &format!("apply {advice:?} to memory"))
 }
 
-fn checked(result: i32, what: &str) -> Result<()> {
+/// Checks the result of a system call, which errors describe as `action`.
+fn check(result: i32, action: &str) -> Result<()> {
     match result {
         0 => Ok(()),
-        _ => Err(format!("the kernel cannot {what}: {}", io::Error::last_os_error())),
+        _ => Err(format!("cannot {action}: {}", io::Error::last_os_error())),
     }
 }
 
-/// The same memory, to be shared with a device.
-pub fn atomic(words: Box<[u64]>) -> Box<[AtomicU64]> {
-    // SAFETY: both have the same layout (on the 64-bit machines that this is for), and the box is
-    // not used otherwise any more.
+/// Converts memory to words that can be shared with a device.
+pub fn into_atomic(words: Box<[u64]>) -> Box<[AtomicU64]> {
+    // SAFETY: both types have the same layout on 64-bit machines, and the box has no other
+    // owner.
     unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) }
 }

@@ -1,37 +1,42 @@
-//! `several`: accelerators that share one address space, and fault in it at the same time.
+//! `several`: accelerators share one address space and fault concurrently.
 
 use vhost_user_iommu::cli::bdf::Bdf;
 
 use super::region::Region;
-use super::{Options, Shared, verified};
+use super::{BoundAccelerator, Options, verified};
 use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
 
-/// What each of them works on.
+/// Bytes that each accelerator accesses.
 const BYTES: usize = 512 << 10;
 const ROUNDS: u64 = 4;
 
 pub fn run(options: &Options, others: &[Bdf]) -> Result<String> {
-    let all = [&[options.function], others].concat();
-    let shared = all.iter().map(|function| Shared::open(*function)).collect::<Result<Vec<_>>>()?;
-    if shared.iter().any(|one| one.pasid != shared[0].pasid) {
-        return Err("one process has several PASIDs".into());
+    let functions = [&[options.function], others].concat();
+    let accelerators = functions
+        .iter()
+        .map(|function| BoundAccelerator::open(*function))
+        .collect::<Result<Vec<_>>>()?;
+    if accelerators.iter().any(|other| other.pasid != accelerators[0].pasid) {
+        return Err("the accelerators have different PASIDs for one process".into());
     }
-    let channels = shared.iter().map(|one| one.channel(options));
-    let mut channels = channels.collect::<Result<Vec<_>>>()?;
+    let mut channels = accelerators
+        .iter()
+        .map(|accelerator| accelerator.channel(options))
+        .collect::<Result<Vec<_>>>()?;
     for round in 0..ROUNDS {
-        apart(&mut channels, round)?;
-        same_pages(&mut channels)?;
-        removed(&mut channels)?;
+        copy_separate_parts(&mut channels, round)?;
+        read_same_pages(&mut channels)?;
+        fill_across_hole(&mut channels)?;
     }
     let count = channels.len();
     Ok(format!("several: {count} accelerators in one address space, {ROUNDS} rounds"))
 }
 
-/// Each copies its part to where the next one has its own, all at once.
-fn apart(channels: &mut [Channel], round: u64) -> Result<()> {
+/// Copies adjacent parts of one region concurrently, one with each accelerator.
+fn copy_separate_parts(channels: &mut [Channel], round: u64) -> Result<()> {
     let total = channels.len() * BYTES;
     let (from, to) = (Region::anonymous(total)?, Region::anonymous(total)?);
     from.words().scramble(round);
@@ -43,11 +48,11 @@ fn apart(channels: &mut [Channel], round: u64) -> Result<()> {
     for channel in channels.iter_mut() {
         verified::expect_all("COPY", &channel.finish()?, BYTES)?;
     }
-    verified::expect_crc("the copies of all", to.words(), from.words().crc())
+    verified::expect_crc("the copy of all parts", to.words(), from.words().crc())
 }
 
-/// All fault on the same pages at once, and only read them.
-fn same_pages(channels: &mut [Channel]) -> Result<()> {
+/// Reads the same untouched pages concurrently with all accelerators.
+fn read_same_pages(channels: &mut [Channel]) -> Result<()> {
     let region = Region::anonymous(BYTES)?;
     for channel in channels.iter_mut() {
         channel.start(&[ring::crc32c(region.address(), BYTES as u64)]);
@@ -56,15 +61,16 @@ fn same_pages(channels: &mut [Channel]) -> Result<()> {
     for channel in channels.iter_mut() {
         let completions = channel.finish()?;
         verified::expect_all("CRC32C", &completions, BYTES)?;
-        if completions[0].result != expected {
-            return Err(format!("{channel}: {:#x}, not {expected:#x}", completions[0].result));
+        let result = completions[0].result;
+        if result != expected {
+            return Err(format!("{channel}: CRC32C is {result:#x}, not {expected:#x}"));
         }
     }
     Ok(())
 }
 
-/// What is removed is gone for each of them.
-fn removed(channels: &mut [Channel]) -> Result<()> {
+/// Checks that no accelerator can access a page after munmap.
+fn fill_across_hole(channels: &mut [Channel]) -> Result<()> {
     let (kept, hole) = Region::anonymous(BYTES)?.split(BYTES - PAGE);
     let address = hole.address();
     let work = ring::fill(kept.address(), BYTES as u64, 1);
@@ -73,8 +79,8 @@ fn removed(channels: &mut [Channel]) -> Result<()> {
     }
     drop(hole);
     for channel in channels.iter_mut() {
-        let what = format!("{channel} after munmap");
-        channel.run(work)?.expect_invalid(&what, address, true, kept.bytes() as u64)?;
+        let name = format!("{channel} after munmap");
+        channel.run(work)?.expect_invalid(&name, address, true, kept.bytes() as u64)?;
     }
     Ok(())
 }

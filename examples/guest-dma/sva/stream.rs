@@ -1,24 +1,24 @@
-//! `stream`: the device touches a lot of memory once, of which little is resident at a time.
+//! `stream`: the device touches a large region once, of which a small part is resident at a time.
 
 use super::region::{Advice, Region, advise};
-use super::{pages, verified};
+use super::{procfs, verified};
 use crate::Result;
 use crate::accel::Channel;
 
 pub fn run(channel: &mut Channel, total: usize, window: usize) -> Result<String> {
     let region = Region::anonymous(total)?;
-    // The device's part, and as much for what has not yet been given back.
+    // The other half of the window is for pages whose release is still in progress.
     let piece = window / 2;
-    let mut most = 0;
+    let mut peak = 0;
     for (index, words) in region.words().chunks(piece / 8).enumerate() {
-        pages::expect_untouched(words)?;
+        procfs::expect_untouched(words)?;
         verified::fill(channel, words, !(index as u64))?;
-        most = most.max(pages::smaps(&region, "Rss")?);
+        peak = peak.max(procfs::smaps(&region, "Rss")?);
         advise(words, Advice::DontNeed)?;
     }
-    if most > window {
-        return Err(format!("{most} bytes were resident at a time, more than {window}"));
+    if peak > window {
+        return Err(format!("{peak} bytes were resident, more than the window of {window}"));
     }
-    let (total, most) = (total >> 20, most >> 20);
-    Ok(format!("stream: {total} MiB touched by the device, {most} MiB resident at most"))
+    let (total, peak) = (total >> 20, peak >> 20);
+    Ok(format!("stream: {total} MiB touched by the device, at most {peak} MiB resident"))
 }

@@ -1,8 +1,8 @@
-//! `touch`: memory that is there only once somebody touches it, and the device is the first.
+//! `touch`: the device is the first to touch memory that the kernel populates on demand.
 
 use std::sync::atomic::AtomicU64;
 
-use super::pages::expect_untouched;
+use super::procfs::expect_untouched;
 use super::region::Region;
 use super::verified;
 use crate::accel::Channel;
@@ -15,10 +15,10 @@ const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 pub fn run(channel: &mut Channel) -> Result<String> {
     device_writes_first(channel)?;
     device_reads_first(channel)?;
-    let heap = if heap(channel)? { "heap, " } else { "" };
-    let stack = if stack(channel)? { "stack, " } else { "" };
-    odd_addresses(channel)?;
-    Ok(format!("touch: {heap}{stack}mappings, records of the ring: the device came first"))
+    let heap = if copy_heap(channel)? { "heap, " } else { "" };
+    let stack = if copy_stack(channel)? { "stack, " } else { "" };
+    copy_unaligned(channel)?;
+    Ok(format!("touch: {heap}{stack}mappings, records of the ring: first touched by the device"))
 }
 
 fn device_writes_first(channel: &mut Channel) -> Result<()> {
@@ -27,7 +27,8 @@ fn device_writes_first(channel: &mut Channel) -> Result<()> {
     verified::fill(channel, region.words(), PATTERN)
 }
 
-/// Reads zeros, and copies them; then what the processor writes there afterwards.
+/// Copies untouched memory, which reads as zero, then the same memory after the processor has
+/// written to it.
 fn device_reads_first(channel: &mut Channel) -> Result<()> {
     let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
     expect_untouched(from.words())?;
@@ -39,8 +40,8 @@ fn device_reads_first(channel: &mut Channel) -> Result<()> {
     verified::copy(channel, from.words(), to.words())
 }
 
-/// What the allocator gives, straight to the device. Returns whether it reaches that.
-fn heap(channel: &mut Channel) -> Result<bool> {
+/// Copies memory from the allocator. Returns whether the device can address it.
+fn copy_heap(channel: &mut Channel) -> Result<bool> {
     let (from, to) = (zeroed(BYTES), zeroed(BYTES));
     copy_if_reached(channel, &from, &to, 2)
 }
@@ -59,20 +60,21 @@ fn copy_if_reached(
     Ok(true)
 }
 
-/// From the allocator's own untouched memory, as `calloc` would.
+/// Allocates zeroed memory like `calloc`, which does not touch the pages of a large block.
 fn zeroed(bytes: usize) -> Box<[AtomicU64]> {
     let words: Box<[u64]> = vec![0; bytes / 8].into_boxed_slice();
-    super::region::atomic(words)
+    super::region::into_atomic(words)
 }
 
-fn stack(channel: &mut Channel) -> Result<bool> {
+/// Copies local variables. Returns whether the device can address them.
+fn copy_stack(channel: &mut Channel) -> Result<bool> {
     let from = [const { AtomicU64::new(0) }; 4 * PAGE / 8];
     let to = [const { AtomicU64::new(0) }; 4 * PAGE / 8];
     copy_if_reached(channel, &from, &to, 3)
 }
 
-/// Buffers that begin and end anywhere: the bytes beside them stay.
-fn odd_addresses(channel: &mut Channel) -> Result<()> {
+/// Copies between unaligned buffers, and checks that the adjacent bytes do not change.
+fn copy_unaligned(channel: &mut Channel) -> Result<()> {
     let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
     from.words().scramble(4);
     let (source, destination) = (PAGE - 3, 3 * PAGE - 5);
@@ -82,14 +84,17 @@ fn odd_addresses(channel: &mut Channel) -> Result<()> {
         to.address() + destination as u64,
         length as u64,
     );
-    channel.run(copy)?.expect_success("COPY at odd addresses", length as u64)?;
+    channel.run(copy)?.expect_success("COPY at unaligned addresses", length as u64)?;
     for index in 0..BYTES {
         let expected = match index.checked_sub(destination) {
             Some(offset) if offset < length => from.words().byte(source + offset),
             _ => 0,
         };
-        if to.words().byte(index) != expected {
-            return Err(format!("COPY at odd addresses: byte {index:#x} is not {expected:#04x}"));
+        let found = to.words().byte(index);
+        if found != expected {
+            return Err(format!(
+                "COPY at unaligned addresses: byte {index:#x} is {found:#04x}, not {expected:#04x}"
+            ));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Work that the processor checks.
+//! Work whose result the processor checks.
 
 use std::sync::atomic::AtomicU64;
 use std::thread;
@@ -8,14 +8,14 @@ use crate::accel::Channel;
 use crate::memory::Content;
 use crate::ring::{self, Completion};
 
-/// Has memory copied, and compares checksums.
+/// Copies memory with the device, and compares the checksums of both buffers.
 pub fn copy(channel: &mut Channel, from: &[AtomicU64], to: &[AtomicU64]) -> Result<()> {
     let bytes = from.bytes() as u64;
     channel.run(ring::copy(from.address(), to.address(), bytes))?.expect_success("COPY", bytes)?;
     expect_crc("the copy", to, from.crc())
 }
 
-/// Has memory filled, and looks at all of it.
+/// Fills memory with the device, and checks each word.
 pub fn fill(channel: &mut Channel, memory: &[AtomicU64], pattern: u64) -> Result<()> {
     let bytes = memory.bytes() as u64;
     let completion = channel.run(ring::fill(memory.address(), bytes, pattern))?;
@@ -23,7 +23,7 @@ pub fn fill(channel: &mut Channel, memory: &[AtomicU64], pattern: u64) -> Result
     expect_filled("memory after FILL", memory, pattern)
 }
 
-/// Has a checksum made, which must be the one given.
+/// Computes a checksum with the device, and compares it with `expected`.
 pub fn checksum(channel: &mut Channel, memory: &[AtomicU64], expected: u32) -> Result<()> {
     let bytes = memory.bytes() as u64;
     let completion = channel.run(ring::crc32c(memory.address(), bytes))?;
@@ -35,28 +35,30 @@ pub fn checksum(channel: &mut Channel, memory: &[AtomicU64], expected: u32) -> R
     Ok(())
 }
 
-/// Each of the completions must be a success over `bytes` bytes.
-pub fn expect_all(what: &str, completions: &[Completion], bytes: usize) -> Result<()> {
-    completions.iter().try_for_each(|completion| completion.expect_success(what, bytes as u64))
+/// Checks that each descriptor was completed with success after `bytes` bytes.
+pub fn expect_all(name: &str, completions: &[Completion], bytes: usize) -> Result<()> {
+    completions.iter().try_for_each(|completion| completion.expect_success(name, bytes as u64))
 }
 
-pub fn expect_crc(what: &str, memory: &[AtomicU64], expected: u32) -> Result<()> {
+/// Checks the checksum of `memory`, which errors call `name`.
+pub fn expect_crc(name: &str, memory: &[AtomicU64], expected: u32) -> Result<()> {
     match memory.crc() {
         crc if crc == expected => Ok(()),
-        crc => Err(format!("{what} has the checksum {crc:#010x}, not {expected:#010x}")),
+        crc => Err(format!("{name} has the checksum {crc:#010x}, not {expected:#010x}")),
     }
 }
 
-pub fn expect_filled(what: &str, memory: &[AtomicU64], pattern: u64) -> Result<()> {
+/// Checks each word of `memory`, which errors call `name`.
+pub fn expect_filled(name: &str, memory: &[AtomicU64], pattern: u64) -> Result<()> {
     if memory.is_filled(pattern) {
         return Ok(());
     }
-    Err(format!("{what} is not filled with {pattern:#018x}"))
+    Err(format!("{name} is not filled with {pattern:#018x}"))
 }
 
-/// Does `round` again and again for as long as `disturb` takes, and once more. Returns what that
-/// returns, and the number of rounds.
-pub fn during<T: Send>(
+/// Repeats `round` while `disturb` runs in another thread, at least once before it starts and once
+/// after it has finished. Returns the result of `disturb` and the number of rounds.
+pub fn repeat_during<T: Send>(
     disturb: impl FnOnce() -> Result<T> + Send,
     mut round: impl FnMut() -> Result<()>,
 ) -> Result<(T, usize)> {
@@ -70,7 +72,8 @@ pub fn during<T: Send>(
             round()?;
             rounds += 1;
         }
-        let result = disturber.join().map_err(|_| "the disturbing thread has panicked")?;
+        let result =
+            disturber.join().map_err(|_| "the thread that disturbs the device panicked")?;
         Ok((result?, rounds))
     })
 }

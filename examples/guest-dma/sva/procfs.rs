@@ -1,4 +1,5 @@
-//! What the kernel says of this process's pages.
+//! The state of this process's pages, and settings of the kernel's memory management, in /proc and
+//! /sys.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -18,13 +19,13 @@ impl Page {
         self.0 >> 63 & 1 == 1
     }
 
-    /// The page frame it is in, if it is present.
+    /// Returns the page frame number if the page is present.
     pub fn frame(self) -> Option<u64> {
         self.is_present().then_some(self.0 & ((1 << 55) - 1))
     }
 }
 
-/// The pages of some memory, which is not touched by that.
+/// Returns the state of the pages of `words` without touching them.
 pub fn pages(words: &[AtomicU64]) -> Result<Vec<Page>> {
     let mut entries = vec![0; words.bytes() / PAGE * 8];
     let offset = words.address() / PAGE as u64 * 8;
@@ -35,20 +36,20 @@ pub fn pages(words: &[AtomicU64]) -> Result<Vec<Page>> {
     Ok(entries.iter().map(|entry| Page(u64::from_le_bytes(*entry))).collect())
 }
 
-/// How many bytes of some memory are resident.
+/// Returns the number of resident bytes of `words`.
 pub fn resident(words: &[AtomicU64]) -> Result<usize> {
     Ok(pages(words)?.into_iter().filter(|page| page.is_present()).count() * PAGE)
 }
 
-/// That nobody has touched the memory yet.
+/// Checks that no page of `words` is resident.
 pub fn expect_untouched(words: &[AtomicU64]) -> Result<()> {
     match resident(words)? {
         0 => Ok(()),
-        bytes => Err(format!("{bytes} bytes of memory to be touched first are resident already")),
+        bytes => Err(format!("{bytes} bytes of untouched memory are already resident")),
     }
 }
 
-/// A field of the region's entry in /proc/self/smaps, in bytes.
+/// Returns a field of the region's entry in /proc/self/smaps, in bytes.
 pub fn smaps(region: &Region, field: &str) -> Result<usize> {
     let text = read("/proc/self/smaps")?;
     let (first, end) = (region.address(), region.address() + region.bytes() as u64);
@@ -56,40 +57,43 @@ pub fn smaps(region: &Region, field: &str) -> Result<usize> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&head));
     lines
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-        .and_then(kilobytes)
-        .ok_or_else(|| format!("no {field} for {head}in /proc/self/smaps"))
+        .and_then(parse_kilobytes)
+        .ok_or_else(|| format!("field {field} of {head}not found in /proc/self/smaps"))
 }
 
-/// A field of /proc/self/status, in bytes.
+/// Returns a field of /proc/self/status, in bytes.
 pub fn status(field: &str) -> Result<usize> {
     read("/proc/self/status")?
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-        .and_then(kilobytes)
-        .ok_or_else(|| format!("no {field} in /proc/self/status"))
+        .and_then(parse_kilobytes)
+        .ok_or_else(|| format!("field {field} not found in /proc/self/status"))
 }
 
-fn kilobytes(text: &str) -> Option<usize> {
+/// Parses a size in kB. Returns it in bytes.
+fn parse_kilobytes(text: &str) -> Option<usize> {
     text.trim().strip_suffix(" kB")?.trim().parse::<usize>().ok().map(|number| number << 10)
 }
 
-/// First address and end of the main thread's stack.
+/// Returns the first address and the exclusive end of the main thread's stack.
 pub fn stack() -> Result<(u64, u64)> {
     let text = read("/proc/self/maps")?;
     let line = text.lines().find(|line| line.ends_with("[stack]"));
-    let range = line.and_then(|line| line.split(' ').next()?.split_once('-'));
-    let number = |text: &str| u64::from_str_radix(text, 16).ok();
-    range
-        .and_then(|(first, end)| Some((number(first)?, number(end)?)))
-        .ok_or_else(|| "no [stack] in /proc/self/maps".into())
+    line.and_then(parse_range).ok_or_else(|| "[stack] not found in /proc/self/maps".into())
 }
 
-/// Tells the kernel something through a file.
+/// Parses the address range at the start of a line of /proc/self/maps.
+fn parse_range(line: &str) -> Option<(u64, u64)> {
+    let (first, end) = line.split(' ').next()?.split_once('-')?;
+    Some((u64::from_str_radix(first, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
+
+/// Writes a setting of the kernel.
 pub fn write(path: &str, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|error| format!("cannot write {text} to {path}: {error}"))
 }
 
-/// All at once, since these files have no size.
+/// Reads a file of /proc to its end, because its reported size is zero.
 fn read(path: &str) -> Result<String> {
     let mut text = String::new();
     File::open(path)
