@@ -42,6 +42,7 @@ use crate::{Result, name, place, regs, uio};
 
 #[derive(Args)]
 pub struct Options {
+    /// PCI address of the accelerator.
     function: Bdf,
     /// Channel of the accelerator.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..regs::CHANNELS as i64))]
@@ -106,13 +107,17 @@ enum Scenario {
     Endless,
     /// Run many processes, each with its own channel, starting with channel 0.
     Processes {
+        /// Number of processes.
         #[arg(long, default_value_t = regs::CHANNELS as u32)]
         count: u32,
     },
     /// Run one of the processes of "processes".
     Worker,
     /// Run several accelerators concurrently in one address space.
-    Several { others: Vec<Bdf> },
+    Several {
+        /// PCI addresses of the other accelerators.
+        others: Vec<Bdf>,
+    },
     /// Show shared virtual addressing step by step.
     Demo {
         /// MiB that the accelerator copies.
@@ -167,7 +172,7 @@ fn with_channel(
     scenario(&mut bound.channel(options)?)
 }
 
-/// An accelerator that is bound to this process's address space.
+/// An accelerator that is bound to this process's address space, under a PASID.
 struct BoundAccelerator {
     accelerator: Accelerator,
     pasid: u32,
