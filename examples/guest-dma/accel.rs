@@ -5,7 +5,8 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::Result;
+use anyhow::{Error, Result, anyhow, bail};
+
 use crate::regs::{self, Descriptor};
 use crate::ring::{Completion, ENTRIES, Ring};
 use crate::sys::Bar;
@@ -33,13 +34,11 @@ impl Accelerator {
     pub fn new(name: &str, bar: Bar, interrupts: Box<dyn Interrupts>) -> Result<Self> {
         let (id, version) = (bar.read32(regs::ID), bar.read32(regs::VERSION));
         if (id, version) != (regs::ID_VALUE, regs::VERSION_VALUE) {
-            return Err(format!(
-                "{name} is not an accelerator: ID is {id:#x}, version is {version}"
-            ));
+            bail!("{name} is not an accelerator: ID is {id:#x}, version is {version}");
         }
         let limit = bar.read64(regs::LENGTH_LIMIT);
         if limit != regs::MAX_LENGTH {
-            return Err(format!("{name}: unsupported maximum length of a descriptor: {limit:#x}"));
+            bail!("{name}: unsupported maximum length of a descriptor: {limit:#x}");
         }
         Ok(Self { name: name.into(), bar, interrupts })
     }
@@ -179,9 +178,9 @@ impl<'a> Channel<'a> {
         self.check_running()?;
         match (count, self.ring.is_pending(last)) {
             (1, false) => Ok(()),
-            (2.., false) => Err(format!("{self}: expected 1 interrupt, got {count}")),
+            (2.., false) => Err(anyhow!("{self}: expected 1 interrupt, got {count}")),
             (1.., true) => {
-                Err(format!("{self}: interrupt before the completion record was written"))
+                Err(anyhow!("{self}: interrupt before the completion record was written"))
             }
             (0, pending) => Err(self.no_interrupt(pending)),
         }
@@ -203,16 +202,16 @@ impl<'a> Channel<'a> {
         self.accelerator.interrupts.wait(self.vector(), TIMEOUT_SECONDS)
     }
 
-    fn no_interrupt(&self, pending: bool) -> String {
+    fn no_interrupt(&self, pending: bool) -> Error {
         if pending {
             self.timed_out()
         } else {
-            format!("{self}: complete, but no interrupt within {TIMEOUT_SECONDS} s")
+            anyhow!("{self}: complete, but no interrupt within {TIMEOUT_SECONDS} s")
         }
     }
 
-    fn timed_out(&self) -> String {
-        format!("{self}: not complete after {TIMEOUT_SECONDS} s")
+    fn timed_out(&self) -> Error {
+        anyhow!("{self}: not complete after {TIMEOUT_SECONDS} s")
     }
 
     fn poll(&self, entry: usize) -> Result<()> {
@@ -235,7 +234,7 @@ impl<'a> Channel<'a> {
         }
         let error = self.read(regs::CH_ERROR);
         let address = self.accelerator.bar.read64(self.register(regs::CH_ERROR_ADDRESS));
-        Err(format!("{self} is in state {state}: error {error:#x}, address {address:#x}"))
+        Err(anyhow!("{self} is in state {state}: error {error:#x}, address {address:#x}"))
     }
 
     fn register(&self, register: u32) -> u32 {

@@ -1,9 +1,11 @@
 //! `demo`: shows translated DMA and a fault, for a spectator.
 
+use anyhow::{Result, bail};
+
 use crate::accel::Wait;
 use crate::memory::Scattered;
 use crate::vfio::{Api, group_of};
-use crate::{Result, open, ring};
+use crate::{open, ring};
 
 const RING: u64 = 0x1_0000_0000;
 const SOURCE: u64 = 0x40_0000_0000;
@@ -30,7 +32,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     println!("Checksum of the copy: {device:#010x} (accelerator)");
     println!("                      {processor:#010x} (CPU)");
     if device != u64::from(processor) || processor != source.crc() {
-        return Err("the copy differs from the source".into());
+        bail!("the copy differs from the source");
     }
     println!("VERIFIED: the copy is correct.");
 
@@ -41,8 +43,8 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     completion.expect_fault("COPY after unmap", iova, true, 0)?;
     println!("  {completion}.");
     if target.crc() != processor {
-        return Err("the accelerator has written to unmapped memory".into());
+        bail!("the accelerator has written to unmapped memory");
     }
-    println!("REFUSED: the memory is unchanged.");
+    println!("REJECTED: the memory is unchanged.");
     Ok(())
 }

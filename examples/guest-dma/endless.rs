@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use anyhow::{Result, anyhow, bail};
+
 use crate::accel::Wait;
 use crate::memory::Scattered;
 use crate::vfio::Api;
-use crate::{Result, open, ring};
+use crate::{open, ring};
 
 const RING: u64 = 0x1_0000_0000;
 const SOURCE: u64 = 0x40_0000_0000;
@@ -26,7 +28,7 @@ pub fn run(api: Api, name: &str, until: &Path, progress: Option<&Path>) -> Resul
         let what = format!("COPY of round {rounds}");
         channel.run(ring::copy(SOURCE, DESTINATION, bytes))?.expect_success(&what, bytes)?;
         if destination.crc() != source.crc() {
-            return Err(format!("{what}: the destination differs from the source"));
+            bail!("{what}: the destination differs from the source");
         }
         if let Some(path) = progress {
             replace(path, &format!("{rounds}\n"))?;
@@ -41,5 +43,5 @@ fn replace(path: &Path, content: &str) -> Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, content)
         .and_then(|()| fs::rename(&new, path))
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))
+        .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
 }

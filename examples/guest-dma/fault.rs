@@ -1,5 +1,6 @@
 //! `fault`: one access that must cause an unrecoverable fault.
 
+use anyhow::{Result, anyhow, bail};
 use clap::{ArgGroup, Args};
 use vhost_user_iommu::cli::bdf::Bdf;
 
@@ -7,7 +8,7 @@ use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE};
 use crate::regs::Descriptor;
 use crate::vfio::{Api, Protection};
-use crate::{Result, address, name, open, ring, step};
+use crate::{address, name, open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const PATTERN: u64 = 0xaaaa_aaaa_aaaa_aaaa;
@@ -64,10 +65,11 @@ impl Options {
         if self.after == 0 || self.iova == self.page() && self.after <= PAGE as u64 {
             return Ok(());
         }
-        Err(format!(
+        Err(anyhow!(
             "--iova {:#x} --after {}: the address must be a multiple of {PAGE}, and the number of \
              bytes must not exceed {PAGE}, because only the preceding page is mapped",
-            self.iova, self.after
+            self.iova,
+            self.after
         ))
     }
 
@@ -84,10 +86,7 @@ impl Options {
 
 fn check_read_only(page: Memory, options: &Options) -> Result<()> {
     if (0..PAGE).any(|index| page.byte(index) != 0) {
-        return Err(format!(
-            "the accelerator has written to the read-only page at {:#x}",
-            options.page()
-        ));
+        bail!("the accelerator has written to the read-only page at {:#x}", options.page());
     }
     Ok(())
 }
@@ -98,7 +97,7 @@ fn check_before(page: Memory, options: &Options) -> Result<()> {
     for index in 0..PAGE {
         let expected = if options.write && index >= first { PATTERN as u8 } else { 0 };
         if page.byte(index) != expected {
-            return Err(format!("byte {index:#x} of the page before the fault is incorrect"));
+            bail!("byte {index:#x} of the page before the fault is incorrect");
         }
     }
     Ok(())

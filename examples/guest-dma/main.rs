@@ -35,13 +35,12 @@ mod vfio;
 use std::process::ExitCode;
 
 use accelerator::regs;
+use anyhow::Result;
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::vfio::{Api, Space};
-
-/// The error is a message for the user.
-type Result<T> = std::result::Result<T, String>;
 
 /// Test DMA of the emulated accelerator through the IOMMU.
 ///
@@ -152,7 +151,7 @@ fn open(api: Api, name: &str) -> Result<(Space, accel::Accelerator)> {
 /// Parses a hexadecimal address, with or without 0x.
 fn address(text: &str) -> Result<u64> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
-        .map_err(|error| format!("must be a hexadecimal address: {error}"))
+        .map_err(|error| anyhow!("must be a hexadecimal address: {error}"))
 }
 
 /// Prints a check that has passed.

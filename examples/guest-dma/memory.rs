@@ -3,9 +3,11 @@
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::{Result, anyhow};
+
 use crate::crc32c::Crc32c;
+use crate::sys;
 use crate::vfio::{Protection, Space};
-use crate::{Result, sys};
 
 /// Page size in bytes.
 pub const PAGE: usize = 4096;
@@ -70,7 +72,7 @@ impl Memory {
         let bytes = count * PAGE;
         sys::leak_pages(bytes)
             .map(Self)
-            .map_err(|error| format!("cannot allocate {bytes} bytes: {error}"))
+            .map_err(|error| anyhow!("cannot allocate {bytes} bytes: {error}"))
     }
 
     pub fn words(self) -> &'static [AtomicU64] {

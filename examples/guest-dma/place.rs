@@ -5,8 +5,10 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anyhow::{Result, anyhow};
+
 use crate::memory::PAGE;
-use crate::{Result, sys};
+use crate::sys;
 
 /// The lowest address to allocate. The executable may be mapped below it.
 const FIRST: usize = 1 << 30;
@@ -22,7 +24,7 @@ struct Low {
 /// Allocates all further DMA buffers below `end`.
 pub fn keep_below(end: u64) -> Result<()> {
     let low = Low { end: end as usize, next: AtomicUsize::new(FIRST) };
-    LOW.set(low).map_err(|_| "the address limit is already set".into())
+    LOW.set(low).map_err(|_| anyhow!("the address limit is already set"))
 }
 
 /// Returns whether devices can access memory that this module has not mapped.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::Result;
+use anyhow::{Result, anyhow};
+
 use crate::memory::Memory;
 use crate::regs::{self, Descriptor};
 
@@ -158,7 +159,7 @@ impl Completion {
         if self.status == regs::STATUS_SUCCESS && self.bytes_done == length {
             return Ok(());
         }
-        Err(format!("{what}: expected SUCCESS after {length} bytes, got {self}"))
+        Err(anyhow!("{what}: expected SUCCESS after {length} bytes, got {self}"))
     }
 
     /// Checks for an unrecoverable fault of an access to `address`, after `done` bytes.
@@ -181,7 +182,7 @@ impl Completion {
         if (Self { result: 0, ..*self }) == expected {
             return Ok(());
         }
-        Err(format!("{what}: expected {expected}, got {self}"))
+        Err(anyhow!("{what}: expected {expected}, got {self}"))
     }
 }
 

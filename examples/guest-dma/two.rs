@@ -1,9 +1,11 @@
 //! `two`: two accelerators in a shared I/O address space, then in separate ones.
 
+use anyhow::{Result, bail};
+
 use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE};
 use crate::vfio::{Api, Protection, Space};
-use crate::{Result, open, ring, step};
+use crate::{open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const SECOND_RING: u64 = 0x1_0000_1000;
@@ -35,7 +37,7 @@ fn shared_space(api: Api, first: &str, second: &str, iova: u64) -> Result<()> {
     let completion = second.run(ring::crc32c(SHARED, bytes))?;
     completion.expect_success("CRC32C by the second", bytes)?;
     if completion.result != u64::from(removed.crc()) {
-        return Err("CRC32C by the second: checksum of the first's data is incorrect".into());
+        bail!("CRC32C by the second: checksum of the first's data is incorrect");
     }
     step("shared address space: the second reads data that the first has written");
 
@@ -64,7 +66,7 @@ fn separate_spaces(api: Api, first: &str, second: &str, iova: u64) -> Result<()>
         channel.run(ring::fill(SHARED, bytes, pattern))?.expect_success(&what, bytes)?;
     }
     if !first_memory.is_filled(FIRST_PATTERN) || !second_memory.is_filled(SECOND_PATTERN) {
-        return Err("FILL: the memory of one accelerator has incorrect content".into());
+        bail!("FILL: the memory of one accelerator has incorrect content");
     }
     step(format!("separate address spaces: {SHARED:#x} translates to different memory"));
 

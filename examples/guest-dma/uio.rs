@@ -7,7 +7,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use anyhow::{Result, anyhow, bail};
+
 use crate::accel::{Accelerator, Interrupts};
 use crate::sys::{self, Bar};
 use crate::vfio::sysfs;
@@ -28,17 +29,17 @@ pub fn open(name: &str) -> Result<(Accelerator, u32)> {
 fn device_file(name: &str) -> Result<PathBuf> {
     let dir = sysfs(name).join("uio");
     let mut entries = fs::read_dir(&dir).map_err(|error| {
-        format!("{name} is not bound to uio_pci_sva: {}: {error}", dir.display())
+        anyhow!("{name} is not bound to uio_pci_sva: {}: {error}", dir.display())
     })?;
     match entries.next() {
         Some(Ok(entry)) => Ok(Path::new("/dev").join(entry.file_name())),
-        _ => Err(format!("{} is empty", dir.display())),
+        _ => Err(anyhow!("{} is empty", dir.display())),
     }
 }
 
 fn open_file(path: &Path) -> Result<File> {
     File::options().read(true).write(true).open(path).map_err(|error| {
-        format!("cannot bind the address space of the process through {}: {error}", path.display())
+        anyhow!("cannot bind the address space of the process through {}: {error}", path.display())
     })
 }
 
@@ -46,19 +47,19 @@ fn open_file(path: &Path) -> Result<File> {
 fn pasid(name: &str) -> Result<u32> {
     let path = sysfs(name).join("pasid");
     let text = fs::read_to_string(&path)
-        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        .map_err(|error| anyhow!("cannot read {}: {error}", path.display()))?;
     text.trim()
         .parse()
-        .map_err(|error| format!("invalid PASID '{text}' in {}: {error}", path.display()))
+        .map_err(|error| anyhow!("invalid PASID '{text}' in {}: {error}", path.display()))
 }
 
 fn registers(name: &str) -> Result<Bar> {
     let path = sysfs(name).join("resource0");
-    let map_error = |error| format!("{name}: cannot map BAR 0: {}: {error}", path.display());
+    let map_error = |error| anyhow!("{name}: cannot map BAR 0: {}: {error}", path.display());
     let file = File::options().read(true).write(true).open(&path).map_err(map_error)?;
     let size = file.metadata().map_err(map_error)?.len();
     if size != u64::from(crate::regs::BAR0_SIZE) {
-        return Err(format!("{name} is not an accelerator: BAR 0 has {size} bytes"));
+        bail!("{name} is not an accelerator: BAR 0 has {size} bytes");
     }
     Bar::map(&file, 0, size as usize).map_err(map_error)
 }
@@ -73,7 +74,7 @@ impl Lock {
         let path = sysfs(name);
         File::open(&path)
             .and_then(|dir| dir.lock().map(|()| Self(dir)))
-            .map_err(|error| format!("cannot lock {}: {error}", path.display()))
+            .map_err(|error| anyhow!("cannot lock {}: {error}", path.display()))
     }
 }
 

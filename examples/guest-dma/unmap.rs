@@ -1,9 +1,11 @@
 //! `unmap`: accesses fault after a mapping is removed, and reach the mapping that replaces it.
 
+use anyhow::{Result, bail};
+
 use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE, Scattered};
 use crate::vfio::{Api, Protection};
-use crate::{Result, open, ring, step};
+use crate::{open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const SOURCE: u64 = 0x40_0000_0000;
@@ -19,7 +21,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     source.scramble(1);
     channel.run(ring::copy(SOURCE, iova, bytes))?.expect_success("COPY", bytes)?;
     if old.crc() != source.crc() {
-        return Err("COPY: the destination differs from the source".into());
+        bail!("COPY: the destination differs from the source");
     }
     step(format!("COPY of {bytes} bytes to {iova:#x}"));
 
@@ -29,7 +31,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     let completion = channel.run(ring::copy(SOURCE, iova, bytes))?;
     completion.expect_fault("COPY after unmap", iova, true, 0)?;
     if old.crc() != before {
-        return Err("the accelerator has written to unmapped memory".into());
+        bail!("the accelerator has written to unmapped memory");
     }
     step(format!("COPY after unmap: {completion}; the memory is unchanged"));
 
@@ -39,9 +41,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
         .run(ring::copy(SOURCE, iova, bytes))?
         .expect_success("COPY to the new mapping", bytes)?;
     if new.crc() != source.crc() || old.crc() != before {
-        return Err(
-            "COPY to the new mapping: incorrect content of the new or the old memory".into()
-        );
+        bail!("COPY to the new mapping: incorrect content of the new or the old memory");
     }
     step(format!("COPY to the new mapping at {iova:#x}"));
 
@@ -53,7 +53,7 @@ pub fn run(api: Api, name: &str, iova: u64) -> Result<()> {
     let completion = channel.run(ring::copy(SOURCE, iova, bytes))?;
     completion.expect_fault("COPY over a hole", iova + middle, true, middle)?;
     if (0..middle as usize).any(|index| halves.byte(index) != source.byte(index)) {
-        return Err("COPY over a hole: the bytes before the hole differ from the source".into());
+        bail!("COPY over a hole: the bytes before the hole differ from the source");
     }
     step(format!("COPY over a hole: {completion}"));
     println!("unmapped");

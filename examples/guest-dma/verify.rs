@@ -1,10 +1,12 @@
 //! `verify`: all operations on scattered memory, verified on the CPU.
 
+use anyhow::{Result, anyhow, bail};
+
 use crate::accel::{Accelerator, Wait};
 use crate::memory::Scattered;
 use crate::regs;
 use crate::vfio::{Api, Space};
-use crate::{Result, open, ring, step};
+use crate::{open, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const SECOND_RING: u64 = 0x1_0000_1000;
@@ -24,7 +26,7 @@ const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 pub fn pages(text: &str) -> Result<usize> {
     match text.parse::<usize>() {
         Ok(pages) if pages.is_power_of_two() && pages >= 8 => Ok(pages),
-        _ => Err("must be a power of two that is at least 8".into()),
+        _ => Err(anyhow!("must be a power of two that is at least 8")),
     }
 }
 
@@ -66,7 +68,7 @@ impl Check {
         }
         let (expected, found) = (self.source.crc(), self.destination.crc());
         if found != expected {
-            return Err(format!("COPY: expected CRC-32C {expected:#010x}, got {found:#010x}"));
+            bail!("COPY: expected CRC-32C {expected:#010x}, got {found:#010x}");
         }
         step(format!("COPY of {bytes} bytes in {} descriptors, by interrupt", work.len()));
         Ok(())
@@ -80,7 +82,7 @@ impl Check {
         completion.expect_success("CRC32C", bytes)?;
         let expected = u64::from(self.source.crc());
         if completion.result != expected {
-            return Err(format!("CRC32C: expected {expected:#x}, got {:#x}", completion.result));
+            bail!("CRC32C: expected {expected:#x}, got {:#x}", completion.result);
         }
         step(format!("CRC32C of the copy is {expected:#010x}, by polling"));
         self.space.unmap(SECOND_RING, crate::memory::PAGE)
@@ -97,9 +99,7 @@ impl Check {
             };
             let found = self.destination.byte(index);
             if found != expected {
-                return Err(format!(
-                    "FILL: byte {index:#x}: expected {expected:#x}, got {found:#x}"
-                ));
+                bail!("FILL: byte {index:#x}: expected {expected:#x}, got {found:#x}");
             }
         }
         step(format!("FILL writes exactly {HOLE_BYTES} bytes at offset {HOLE:#x}"));
@@ -112,7 +112,7 @@ impl Check {
         let completion = channel.run(ring::compare(SOURCE, DESTINATION, bytes))?;
         let found = (completion.status, completion.result);
         if found != (regs::STATUS_MISMATCH, HOLE as u64) {
-            return Err(format!("COMPARE: expected MISMATCH at {HOLE:#x}, got {completion}"));
+            bail!("COMPARE: expected MISMATCH at {HOLE:#x}, got {completion}");
         }
         channel
             .run(ring::compare(SOURCE, DESTINATION, HOLE as u64))?

@@ -6,15 +6,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use rustix::event::EventfdFlags;
 use vfio_bindings::bindings::vfio;
 
 use crate::accel::{Accelerator, Access, Channel, Interrupts, Wait};
 use crate::memory::{Content, Memory};
+use crate::regs;
 use crate::ring::Ring;
 use crate::sys::{self, Argument};
-use crate::{Result, regs};
 
 const COMMAND: u64 = 0x04;
 const COMMAND_MEMORY: u16 = 1 << 1;
@@ -37,9 +38,10 @@ impl Api {
         } else if Path::new("/dev/vfio/vfio").exists() {
             Ok(Self::Group)
         } else {
-            Err("found neither /dev/vfio/vfio nor /dev/iommu with /dev/vfio/devices; load vfio-pci \
+            Err(anyhow!(
+                "found neither /dev/vfio/vfio nor /dev/iommu with /dev/vfio/devices; load vfio-pci \
                  and bind the function to it"
-                .into())
+            ))
         }
     }
 }
@@ -106,7 +108,7 @@ impl Space {
             Self::Ioas { iommufd, id } => sys::map_ioas(iommufd, *id, iova, words, writable),
         };
         let bytes = memory.bytes();
-        result.map_err(|error| format!("cannot map {bytes} bytes at {iova:#x}: {error}"))
+        result.map_err(|error| anyhow!("cannot map {bytes} bytes at {iova:#x}: {error}"))
     }
 
     /// Removes the mappings of a range, which must be mapped completely.
@@ -129,8 +131,8 @@ impl Space {
         };
         match removed {
             Ok(removed) if removed == bytes as u64 => Ok(()),
-            Ok(removed) => Err(format!("unmapped {removed} of {bytes} bytes at {iova:#x}")),
-            Err(error) => Err(format!("cannot unmap {bytes} bytes at {iova:#x}: {error}")),
+            Ok(removed) => Err(anyhow!("unmapped {removed} of {bytes} bytes at {iova:#x}")),
+            Err(error) => Err(anyhow!("cannot unmap {bytes} bytes at {iova:#x}: {error}")),
         }
     }
 }
@@ -139,8 +141,8 @@ fn container() -> Result<File> {
     let container = open(Path::new("/dev/vfio/vfio"))?;
     match sys::api_version(&container) {
         Ok(version) if version == vfio::VFIO_API_VERSION as i32 => Ok(container),
-        Ok(version) => Err(format!("/dev/vfio/vfio has unsupported API version {version}")),
-        Err(error) => Err(format!("cannot read the API version of /dev/vfio/vfio: {error}")),
+        Ok(version) => Err(anyhow!("/dev/vfio/vfio has unsupported API version {version}")),
+        Err(error) => Err(anyhow!("cannot read the API version of /dev/vfio/vfio: {error}")),
     }
 }
 
@@ -148,7 +150,7 @@ fn ioas() -> Result<Space> {
     let iommufd = open(Path::new("/dev/iommu"))?;
     let mut alloc = sys::IoasAlloc { size: sys::IoasAlloc::SIZE, flags: 0, out_ioas_id: 0 };
     sys::ioctl(&iommufd, &mut alloc)
-        .map_err(|error| format!("cannot allocate an IOAS with /dev/iommu: {error}"))?;
+        .map_err(|error| anyhow!("cannot allocate an IOAS with /dev/iommu: {error}"))?;
     Ok(Space::Ioas { iommufd, id: alloc.out_ioas_id })
 }
 
@@ -158,15 +160,15 @@ fn attach_by_group(container: &File, name: &str) -> Result<(File, File)> {
     let mut status =
         vfio::vfio_group_status { argsz: vfio::vfio_group_status::SIZE, ..Default::default() };
     sys::ioctl(&group, &mut status)
-        .map_err(|error| format!("cannot read the status of group {number}: {error}"))?;
+        .map_err(|error| anyhow!("cannot read the status of group {number}: {error}"))?;
     if status.flags & vfio::VFIO_GROUP_FLAGS_VIABLE == 0 {
-        return Err(format!("group {number} has functions that are not bound to vfio-pci"));
+        bail!("group {number} has functions that are not bound to vfio-pci");
     }
     sys::set_container(&group, container)
-        .map_err(|error| format!("cannot add group {number} to a container: {error}"))?;
+        .map_err(|error| anyhow!("cannot add group {number} to a container: {error}"))?;
     choose_type1(container, name)?;
     let device = sys::device_of_group(&group, name)
-        .map_err(|error| format!("cannot open {name} through group {number}: {error}"))?;
+        .map_err(|error| anyhow!("cannot open {name} through group {number}: {error}"))?;
     Ok((device, group))
 }
 
@@ -175,12 +177,12 @@ fn choose_type1(container: &File, name: &str) -> Result<()> {
     match sys::set_iommu(container, vfio::VFIO_TYPE1v2_IOMMU) {
         // The container already has a type.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(format!(
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(anyhow!(
             "cannot attach {name}: {error}; without interrupt remapping, write Y to \
              /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
         )),
         other => other.map_err(|error| {
-            format!("cannot set the IOMMU type of the container of {name}: {error}")
+            anyhow!("cannot set the IOMMU type of the container of {name}: {error}")
         }),
     }
 }
@@ -193,7 +195,7 @@ fn attach_by_cdev(iommufd: &File, ioas: u32, name: &str) -> Result<File> {
         ..Default::default()
     };
     sys::ioctl(&device, &mut bind).map_err(|error| {
-        format!(
+        anyhow!(
             "cannot bind {name} to /dev/iommu: {error}; without interrupt remapping, write Y \
              to /sys/module/iommufd/parameters/allow_unsafe_interrupts"
         )
@@ -204,7 +206,7 @@ fn attach_by_cdev(iommufd: &File, ioas: u32, name: &str) -> Result<File> {
         ..Default::default()
     };
     sys::ioctl(&device, &mut attach)
-        .map_err(|error| format!("cannot attach {name} to the IOAS: {error}"))?;
+        .map_err(|error| anyhow!("cannot attach {name} to the IOAS: {error}"))?;
     Ok(device)
 }
 
@@ -212,7 +214,7 @@ fn attach_by_cdev(iommufd: &File, ioas: u32, name: &str) -> Result<File> {
 pub fn group_of(name: &str) -> Result<String> {
     let link = sysfs(name).join("iommu_group");
     let target = fs::read_link(&link)
-        .map_err(|error| format!("{name} is not behind an IOMMU: {}: {error}", link.display()))?;
+        .map_err(|error| anyhow!("{name} is not behind an IOMMU: {}: {error}", link.display()))?;
     Ok(target.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
@@ -220,14 +222,14 @@ pub fn group_of(name: &str) -> Result<String> {
 fn cdev_of(name: &str) -> Result<PathBuf> {
     let dir = sysfs(name).join("vfio-dev");
     let mut entries = fs::read_dir(&dir).map_err(|error| {
-        format!(
+        anyhow!(
             "{name} is not bound to vfio-pci, or is not behind an IOMMU: {}: {error}",
             dir.display()
         )
     })?;
     match entries.next() {
         Some(Ok(entry)) => Ok(Path::new("/dev/vfio/devices").join(entry.file_name())),
-        _ => Err(format!("{} is empty", dir.display())),
+        _ => Err(anyhow!("{} is empty", dir.display())),
     }
 }
 
@@ -238,7 +240,7 @@ pub fn sysfs(name: &str) -> PathBuf {
 
 fn open(path: &Path) -> Result<File> {
     let result = File::options().read(true).write(true).open(path);
-    result.map_err(|error| format!("cannot open {}: {error}", path.display()))
+    result.map_err(|error| anyhow!("cannot open {}: {error}", path.display()))
 }
 
 /// An open VFIO device.
@@ -255,7 +257,7 @@ impl Device {
         let argsz = vfio::vfio_region_info::SIZE;
         let mut info = vfio::vfio_region_info { argsz, index, ..Default::default() };
         sys::ioctl(&self.file, &mut info)
-            .map_err(|error| format!("{}: cannot query region {index}: {error}", self.name))?;
+            .map_err(|error| anyhow!("{}: cannot query region {index}: {error}", self.name))?;
         Ok((info.offset, info.size))
     }
 
@@ -263,7 +265,7 @@ impl Device {
     fn enable(&self) -> Result<()> {
         let (config, _) = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
         let access_error =
-            |error| format!("{}: cannot access the command register: {error}", self.name);
+            |error| anyhow!("{}: cannot access the command register: {error}", self.name);
         let mut command = [0; 2];
         self.file.read_exact_at(&mut command, config + COMMAND).map_err(access_error)?;
         let enabled = u16::from_le_bytes(command) | COMMAND_MEMORY | COMMAND_BUS_MASTER;
@@ -273,10 +275,10 @@ impl Device {
     fn registers(&self) -> Result<sys::Bar> {
         let (offset, size) = self.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
         if size != u64::from(regs::BAR0_SIZE) {
-            return Err(format!("{} is not an accelerator: BAR 0 has {size} bytes", self.name));
+            bail!("{} is not an accelerator: BAR 0 has {size} bytes", self.name);
         }
         sys::Bar::map(&self.file, offset, size as usize)
-            .map_err(|error| format!("{}: cannot map BAR 0: {error}", self.name))
+            .map_err(|error| anyhow!("{}: cannot map BAR 0: {error}", self.name))
     }
 
     /// Creates a non-blocking eventfd for each MSI-X vector.
@@ -285,7 +287,7 @@ impl Device {
         let eventfds: Vec<_> = (0..regs::VECTORS)
             .map(|_| rustix::event::eventfd(0, flags).map(|fd| Eventfd(fd.into())))
             .collect::<std::result::Result<_, _>>()
-            .map_err(|error| format!("cannot create an eventfd: {error}"))?;
+            .map_err(|error| anyhow!("cannot create an eventfd: {error}"))?;
         let mut set = sys::EventfdSet {
             argsz: sys::EventfdSet::SIZE,
             flags: vfio::VFIO_IRQ_SET_DATA_EVENTFD | vfio::VFIO_IRQ_SET_ACTION_TRIGGER,
@@ -295,7 +297,7 @@ impl Device {
             eventfds: std::array::from_fn(|index| eventfds[index].0.as_raw_fd()),
         };
         sys::ioctl(&self.file, &mut set)
-            .map_err(|error| format!("{}: cannot set up MSI-X: {error}", self.name))?;
+            .map_err(|error| anyhow!("{}: cannot set up MSI-X: {error}", self.name))?;
         Ok(eventfds)
     }
 }

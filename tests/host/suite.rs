@@ -83,7 +83,7 @@ fn host_has_iommufd_and_assignable_devices() {
 #[test]
 fn nested_guest_process_shares_memory_with_mock_device() {
     let mut host = Host::boot(Kernel::Small, "2G");
-    let counters = MOCK.run(&mut host, &["touch", "refuse"]);
+    let counters = MOCK.run(&mut host, &["touch", "forbidden"]);
     assert!(counters["invalid"] > 0, "{counters:?}");
     host.finish(&[]);
 }

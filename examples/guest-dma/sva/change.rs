@@ -1,8 +1,9 @@
 //! `change`: mappings are removed, replaced and protected while the device accesses them.
 
+use anyhow::{Result, anyhow, bail};
+
 use super::region::{Region, Rights, Sharing};
 use super::{file, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring::{self, Completion};
@@ -26,7 +27,7 @@ fn repeat_until_during_dma(change: &str, mut attempt: impl FnMut() -> Result<boo
             return Ok(());
         }
     }
-    Err(format!("the device's work was done before {change} in all {ATTEMPTS} attempts"))
+    Err(anyhow!("the device's work was done before {change} in all {ATTEMPTS} attempts"))
 }
 
 /// Starts a series of FILLs over the whole region. At least one of them is done on return.
@@ -65,7 +66,7 @@ impl ChangedPart {
         let done = completion.bytes_done;
         let part = self.offset..self.offset + self.bytes;
         if !part.contains(&(done as usize)) || !done.is_multiple_of(PAGE as u64) {
-            return Err(format!("{}: FILL stopped outside the part: {completion}", self.name));
+            bail!("{}: FILL stopped outside the part: {completion}", self.name);
         }
         completion.expect_invalid(self.name, self.region + done, true, done)
     }

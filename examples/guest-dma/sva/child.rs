@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::Result;
+use anyhow::{Result, anyhow};
 
 /// A child process.
 pub struct Child(libc::pid_t);
@@ -11,7 +11,7 @@ pub struct Child(libc::pid_t);
 pub fn fork(work: impl FnOnce() -> Result<()>) -> Result<Child> {
     // SAFETY: the program has a single thread, so the child can do everything its parent could.
     match unsafe { libc::fork() } {
-        -1 => Err(format!("cannot fork: {}", io::Error::last_os_error())),
+        -1 => Err(anyhow!("cannot fork: {}", io::Error::last_os_error())),
         0 => exit(work()),
         pid => Ok(Child(pid)),
     }
@@ -34,8 +34,8 @@ impl Child {
         let pid = unsafe { libc::waitpid(self.0, &raw mut status, 0) };
         match (pid == self.0, status) {
             (true, 0) => Ok(()),
-            (true, _) => Err(format!("the child exited with wait status {status:#x}")),
-            (false, _) => Err(format!("cannot wait for the child: {}", io::Error::last_os_error())),
+            (true, _) => Err(anyhow!("the child exited with wait status {status:#x}")),
+            (false, _) => Err(anyhow!("cannot wait for the child: {}", io::Error::last_os_error())),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! `demo`: shows a device in the address space of a process, with an explanation of each step.
 
+use anyhow::{Result, bail};
+
 use super::region::{Region, Rights, Sharing};
 use super::{BoundAccelerator, Options, file, latency, procfs, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
@@ -43,7 +44,7 @@ fn copy_from_file(channel: &mut Channel, total: usize) -> Result<()> {
             "  {resident:3} of {mebibytes} MiB resident, {pinned} bytes pinned, {locked} locked"
         );
         if pinned + locked > 0 {
-            return Err(format!("{pinned} bytes are pinned and {locked} locked, expected none"));
+            bail!("{pinned} bytes are pinned and {locked} locked, expected none");
         }
     }
     println!("Checksum of the copy: {:#010x} computed by the processor", to.words().crc());
@@ -52,7 +53,7 @@ fn copy_from_file(channel: &mut Channel, total: usize) -> Result<()> {
     println!("                      {:#010x} computed by the accelerator", completion.result);
     let expected = from.words().crc();
     if to.words().crc() != expected || completion.result != u64::from(expected) {
-        return Err(format!("the copy does not have the source's checksum {expected:#010x}"));
+        bail!("the copy does not have the source's checksum {expected:#010x}");
     }
     println!("VERIFIED: shared memory, the copy is correct.");
     Ok(())
@@ -66,6 +67,6 @@ fn write_to_read_only_memory(channel: &mut Channel) -> Result<()> {
     println!("A write of the accelerator to read-only memory completes with: {completion}.");
     completion.expect_invalid("a write to read-only memory", page.address(), true, 0)?;
     verified::expect_filled("read-only memory", page.words(), 0)?;
-    println!("REFUSED: shared memory is protected, its content is unchanged.");
+    println!("REJECTED: shared memory is protected, its content is unchanged.");
     Ok(())
 }

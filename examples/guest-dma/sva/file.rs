@@ -5,9 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use anyhow::{Result, anyhow};
+
 use super::region::{Region, Sharing};
 use super::{procfs, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
@@ -38,7 +39,7 @@ fn create(dir: &Path, bytes: usize) -> Result<File> {
             file.set_len(bytes as u64)?;
             Ok(file)
         })
-        .map_err(|error| format!("cannot create {}: {error}", path.display()))
+        .map_err(|error| anyhow!("cannot create {}: {error}", path.display()))
 }
 
 /// Creates a file on a tmpfs.
@@ -55,14 +56,14 @@ fn refill(file: &File, seed: u64) -> Result<u32> {
         .iter()
         .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
         .collect();
-    file.write_all_at(&bytes, 0).map_err(|error| format!("cannot write the file: {error}"))?;
+    file.write_all_at(&bytes, 0).map_err(|error| anyhow!("cannot write the file: {error}"))?;
     Ok(content.words().crc())
 }
 
 /// Reads the content with a system call, not through a mapping.
 fn content(file: &File) -> Result<Vec<u8>> {
     let mut bytes = vec![0; BYTES];
-    file.read_exact_at(&mut bytes, 0).map_err(|error| format!("cannot read the file: {error}"))?;
+    file.read_exact_at(&mut bytes, 0).map_err(|error| anyhow!("cannot read the file: {error}"))?;
     Ok(bytes)
 }
 
@@ -70,9 +71,10 @@ fn expect_content(context: &str, file: &File, expected: &[u8]) -> Result<()> {
     let found = content(file)?;
     match (0..BYTES).find(|index| found[*index] != expected[*index]) {
         None => Ok(()),
-        Some(index) => Err(format!(
+        Some(index) => Err(anyhow!(
             "{context}: byte {index:#x} of the file is {:#04x}, not {:#04x}",
-            found[index], expected[index]
+            found[index],
+            expected[index]
         )),
     }
 }
@@ -101,7 +103,7 @@ fn write_shared(channel: &mut Channel, file: &File) -> Result<()> {
     let mapping = Region::file(file, BYTES, Sharing::Shared)?;
     for pattern in [PATTERN, !PATTERN] {
         verified::fill(channel, mapping.words(), pattern)?;
-        file.sync_all().map_err(|error| format!("cannot sync the file: {error}"))?;
+        file.sync_all().map_err(|error| anyhow!("cannot sync the file: {error}"))?;
     }
     drop(mapping);
     procfs::write("/proc/sys/vm/drop_caches", "1")?;
@@ -112,7 +114,7 @@ fn write_shared(channel: &mut Channel, file: &File) -> Result<()> {
 fn write_past_end(channel: &mut Channel, file: &File) -> Result<()> {
     let mapping = Region::file(file, BYTES + PAGE, Sharing::Shared)?;
     for end in [BYTES, BYTES / 2] {
-        file.set_len(end as u64).map_err(|error| format!("cannot truncate the file: {error}"))?;
+        file.set_len(end as u64).map_err(|error| anyhow!("cannot truncate the file: {error}"))?;
         let (length, end) = (mapping.bytes() as u64, end as u64);
         let completion = channel.run(ring::fill(mapping.address(), length, PATTERN))?;
         let address = mapping.address() + end;

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::{Result, bail};
+
 use super::child::fork;
 use super::region::Region;
 use super::verified;
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
@@ -89,7 +90,7 @@ fn fork_during_dma(channel: &mut Channel, flag: &SharedFlag, round: u64) -> Resu
         verified::expect_crc("the child's snapshot", region.words(), snapshot)?;
         let patterns = base + 1..=base + PIECES;
         if region.words().iter().any(|word| !patterns.contains(&word.load(Ordering::Relaxed))) {
-            return Err("the child's snapshot has a word that the device did not write".into());
+            bail!("the child's snapshot has a word that the device did not write");
         }
         Ok(())
     })?;

@@ -1,8 +1,9 @@
 //! `huge`: huge pages are allocated by faults of the device, split, and collapsed during DMA.
 
+use anyhow::{Result, anyhow};
+
 use super::region::{Advice, HUGE, Region, Rights, advise};
 use super::{procfs, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
@@ -21,7 +22,7 @@ pub fn run(channel: &mut Channel) -> Result<String> {
 fn expect_huge(region: &Region, bytes: usize) -> Result<()> {
     match procfs::smaps(region, "AnonHugePages")? {
         found if found == bytes => Ok(()),
-        found => Err(format!("{found} bytes are in huge pages, not {bytes}")),
+        found => Err(anyhow!("{found} bytes are in huge pages, not {bytes}")),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use anyhow::{Result, anyhow};
+
 use super::region::{Advice, Region, advise};
 use super::{BoundAccelerator, Options, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::Content;
 use crate::ring;
@@ -29,13 +30,13 @@ fn kill_during_dma(options: &Options) -> Result<()> {
     let mut child = program(options, options.channel, "endless")
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("cannot start a process: {error}"))?;
+        .map_err(|error| anyhow!("cannot start a process: {error}"))?;
     let line = next_line(&mut child)?;
     let killed = child.kill().and_then(|()| child.wait());
     match killed {
-        Err(error) => Err(format!("cannot kill a process: {error}")),
+        Err(error) => Err(anyhow!("cannot kill a process: {error}")),
         Ok(_) if line != "running" => {
-            Err(format!("a process printed '{line}', expected 'running'"))
+            Err(anyhow!("a process printed '{line}', expected 'running'"))
         }
         Ok(_) => Ok(()),
     }
@@ -60,7 +61,7 @@ pub fn next_line(child: &mut Child) -> Result<String> {
     let read = child.stdout.as_mut().map(|stdout| BufReader::new(stdout).read_line(&mut line));
     match read {
         Some(Ok(1..)) => Ok(line.trim_end().into()),
-        _ => Err("a process exited too early".into()),
+        _ => Err(anyhow!("a process exited too early")),
     }
 }
 

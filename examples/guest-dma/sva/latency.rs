@@ -4,9 +4,10 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
+
 use super::region::Region;
 use super::{procfs, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::PAGE;
 use crate::ring;
@@ -19,7 +20,7 @@ pub fn run(channel: &mut Channel, faults: usize) -> Result<String> {
     let first = measure(channel, &region)?;
     let resident = procfs::resident(region.words())?;
     if resident != region.bytes() {
-        return Err(format!("{resident} bytes are resident, not {}", region.bytes()));
+        bail!("{resident} bytes are resident, not {}", region.bytes());
     }
     let again = measure(channel, &region)?;
     Ok(format!("latency: {faults} faults: {first}; the same pages again: {again}"))

@@ -15,6 +15,7 @@ mod change;
 mod child;
 mod demo;
 mod file;
+mod forbidden;
 mod fork;
 mod huge;
 mod kill;
@@ -22,7 +23,6 @@ mod latency;
 mod processes;
 mod procfs;
 mod reclaim;
-mod refuse;
 mod region;
 mod several;
 mod stack;
@@ -32,13 +32,14 @@ mod verified;
 
 use std::path::PathBuf;
 
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::accel::{Accelerator, Access, Channel, Wait};
 use crate::memory::Memory;
 use crate::ring::{Area, Ring};
-use crate::{Result, name, place, regs, uio};
+use crate::{name, place, regs, uio};
 
 #[derive(Args)]
 pub struct Options {
@@ -67,7 +68,7 @@ enum Scenario {
     /// Access untouched memory: the heap, the stack, new mappings and the ring's records.
     Touch,
     /// Make accesses that would terminate the process if the processor made them.
-    Refuse,
+    Forbidden,
     /// Access private and shared mappings of a file.
     File {
         /// Directory in which the file is created.
@@ -130,7 +131,7 @@ enum Scenario {
 fn parse_limit(text: &str) -> Result<u64> {
     match text.strip_prefix("0x") {
         Some(_) => crate::address(text),
-        None => text.parse().map_err(|error| format!("invalid address '{text}': {error}")),
+        None => text.parse().map_err(|error| anyhow!("invalid address '{text}': {error}")),
     }
 }
 
@@ -138,7 +139,7 @@ pub fn run(options: &Options) -> Result<()> {
     options.below.map_or(Ok(()), place::keep_below)?;
     let verified = match &options.scenario {
         Scenario::Touch => with_channel(options, touch::run),
-        Scenario::Refuse => with_channel(options, refuse::run),
+        Scenario::Forbidden => with_channel(options, forbidden::run),
         Scenario::File { dir } => with_channel(options, |channel| file::run(channel, dir)),
         Scenario::Huge => with_channel(options, huge::run),
         Scenario::Fork => with_channel(options, fork::run),
@@ -182,7 +183,7 @@ impl BoundAccelerator {
     fn open(function: Bdf) -> Result<Self> {
         let (accelerator, pasid) = uio::open(&name(function))?;
         if !accelerator.has(regs::FEATURE_PASID | regs::FEATURE_PAGE_REQUEST) {
-            return Err(format!("{function} does not support PASIDs and page requests"));
+            bail!("{function} does not support PASIDs and page requests");
         }
         Ok(Self { accelerator, pasid })
     }

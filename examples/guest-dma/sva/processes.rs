@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::{Child, Stdio};
 
+use anyhow::{Result, anyhow, bail};
+
 use super::kill::{next_line, program};
 use super::region::{Advice, Region, advise};
 use super::{BoundAccelerator, Options, verified};
-use crate::Result;
 use crate::memory::Content;
 
 /// Addresses of the memory of each process.
@@ -25,7 +26,7 @@ pub fn run(options: &Options, count: u32) -> Result<String> {
     // Every process has enabled its channel before the first one starts to work.
     let pasids = workers.iter_mut().map(next_line).collect::<Result<BTreeSet<_>>>()?;
     if pasids.len() != workers.len() {
-        return Err(format!("{} processes have {} PASIDs", workers.len(), pasids.len()));
+        bail!("{} processes have {} PASIDs", workers.len(), pasids.len());
     }
     workers.iter_mut().try_for_each(start_work)?;
     workers.into_iter().try_for_each(wait)?;
@@ -37,19 +38,22 @@ fn spawn(options: &Options, channel: u32) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("cannot start a process: {error}"))
+        .map_err(|error| anyhow!("cannot start a process: {error}"))
 }
 
 fn start_work(worker: &mut Child) -> Result<()> {
-    let stdin = worker.stdin.as_mut().ok_or("the standard input of a process is not a pipe")?;
-    stdin.write_all(b"\n").map_err(|error| format!("a process exited too early: {error}"))
+    let stdin = worker
+        .stdin
+        .as_mut()
+        .ok_or_else(|| anyhow!("the standard input of a process is not a pipe"))?;
+    stdin.write_all(b"\n").map_err(|error| anyhow!("a process exited too early: {error}"))
 }
 
 fn wait(mut worker: Child) -> Result<()> {
     match worker.wait() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("a process failed: {status}")),
-        Err(error) => Err(format!("cannot wait for a process: {error}")),
+        Ok(status) => Err(anyhow!("a process failed: {status}")),
+        Err(error) => Err(anyhow!("cannot wait for a process: {error}")),
     }
 }
 
@@ -61,7 +65,7 @@ pub fn worker(options: &Options) -> Result<String> {
     println!("{}", bound.pasid);
     io::stdin()
         .read_line(&mut String::new())
-        .map_err(|error| format!("cannot read standard input: {error}"))?;
+        .map_err(|error| anyhow!("cannot read standard input: {error}"))?;
     let (from, to) = (Region::at(SOURCE, BYTES)?, Region::at(DESTINATION, BYTES)?);
     for round in 0..ROUNDS {
         from.words().scramble(u64::from(options.channel) << 8 | round);

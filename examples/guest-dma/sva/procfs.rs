@@ -6,8 +6,9 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
 
+use anyhow::{Result, anyhow};
+
 use super::region::Region;
-use crate::Result;
 use crate::memory::{Content, PAGE};
 
 /// An entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst).
@@ -31,7 +32,7 @@ pub fn pages(words: &[AtomicU64]) -> Result<Vec<Page>> {
     let offset = words.address() / PAGE as u64 * 8;
     File::open("/proc/self/pagemap")
         .and_then(|file| file.read_exact_at(&mut entries, offset))
-        .map_err(|error| format!("cannot read /proc/self/pagemap: {error}"))?;
+        .map_err(|error| anyhow!("cannot read /proc/self/pagemap: {error}"))?;
     let (entries, _) = entries.as_chunks::<8>();
     Ok(entries.iter().map(|entry| Page(u64::from_le_bytes(*entry))).collect())
 }
@@ -45,7 +46,7 @@ pub fn resident(words: &[AtomicU64]) -> Result<usize> {
 pub fn expect_untouched(words: &[AtomicU64]) -> Result<()> {
     match resident(words)? {
         0 => Ok(()),
-        bytes => Err(format!("{bytes} bytes of untouched memory are already resident")),
+        bytes => Err(anyhow!("{bytes} bytes of untouched memory are already resident")),
     }
 }
 
@@ -58,7 +59,7 @@ pub fn smaps(region: &Region, field: &str) -> Result<usize> {
     lines
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .and_then(parse_kilobytes)
-        .ok_or_else(|| format!("field {field} of {head}not found in /proc/self/smaps"))
+        .ok_or_else(|| anyhow!("field {field} of {head}not found in /proc/self/smaps"))
 }
 
 /// Returns a field of /proc/self/status, in bytes.
@@ -67,7 +68,7 @@ pub fn status(field: &str) -> Result<usize> {
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .and_then(parse_kilobytes)
-        .ok_or_else(|| format!("field {field} not found in /proc/self/status"))
+        .ok_or_else(|| anyhow!("field {field} not found in /proc/self/status"))
 }
 
 /// Parses a size in kB. Returns it in bytes.
@@ -79,7 +80,7 @@ fn parse_kilobytes(text: &str) -> Option<usize> {
 pub fn stack() -> Result<(u64, u64)> {
     let text = read("/proc/self/maps")?;
     let line = text.lines().find(|line| line.ends_with("[stack]"));
-    line.and_then(parse_range).ok_or_else(|| "[stack] not found in /proc/self/maps".into())
+    line.and_then(parse_range).ok_or_else(|| anyhow!("[stack] not found in /proc/self/maps"))
 }
 
 /// Parses the address range at the start of a line of /proc/self/maps.
@@ -90,7 +91,7 @@ fn parse_range(line: &str) -> Option<(u64, u64)> {
 
 /// Writes a setting of the kernel.
 pub fn write(path: &str, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|error| format!("cannot write {text} to {path}: {error}"))
+    fs::write(path, text).map_err(|error| anyhow!("cannot write {text} to {path}: {error}"))
 }
 
 /// Reads a file of /proc to its end, because its reported size is zero.
@@ -98,6 +99,6 @@ fn read(path: &str) -> Result<String> {
     let mut text = String::new();
     File::open(path)
         .and_then(|mut file| file.read_to_string(&mut text))
-        .map_err(|error| format!("cannot read {path}: {error}"))?;
+        .map_err(|error| anyhow!("cannot read {path}: {error}"))?;
     Ok(text)
 }

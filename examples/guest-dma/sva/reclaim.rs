@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::{Result, bail};
+
 use super::region::{Advice, Region, advise};
 use super::{procfs, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 
@@ -32,7 +33,7 @@ pub fn swap(channel: &mut Channel) -> Result<String> {
     let (reclaimed, copies) =
         verified::repeat_during(|| page_out(&[from, to]), || verified::copy(channel, from, to))?;
     if reclaimed == 0 {
-        return Err("no page was reclaimed during DMA".into());
+        bail!("no page was reclaimed during DMA");
     }
     let swapped = swapped >> 20;
     Ok(format!(
@@ -45,10 +46,10 @@ fn swap_out(region: &Region) -> Result<usize> {
     advise(region.words(), Advice::PageOut)?;
     let (swapped, resident) = (procfs::smaps(region, "Swap")?, procfs::smaps(region, "Rss")?);
     if swapped < region.bytes() / 2 {
-        return Err(format!(
+        bail!(
             "only {swapped} of {} bytes were swapped out, {resident} are resident; enable swap",
             region.bytes()
-        ));
+        );
     }
     Ok(swapped)
 }
@@ -77,7 +78,7 @@ pub fn migrate(channel: &mut Channel) -> Result<String> {
         (migrated, copies) = (migrated + pages, copies + rounds);
     }
     if migrated == 0 {
-        return Err("no page was migrated during DMA".into());
+        bail!("no page was migrated during DMA");
     }
     Ok(format!("migrate: {migrated} pages migrated during {copies} copies"))
 }

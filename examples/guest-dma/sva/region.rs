@@ -7,8 +7,10 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
+use anyhow::{Result, anyhow, bail};
+
 use crate::memory::PAGE;
-use crate::{Result, place};
+use crate::place;
 
 /// Size of a huge page, in bytes.
 pub const HUGE: usize = 2 << 20;
@@ -92,9 +94,7 @@ impl Region {
     /// Maps untouched private memory at `address`, where no mapping may exist.
     pub fn at(address: usize, bytes: usize) -> Result<Self> {
         if !place::is_reached(address as u64, bytes) {
-            return Err(format!(
-                "this scenario requires memory at {address:#x}, above the limit of --below"
-            ));
+            bail!("this scenario requires memory at {address:#x}, above the limit of --below");
         }
         let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
         let address = ptr::without_provenance_mut(address);
@@ -126,7 +126,7 @@ impl Region {
             Some(base) if !ptr::eq(base.as_ptr().cast(), libc::MAP_FAILED) => {
                 Ok(Self { base, bytes, rights })
             }
-            _ => Err(format!("cannot map {bytes} bytes: {}", io::Error::last_os_error())),
+            _ => Err(anyhow!("cannot map {bytes} bytes: {}", io::Error::last_os_error())),
         }
     }
 
@@ -186,7 +186,7 @@ impl Drop for Region {
 /// Reserves a range of addresses that no other mapping gets.
 fn reserve(bytes: usize) -> Result<*mut libc::c_void> {
     place::map(bytes, libc::PROT_NONE)
-        .map_err(|error| format!("cannot reserve {bytes} bytes: {error}"))
+        .map_err(|error| anyhow!("cannot reserve {bytes} bytes: {error}"))
 }
 
 /// Advice for madvise(2).
@@ -221,7 +221,7 @@ pub fn advise(words: &[AtomicU64], advice: Advice) -> Result<()> {
 fn check(result: i32, action: &str) -> Result<()> {
     match result {
         0 => Ok(()),
-        _ => Err(format!("cannot {action}: {}", io::Error::last_os_error())),
+        _ => Err(anyhow!("cannot {action}: {}", io::Error::last_os_error())),
     }
 }
 

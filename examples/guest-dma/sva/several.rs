@@ -1,10 +1,10 @@
 //! `several`: accelerators share one address space and fault concurrently.
 
+use anyhow::{Result, bail};
 use vhost_user_iommu::cli::bdf::Bdf;
 
 use super::region::Region;
 use super::{BoundAccelerator, Options, verified};
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
@@ -20,7 +20,7 @@ pub fn run(options: &Options, others: &[Bdf]) -> Result<String> {
         .map(|function| BoundAccelerator::open(*function))
         .collect::<Result<Vec<_>>>()?;
     if accelerators.iter().any(|other| other.pasid != accelerators[0].pasid) {
-        return Err("the accelerators have different PASIDs for one process".into());
+        bail!("the accelerators have different PASIDs for one process");
     }
     let mut channels = accelerators
         .iter()
@@ -63,7 +63,7 @@ fn read_same_pages(channels: &mut [Channel]) -> Result<()> {
         verified::expect_all("CRC32C", &completions, BYTES)?;
         let result = completions[0].result;
         if result != expected {
-            return Err(format!("{channel}: CRC32C is {result:#x}, not {expected:#x}"));
+            bail!("{channel}: CRC32C is {result:#x}, not {expected:#x}");
         }
     }
     Ok(())

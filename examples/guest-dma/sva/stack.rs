@@ -6,10 +6,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
 
+use anyhow::{Result, anyhow, bail};
+
 use super::{procfs, verified};
 use crate::accel::Channel;
 use crate::memory::PAGE;
-use crate::{Result, place, ring};
+use crate::{place, ring};
 
 const PATTERN: u64 = 0x4242_4242_4242_4242;
 /// Larger than the initial mapping of a stack.
@@ -18,7 +20,7 @@ const LOCAL: usize = 512 << 10;
 pub fn run(channel: &mut Channel) -> Result<String> {
     let (first, end) = procfs::stack()?;
     if !place::is_reached(first, (end - first) as usize) {
-        return Err(format!("the stack ends at {end:#x}, above the limit of --below"));
+        bail!("the stack ends at {end:#x}, above the limit of --below");
     }
     fill_lowest_page(channel, first)?;
 
@@ -29,7 +31,7 @@ pub fn run(channel: &mut Channel) -> Result<String> {
 
     let grown = fill_local(channel)?;
     if grown > first - LOCAL as u64 / 2 {
-        return Err(format!("the stack grew only from {first:#x} to {grown:#x}"));
+        bail!("the stack grew only from {first:#x} to {grown:#x}");
     }
     Ok(format!("stack: lowest page written, then {} KiB below it", (first - grown) >> 10))
 }
@@ -37,7 +39,7 @@ pub fn run(channel: &mut Channel) -> Result<String> {
 fn expect_first_address(expected: u64) -> Result<()> {
     match procfs::stack()? {
         (first, _) if first == expected => Ok(()),
-        (first, _) => Err(format!("the stack begins at {first:#x}, not at {expected:#x}")),
+        (first, _) => Err(anyhow!("the stack begins at {first:#x}, not at {expected:#x}")),
     }
 }
 
@@ -47,7 +49,7 @@ fn fill_lowest_page(channel: &mut Channel, address: u64) -> Result<()> {
     let completion = channel.run(ring::fill(address, bytes, PATTERN))?;
     completion.expect_success("FILL of the stack's lowest page", bytes)?;
     if read_page(address)?.iter().any(|byte| *byte != PATTERN as u8) {
-        return Err("the stack's lowest page does not have the content that FILL wrote".into());
+        bail!("the stack's lowest page does not have the content that FILL wrote");
     }
     Ok(())
 }
@@ -57,7 +59,7 @@ fn read_page(address: u64) -> Result<[u8; PAGE]> {
     let mut page = [0; PAGE];
     File::open("/proc/self/mem")
         .and_then(|memory| memory.read_exact_at(&mut page, address))
-        .map_err(|error| format!("cannot read the stack at {address:#x}: {error}"))?;
+        .map_err(|error| anyhow!("cannot read the stack at {address:#x}: {error}"))?;
     Ok(page)
 }
 

@@ -1,8 +1,9 @@
 //! `stream`: the device touches a large region once, of which a small part is resident at a time.
 
+use anyhow::{Result, bail};
+
 use super::region::{Advice, Region, advise};
 use super::{procfs, verified};
-use crate::Result;
 use crate::accel::Channel;
 
 pub fn run(channel: &mut Channel, total: usize, window: usize) -> Result<String> {
@@ -17,7 +18,7 @@ pub fn run(channel: &mut Channel, total: usize, window: usize) -> Result<String>
         advise(words, Advice::DontNeed)?;
     }
     if peak > window {
-        return Err(format!("{peak} bytes were resident, more than the window of {window}"));
+        bail!("{peak} bytes were resident, more than the window of {window}");
     }
     let (total, peak) = (total >> 20, peak >> 20);
     Ok(format!("stream: {total} MiB touched by the device, at most {peak} MiB resident"))

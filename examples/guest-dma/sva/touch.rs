@@ -2,12 +2,14 @@
 
 use std::sync::atomic::AtomicU64;
 
+use anyhow::{Result, bail};
+
 use super::procfs::expect_untouched;
 use super::region::Region;
 use super::verified;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
-use crate::{Result, place, ring};
+use crate::{place, ring};
 
 const BYTES: usize = 1 << 20;
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
@@ -92,9 +94,9 @@ fn copy_unaligned(channel: &mut Channel) -> Result<()> {
         };
         let found = to.words().byte(index);
         if found != expected {
-            return Err(format!(
+            bail!(
                 "COPY at unaligned addresses: byte {index:#x} is {found:#04x}, not {expected:#04x}"
-            ));
+            );
         }
     }
     Ok(())

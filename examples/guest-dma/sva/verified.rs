@@ -3,7 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::thread;
 
-use crate::Result;
+use anyhow::{Result, anyhow, bail};
+
 use crate::accel::Channel;
 use crate::memory::Content;
 use crate::ring::{self, Completion};
@@ -30,7 +31,7 @@ pub fn checksum(channel: &mut Channel, memory: &[AtomicU64], expected: u32) -> R
     completion.expect_success("CRC32C", bytes)?;
     if completion.result != u64::from(expected) {
         let result = completion.result;
-        return Err(format!("the device's checksum is {result:#010x}, not {expected:#010x}"));
+        bail!("the device's checksum is {result:#010x}, not {expected:#010x}");
     }
     Ok(())
 }
@@ -44,7 +45,7 @@ pub fn expect_all(name: &str, completions: &[Completion], bytes: usize) -> Resul
 pub fn expect_crc(name: &str, memory: &[AtomicU64], expected: u32) -> Result<()> {
     match memory.crc() {
         crc if crc == expected => Ok(()),
-        crc => Err(format!("{name} has the checksum {crc:#010x}, not {expected:#010x}")),
+        crc => Err(anyhow!("{name} has the checksum {crc:#010x}, not {expected:#010x}")),
     }
 }
 
@@ -53,7 +54,7 @@ pub fn expect_filled(name: &str, memory: &[AtomicU64], pattern: u64) -> Result<(
     if memory.is_filled(pattern) {
         return Ok(());
     }
-    Err(format!("{name} is not filled with {pattern:#018x}"))
+    Err(anyhow!("{name} is not filled with {pattern:#018x}"))
 }
 
 /// Repeats `round` while `disturb` runs in another thread, at least once before it starts and once
@@ -72,8 +73,9 @@ pub fn repeat_during<T: Send>(
             round()?;
             rounds += 1;
         }
-        let result =
-            disturber.join().map_err(|_| "the thread that disturbs the device panicked")?;
+        let result = disturber
+            .join()
+            .map_err(|_| anyhow!("the thread that disturbs the device panicked"))?;
         Ok((result?, rounds))
     })
 }

@@ -73,7 +73,7 @@ fn device_touches_pages_first() {
 #[test]
 fn forbidden_accesses_are_denied() {
     let mut vm = boot(builder(), &[A]);
-    sva(&mut vm, A, "refuse");
+    sva(&mut vm, A, "forbidden");
     let counts = finish(vm);
     assert!(counts[0]["invalid"] > 0, "{counts:?}");
 }

@@ -1,9 +1,10 @@
-//! `refuse`: an access that the process may not make ends with FAULT at the first forbidden
+//! `forbidden`: an access that the process may not make ends with FAULT at the first forbidden
 //! address. The bytes before it are transferred, and the channel continues.
+
+use anyhow::{Result, bail};
 
 use super::region::{Region, Rights};
 use super::verified;
-use crate::Result;
 use crate::accel::Channel;
 use crate::memory::{Content, PAGE};
 use crate::ring;
@@ -24,7 +25,7 @@ pub fn run(channel: &mut Channel) -> Result<String> {
     }
     let page = Region::anonymous(PAGE)?;
     verified::fill(channel, page.words(), PATTERN)?;
-    Ok("refuse: writes to read-only memory, accesses to unmapped and inaccessible memory".into())
+    Ok("forbidden: writes to read-only memory, accesses to unmapped and inaccessible memory".into())
 }
 
 fn read_only(channel: &mut Channel) -> Result<()> {
@@ -40,9 +41,7 @@ fn read_only(channel: &mut Channel) -> Result<()> {
         let expected = if index < first { 0 } else { PATTERN as u8 };
         let found = before.words().byte(index);
         if found != expected {
-            return Err(format!(
-                "byte {index:#x} before read-only memory is {found:#04x}, not {expected:#04x}"
-            ));
+            bail!("byte {index:#x} before read-only memory is {found:#04x}, not {expected:#04x}");
         }
     }
     verified::copy(channel, page.words(), copy.words())
