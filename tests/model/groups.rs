@@ -455,7 +455,7 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::cases(500), ..ProptestConfig::default() })]
 
     #[test]
     fn random_sequences_match_the_model(

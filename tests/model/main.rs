@@ -3,3 +3,8 @@
 
 mod groups;
 mod requests;
+
+/// Returns the number of random sequences: PROPTEST_CASES, or `default`.
+fn cases(default: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(default, |cases| cases.parse().expect("PROPTEST_CASES"))
+}

@@ -48,6 +48,13 @@ fn seed_4() {
     each_group_is_completed_once(0xdead_beef);
 }
 
+/// Run by `scripts/test long`.
+#[test]
+#[ignore = "takes minutes"]
+fn seeds_of_the_long_suite() {
+    (5..505).for_each(each_group_is_completed_once);
+}
+
 /// What the driver knows of a group when it responds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum GroupState {
