@@ -3,7 +3,11 @@
 use std::str::FromStr;
 
 use crate::address::EndpointId;
-use crate::cli::value::ValueError;
+
+/// A text that is not a PCI address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a PCI address, BB:DD.F or SSSS:BB:DD.F, as in 00:02.0")]
+pub struct ParseBdfError;
 
 /// The address of a PCI function, `[SSSS:]BB:DD.F` in hexadecimal.
 ///
@@ -13,7 +17,7 @@ use crate::cli::value::ValueError;
 /// let function: Bdf = "00:02.1".parse()?;
 /// assert_eq!((function.bus, function.device, function.function), (0, 2, 1));
 /// assert_eq!(function.to_string(), "0000:00:02.1");
-/// # Ok::<(), vhost_user_iommu::cli::value::ValueError>(())
+/// # Ok::<(), vhost_user_iommu::cli::bdf::ParseBdfError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bdf {
@@ -57,10 +61,10 @@ impl std::fmt::Display for Bdf {
 }
 
 impl FromStr for Bdf {
-    type Err = ValueError;
+    type Err = ParseBdfError;
 
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        parse(text).ok_or(ValueError::Address)
+    fn from_str(text: &str) -> Result<Self, ParseBdfError> {
+        parse(text).ok_or(ParseBdfError)
     }
 }
 
@@ -101,7 +105,7 @@ mod tests {
     fn other_text_is_rejected() {
         for text in ["", "2.0", "00:20.0", "00:02.8", "0:0:0:2.0", "00:02", "+0:02.0", "100:2.0.0"]
         {
-            assert_eq!(text.parse::<Bdf>(), Err(ValueError::Address), "'{text}'");
+            assert_eq!(text.parse::<Bdf>(), Err(ParseBdfError), "'{text}'");
         }
     }
 }

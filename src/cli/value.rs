@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::address::IovaRange;
-use crate::cli::bdf::Bdf;
+use crate::cli::bdf::{Bdf, ParseBdfError};
 use crate::endpoint::{EndpointConfig, EndpointKind};
 use crate::host::{ReservedKind, ReservedRegion};
 
@@ -54,8 +54,8 @@ pub enum ValueError {
     #[error("must be a multiple of 1M from 16M to 512G; a number without a suffix is in MiB")]
     Memory,
     /// Not a PCI address.
-    #[error("must be a PCI address, BB:DD.F or SSSS:BB:DD.F, as in 00:02.0")]
-    Address,
+    #[error(transparent)]
+    Address(#[from] ParseBdfError),
     /// Not an endpoint.
     #[error(
         "must be BDF,sim=SOCKET, as in 00:02.0,sim=/run/accel.sock, or BDF,vfio=DEVICE, as in \

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use iommufd_bindings as iommufd;
 
 use super::error::SetupError;
-use super::guest_memory::Slice;
 use super::ioctl::{self, Argument, PlainArgument};
 use crate::address::IovaRange;
 use crate::host::{Access, KernelError};
@@ -37,6 +36,21 @@ pub(super) struct HwptOptions {
     pub(super) pasids: bool,
     /// Data for the IOMMU driver: its type and contents.
     pub(super) data: Option<(u32, [u32; 2])>,
+}
+
+/// The part of a mapping in one region of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) iova: u64,
+    pub(super) gpa: u64,
+    pub(super) len: u64,
+}
+
+impl Slice {
+    /// Returns the I/O virtual addresses.
+    pub(super) fn range(&self) -> Option<IovaRange> {
+        IovaRange::new(self.iova, self.iova + (self.len - 1))
+    }
 }
 
 impl Context {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
-use super::context::{Context, Object};
+use super::context::{Context, Object, Slice};
 use crate::address::IovaRange;
 use crate::host::{Access, KernelError, Mapping};
 
@@ -39,21 +39,6 @@ pub(super) struct RegionId {
     len: u64,
     /// Device and inode number of the file, and the region's offset in it.
     file: Option<(u64, u64, u64)>,
-}
-
-/// The part of a mapping in one region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slice {
-    pub(super) iova: u64,
-    pub(super) gpa: u64,
-    pub(super) len: u64,
-}
-
-impl Slice {
-    /// Returns the I/O virtual addresses.
-    pub(super) fn range(&self) -> Option<IovaRange> {
-        IovaRange::new(self.iova, self.iova + (self.len - 1))
-    }
 }
 
 impl RegionId {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::context::{Context, Object};
-use super::guest_memory::{GuestMemoryIoas, RegionId, Slice};
+use super::context::{Context, Object, Slice};
+use super::guest_memory::{GuestMemoryIoas, RegionId};
 use crate::address::IovaRange;
 use crate::host::{AddressSpace, HostError, KernelError, Mapping};
 
