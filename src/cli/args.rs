@@ -24,16 +24,6 @@ use crate::vhost::{Options, Scheduling};
 use crate::viommu::{Limits, Settings};
 
 /// A virtio-iommu device for one virtual machine, as a vhost-user back end for QEMU.
-///
-/// ```
-/// use vhost_user_iommu::cli::args::Args;
-///
-/// let line = "vhost-user-iommu --socket-path /run/vm1.sock --endpoint 00:02.0,sim=/run/accel.sock";
-/// let args = Args::parse_line(line.split(' '))?;
-/// assert_eq!(args.daemon.endpoints.len(), 1);
-/// assert_eq!(args.daemon.settings()?.page_size, 4096);
-/// # Ok::<(), vhost_user_iommu::cli::CliError>(())
-/// ```
 #[derive(Parser, Debug)]
 #[command(version, args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -269,6 +259,16 @@ impl Args {
     /// # Errors
     /// When an option or the file is invalid, or a required option is in neither.
     /// [`CliError::CommandLine`] contains the text of `--help` and `--version`, too.
+    ///
+    /// ```
+    /// use vhost_user_iommu::cli::args::Args;
+    ///
+    /// let line = "vhost-user-iommu --socket-path /run/vm1.sock --endpoint 00:02.0,sim=/run/accel.sock";
+    /// let args = Args::parse_line(line.split(' '))?;
+    /// assert_eq!(args.daemon.endpoints.len(), 1);
+    /// assert_eq!(args.daemon.settings()?.page_size, 4096);
+    /// # Ok::<(), vhost_user_iommu::cli::CliError>(())
+    /// ```
     pub fn parse_line<W: Into<OsString> + Clone>(
         line: impl IntoIterator<Item = W>,
     ) -> Result<Self, CliError> {
@@ -431,6 +431,16 @@ mod tests {
                 Some(Command::Viot(viot)) => assert_eq!(viot.endpoints.len(), 2, "{line}"),
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn help_has_no_markup_of_rustdoc() {
+        for subcommand in ["", "viot", "qemu-args", "status"] {
+            let line = format!("vhost-user-iommu {subcommand} --help");
+            let help = Args::parse_line(line.split_whitespace()).unwrap_err().to_string();
+            assert!(help.contains("Usage: "), "{line}: {help}");
+            assert!(!help.contains("```"), "{line}: {help}");
         }
     }
 
