@@ -3,8 +3,9 @@
 //!
 //! `cargo bench --bench metrics`, or `./scripts/bench metrics`. The daemons are measured round robin
 //! for a fraction of a millisecond each, so that other load of the machine affects all of them
-//! alike. The ones that are not measured are stopped, so that their polling takes no core; they
-//! poll for longer than the others are measured.
+//! equally. The ones that are not measured are stopped, so that their polling occupies no core;
+//! they poll for longer than the others are measured.
+//!
 //! Prints for each batch size the median time of a request on the second daemon, and the medians of
 //! the ratios of the others to it in the same round. Fails if the ratio of the first, over all, is
 //! 1.02 or more.

@@ -5,7 +5,7 @@
 //! second at several batch sizes and numbers of live mappings, each as a ratio to the fewest
 //! mappings of the same run, and the daemon's memory per mapping.
 //!
-//! The place of the mappings matters to the processor's caches: `near`, requests stay among a few
+//! The location of the mappings affects the processor's caches: `near`, requests stay among a few
 //! hundred neighbors, as those of Linux do, which reuses freed addresses; `far`, they go to random
 //! places among all live mappings, the worst case.
 

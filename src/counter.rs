@@ -59,7 +59,7 @@ impl Times {
         self.nanoseconds.add(nanoseconds);
     }
 
-    /// Returns the present contents.
+    /// Returns the current contents.
     pub fn read(&self) -> TimesSnapshot {
         TimesSnapshot {
             buckets: std::array::from_fn(|index| self.buckets[index].get()),
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_is_in_the_first_bucket_that_includes_it() {
+    fn duration_is_in_first_bucket_that_includes_it() {
         for nanoseconds in [0, 1, 255, 256, 257, 512, 513, 1_000_000, 1 << 36, (1 << 36) + 1] {
             let time = Duration::from_nanos(nanoseconds);
             let expected = (0..BUCKETS).find(|&bucket| {

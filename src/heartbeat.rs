@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::notifier::Notifier;
 
-/// The event loops that run at present.
+/// The event loops that are running.
 #[derive(Clone, Default)]
 pub struct Heartbeats(Arc<Mutex<Vec<Loop>>>);
 
@@ -67,7 +67,7 @@ mod tests {
     use crate::notifier::Notifier;
 
     #[test]
-    fn a_loop_without_a_heartbeat_is_returned_until_it_beats() {
+    fn loop_without_heartbeat_is_returned_until_it_beats() {
         let heartbeats = Heartbeats::default();
         assert!(heartbeats.check().is_empty());
         let notifier = Notifier::new().unwrap();

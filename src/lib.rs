@@ -1,16 +1,17 @@
-//! A virtio-iommu device for QEMU, outside QEMU.
+//! A virtio-iommu device for QEMU that runs in a separate process.
 //!
 //! One daemon per virtual machine. QEMU shows the guest a virtio-iommu PCI device whose back end
 //! is this daemon, over a vhost-user socket. The daemon owns the translation of the endpoints
-//! behind it and tells the guest of their faults.
+//! behind it and reports their faults to the guest.
 //!
 //! ```text
-//! requests   guest -> request queue -> vhost (rings) -> viommu (device model) -> host (back end)
-//! faults     endpoint -> iopf (per endpoint, fair) -> vhost -> event queue -> guest
+//! requests   guest -> request queue -> vhost (virtqueue) -> viommu (device model) -> host (back end)
+//! faults     endpoint -> iopf (per endpoint, round robin) -> vhost -> event queue -> guest
 //! ```
 //!
-//! Imports run one way: [`vhost`] -> [`viommu`] -> [`iopf`] -> [`host`] -> [`address`]; emulated
-//! endpoints ([`accelerator`]) stand on [`host`]; [`daemon`] puts all together.
+//! Modules import lower layers only: [`vhost`] > [`viommu`] > [`host`] > [`iopf`] > [`address`].
+//! [`endpoint`] connects host devices and emulated endpoints ([`accelerator`]) to [`host`] and
+//! [`iopf`]; [`daemon`] creates and connects all parts.
 
 pub mod address;
 pub mod cli;

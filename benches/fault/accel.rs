@@ -49,7 +49,7 @@ impl Accel {
         }
     }
 
-    /// Lets the channel work through its ring.
+    /// Makes the channel execute its ring.
     pub fn ring_doorbell(&mut self, channel: u32) {
         self.accel.ring_doorbell(channel, self.tails[channel as usize]);
     }

@@ -1,4 +1,4 @@
-//! A driver that receives page requests and responds at once.
+//! A driver that receives page requests and responds immediately.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ const EVENT_QUEUE_SIZE: u16 = 256;
 /// Distance between event buffers, in bytes.
 const EVENT_BUFFER: u64 = 64;
 
-/// Maximum number of requests that are submitted at once: a third of those that can be in flight.
+/// Maximum number of requests that are submitted together: a third of those that can be in flight.
 const BATCH: usize = 80;
 
 /// A page request, the only one of its group.

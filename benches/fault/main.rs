@@ -1,5 +1,5 @@
-//! Cost of a recoverable fault: from the access that finds no page, over the event queue to a driver
-//! that responds at once, and back.
+//! Cost of a recoverable fault: from the access to an unmapped page, over the event queue to a
+//! driver that responds immediately, and back.
 //!
 //! `cargo bench --bench fault`, or `./scripts/bench fault`. The unit is a bare ping-pong of two
 //! processes over eventfds, on the same cores as front end and daemon, measured alternately with
@@ -9,7 +9,7 @@
 //! - Round trip: a job with a fault less the same job without, both from the doorbell to the
 //!   interrupt. The front end spends a part of it, from its wake-up until MAP and PAGE_RESP are
 //!   written, and the daemon adds the rest: its own work, and all wake-ups on the way.
-//! - Beside a storm: the same, while another endpoint makes page requests on all its channels as
+//! - During a storm: the same, while another endpoint makes page requests on all its channels as
 //!   fast as they are completed. The front end responds to those too, which does not count as the
 //!   daemon's time.
 //! - Sustained: groups completed per second, when channels make a page request again as soon as the
@@ -57,7 +57,7 @@ const DONE: u64 = 0;
 const SIGNALLED: u64 = 1;
 
 /// The endpoint whose jobs are measured, and the one that storms.
-const QUIET: u32 = 0;
+const MEASURED: u32 = 0;
 const STORM: u32 = 1;
 
 fn main() {
@@ -77,42 +77,42 @@ fn main() {
 fn print_round_trips(cores: &Cores, placement: Placement) {
     let pong = cores.start(placement, Pong::start);
     let mut machine = cores.start(placement, || Machine::start(2));
-    machine.accels[QUIET as usize].enable(0);
+    machine.accels[MEASURED as usize].enable(0);
     machine.storm(STORM, STORM_CHANNELS);
     machine.calm();
     let mut bare = Times::default();
-    let [mut alone, mut beside] = [Jobs::default(), Jobs::default()];
+    let [mut alone, mut in_storm] = [Jobs::default(), Jobs::default()];
     for _ in 0..JOBS {
         sleep(PAUSE);
         bare.add(pong.round_trip());
         alone.measure(&mut machine, || sleep(PAUSE));
         machine.feed_storm();
-        beside.measure(&mut machine, || ());
+        in_storm.measure(&mut machine, || ());
         machine.calm();
     }
     let title = match placement {
-        Placement::Together => "front end and daemon on one core",
-        Placement::Apart => "front end on a core of its own",
+        Placement::SameCore => "front end and daemon on one core",
+        Placement::OtherCores => "front end on a separate core",
     };
     println!("{title:52} {:>8} {:>8} {:>8}", "p50", "p99", "p50");
-    let row = |what: &str, times: &Times| {
+    let row = |label: &str, times: &Times| {
         let (p50, p99) = (times.p50(), times.p99());
-        println!("  {what:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / bare.p50());
+        println!("  {label:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / bare.p50());
     };
-    row("bare ping-pong of two processes, placed likewise", &bare);
-    for (jobs, place) in [(&alone, "alone"), (&beside, "beside a storm")] {
+    row("bare ping-pong of two processes, same placement", &bare);
+    for (jobs, place) in [(&alone, "alone"), (&in_storm, "during a storm")] {
         row(&format!("{place}: job without fault"), &jobs.plain);
         row("  job with a fault", &jobs.fault);
         row("  round trip of the fault: the difference", &jobs.round_trip());
         row("    of which the front end", &jobs.handled);
         row("    added by the daemon", &jobs.added());
     }
-    let by_storm = beside.added().less(&alone.added());
-    row("added by the storm: the difference of what is added", &by_storm);
+    let by_storm = in_storm.added().less(&alone.added());
+    row("added by the storm: the difference of these times", &by_storm);
     println!();
 }
 
-/// Jobs of the quiet endpoint.
+/// Jobs of the measured endpoint.
 #[derive(Default)]
 struct Jobs {
     plain: Times,
@@ -129,7 +129,7 @@ impl Jobs {
         let job = machine.job(JOB_PAGE);
         self.fault.add(job.total);
         self.handled.add(job.handled);
-        machine.guest.unmap(QUIET, JOB_PAGE, PAGE);
+        machine.guest.unmap(MEASURED, JOB_PAGE, PAGE);
         machine.guest.finish();
     }
 
@@ -209,7 +209,7 @@ impl Machine {
         }
     }
 
-    /// Responds to the storm, and waits until it is at its height.
+    /// Responds to the storm, and waits for two responses per channel.
     fn feed_storm(&mut self) {
         self.responding = true;
         for request in std::mem::take(&mut self.kept) {
@@ -223,7 +223,7 @@ impl Machine {
         }
     }
 
-    /// Keeps the page requests of the storm, until it can make no more.
+    /// Stops responding, and waits until each channel of the storm has an outstanding request.
     fn calm(&mut self) {
         self.responding = false;
         while self.kept.len() < STORM_CHANNELS as usize {
@@ -244,7 +244,7 @@ impl Machine {
 
     /// Runs a job whose last access is at `address`.
     fn job(&mut self, address: u64) -> Job {
-        let accel = &mut self.accels[QUIET as usize];
+        let accel = &mut self.accels[MEASURED as usize];
         let last = Descriptor { flags: regs::FLAG_INTERRUPT, ..accel::read(address, 8) };
         accel.prepare(0, &[accel::read(0, LEAD), last]);
         let start = Instant::now();
@@ -276,7 +276,7 @@ impl Machine {
         done
     }
 
-    /// Responds to all page requests that are there. Returns the time, without waking the daemon.
+    /// Responds to all received page requests. Returns the time, without waking the daemon.
     fn handle(&mut self) -> Duration {
         let start = Instant::now();
         while let Some(request) = self.guest.events.next() {

@@ -21,7 +21,7 @@ use super::copying::Copying;
 const FAULTS: u32 = 2000;
 /// The interval between two measurements, in which both threads go to sleep.
 const PAUSE: Duration = Duration::from_micros(600);
-/// Nothing is mapped here.
+/// An address without a mapping.
 const ADDRESS: Iova = Iova(0);
 
 pub fn print(copying: &Copying) {
@@ -36,13 +36,13 @@ pub fn print(copying: &Copying) {
 
 fn print_parts(placement: Placement, parts: &Parts) {
     let title = match placement {
-        Placement::Together => "device and daemon on one core",
-        Placement::Apart => "device on a core of its own",
+        Placement::SameCore => "device and daemon on one core",
+        Placement::OtherCores => "device on a separate core",
     };
     println!("{title:52} {:>8} {:>8} {:>8}", "p50", "p99", "p50");
-    let row = |what: &str, times: &Times| {
+    let row = |label: &str, times: &Times| {
         let (p50, p99) = (times.p50(), times.p99());
-        println!("  {what:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / parts.bare.p50());
+        println!("  {label:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / parts.bare.p50());
     };
     row("bare ping-pong of two threads on the same cores", &parts.bare);
     row("page request, until the device continues", &parts.whole);

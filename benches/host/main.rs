@@ -1,8 +1,8 @@
 //! The cost of the iommufd back end: MAP and UNMAP compared with plain iommufd calls, and the
 //! latency of a page request.
 //!
-//! `./scripts/bench host` runs it in a virtual machine: it needs `/dev/iommu` with the mock device
-//! of its selftest, and 1.1 GiB of memory. The measurements that are compared alternate in one run.
+//! `./scripts/bench host` runs it in a virtual machine: it requires `/dev/iommu` with the mock
+//! device of its selftest, and 1.1 GiB of memory. The measurements that are compared alternate in one run.
 
 mod copying;
 mod faults;

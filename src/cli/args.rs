@@ -45,7 +45,7 @@ pub enum Command {
     /// Only the slots 1 and 2 collide with QEMU's default devices; if a function is there, the
     /// options disable the default VGA adapter and NIC (`-vga none -nic none`). QEMU places
     /// devices without an address, such as those of `-nic`, in the lowest free slots: use slots
-    /// from 10 (hexadecimal) to leave room for them.
+    /// from 10 (hexadecimal) to leave these free.
     ///
     /// The options add a root port for each bus up to the highest in use, and firmware numbers
     /// the buses in the order of the ports: do not add bridges in front of them.
@@ -414,7 +414,7 @@ fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), OptionsError> {
 }
 
 /// Returns how often to look for groups that have timed out: often enough to complete a group soon
-/// after its deadline, seldom enough to cost nothing.
+/// after its deadline, seldom enough to make the cost negligible.
 fn timer_period(timeout: Duration) -> Duration {
     (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::address::EndpointId;
 
-/// A text that is not a PCI address.
+/// Text that is not a PCI address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be a PCI address, BB:DD.F or SSSS:BB:DD.F, as in 00:02.0")]
 pub struct ParseBdfError;

@@ -26,7 +26,7 @@ pub enum CliError {
     QemuArgs(#[from] QemuArgsError),
 }
 
-/// An invalid combination of options, each valid by itself.
+/// An invalid combination of individually valid options.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OptionsError {

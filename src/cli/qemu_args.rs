@@ -1,8 +1,8 @@
 //! The QEMU options that match the command line of a daemon.
 //!
-//! QEMU starts with whatever options [`lines`] returns, also with its default devices: what cannot
-//! start is rejected. Firmware numbers the buses behind root ports in the order of the ports,
-//! depth first; that is how an endpoint gets a bus number other than 0.
+//! QEMU starts with all options that [`lines`] returns, also in addition to its default devices: a
+//! configuration that QEMU would reject is an error here. Endpoints on buses other than 0 are behind
+//! root ports: firmware numbers their buses in the order of the ports, depth first.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -119,7 +119,7 @@ struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     fn new(args: &'a QemuArgs) -> Result<Self, QemuArgsError> {
-        // A physical device has no socket: nothing shows it to the guest yet.
+        // A physical device has no socket: assigning it to the guest is not supported yet.
         let endpoints = args.daemon.endpoints.iter();
         let endpoints: Vec<_> = endpoints
             .filter_map(|endpoint| Some((endpoint.id.into(), endpoint.kind.socket()?)))

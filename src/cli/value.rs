@@ -13,8 +13,8 @@ use crate::host::{ReservedKind, ReservedRegion};
 
 /// The reason why an option value is invalid: the values that the option accepts.
 ///
-/// The message does not repeat the value: the command line and the configuration file each show it
-/// in their own way.
+/// The message does not repeat the value: the parsers of the command line and of the
+/// configuration file add it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ValueError {

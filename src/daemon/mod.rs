@@ -27,7 +27,7 @@ use startup::Startup;
 /// disconnects.
 ///
 /// # Errors
-/// When the daemon cannot start. Later errors are logged, and the daemon goes on.
+/// When the daemon cannot start. Later errors are logged, and the daemon continues.
 pub fn run(args: &DaemonArgs) -> Result<(), Error> {
     let settings = args.settings().map_err(CliError::from)?;
     let resources = Resources::open(args)?;

@@ -55,7 +55,7 @@ mod tests {
     use super::SignalFd;
 
     #[test]
-    fn a_pending_signal_is_read_once() {
+    fn pending_signal_is_read_once() {
         let signals = [libc::SIGUSR1, libc::SIGUSR2];
         // SAFETY: only changes the disposition of a signal that no other test uses.
         unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };

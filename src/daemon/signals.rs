@@ -10,7 +10,7 @@ use crate::metrics::Sources;
 use crate::sandbox::{Role, enter_role};
 use crate::vhost::Stop;
 
-/// All of them.
+/// All handled signals.
 pub(super) const HANDLED: [i32; 3] = [SIGTERM, SIGINT, SIGUSR1];
 
 /// Starts the thread that handles signals, including those that arrived before.

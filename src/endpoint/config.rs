@@ -9,7 +9,7 @@ use crate::address::EndpointId;
 pub struct EndpointConfig {
     /// Its PCI function in the guest.
     pub id: EndpointId,
-    /// Its kind, with the path that this kind needs.
+    /// Its kind, with its path.
     pub kind: EndpointKind,
 }
 

@@ -28,7 +28,7 @@ pub struct Target {
     pub span: u64,
 }
 
-/// A change of the mappings that is not permitted. Nothing has been changed.
+/// A change of the mappings that is not permitted. The mappings are unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MappingError {
     /// MAP of a range that overlaps a mapping.

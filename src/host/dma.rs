@@ -5,7 +5,8 @@ use accelerator::{DmaCause, DmaError};
 
 use crate::address::{Access, Iova, Pasid};
 
-/// Longer accesses are split, so that UNMAP and DETACH wait for at most one piece, in bytes.
+/// Maximum size of a piece in bytes. Longer accesses are split, so that UNMAP and DETACH wait for
+/// at most one piece.
 pub const MAX_PIECE: usize = 4096;
 
 impl From<accelerator::Pasid> for Pasid {

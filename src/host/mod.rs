@@ -47,7 +47,7 @@ pub enum ReservedKind {
 pub struct ReservedRegion {
     /// The addresses.
     pub range: IovaRange,
-    /// What the addresses are reserved for.
+    /// The kind of the region.
     pub kind: ReservedKind,
 }
 

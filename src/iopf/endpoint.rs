@@ -17,8 +17,8 @@ use crate::trace;
 /// The attachments, faults and page request groups of an endpoint.
 ///
 /// It exists as long as the endpoint, and is locked also while the source receives a response.
-/// The removal of an attachment therefore comes entirely before or entirely after a response, and
-/// no group gets two responses.
+/// The removal of an attachment is therefore atomic with respect to a response, and no group gets
+/// two responses.
 pub(super) struct EndpointFaults {
     endpoint: EndpointId,
     limits: Limits,
@@ -26,7 +26,7 @@ pub(super) struct EndpointFaults {
     /// The source received [`QueueFull`] and has not been notified since.
     source_blocked: bool,
     attachments: BTreeMap<Option<Pasid>, Handler>,
-    /// The attachment whose group got FAILURE from the guest.
+    /// The attachment whose group the guest completed with FAILURE.
     stopped_by: Option<Option<Pasid>>,
     faults: VecDeque<Fault>,
     pub(super) groups: GroupQueue,

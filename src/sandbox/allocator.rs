@@ -22,10 +22,10 @@ fn set_arena_limit() {
 }
 
 /// glibc reads `/proc/sys/vm/overcommit_memory` the first time that the arena of a thread shrinks.
-/// Shrinks one.
+/// Shrinks an arena now.
 #[cfg(target_env = "gnu")]
 fn shrink_an_arena() {
-    /// Small enough for a block to come from the arena, large enough together to shrink it.
+    /// Small enough to be allocated in the arena, and in total large enough to shrink it.
     const SIZE: usize = 64 << 10;
     const COUNT: usize = 64;
     fn use_arena() {

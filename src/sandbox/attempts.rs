@@ -205,7 +205,7 @@ fn allocate() -> c_long {
     0
 }
 
-/// Allocates in more threads at once than glibc has arenas for before it determines their limit.
+/// Allocates in more concurrent threads than glibc has arenas for before it determines their limit.
 fn allocate_in_threads() -> c_long {
     const THREADS: usize = 40;
     let together = Barrier::new(THREADS);
@@ -224,7 +224,7 @@ fn allocate_in_threads() -> c_long {
     })
 }
 
-/// Forks a child that exits at once, without access to memory that other threads may be changing.
+/// Forks a child that exits immediately, without access to memory that other threads may change.
 fn fork() -> c_long {
     let child = call!(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0);
     match child {

@@ -23,7 +23,7 @@ pub(super) fn reduce(keep: CapabilitySet) -> Result<CapabilitySet> {
 }
 
 /// Removing a capability requires CAP_SETPCAP. Without it the bounding set stays unchanged, which
-/// gives nothing away: with no_new_privs the process cannot gain capabilities from it.
+/// is harmless: with no_new_privs the process cannot gain capabilities from it.
 fn reduce_bounding_set(keep: CapabilitySet) {
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);

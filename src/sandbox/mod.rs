@@ -35,7 +35,7 @@ use seccomp::Filters;
 pub enum Mode {
     /// None: there is no sandbox.
     Off,
-    /// The call fails with EPERM. The daemon goes on, because its end is that of the virtual machine.
+    /// The call fails with EPERM. The daemon continues, because the virtual machine depends on it.
     On,
     /// The process is killed, so that a test cannot overlook the call.
     Kill,
@@ -105,7 +105,7 @@ pub fn enter(mode: Mode, requirements: &Requirements) -> Result<(), Error> {
     let filters = Filters::new(mode, &requirements.ioctls)?;
     allocator::warm_up();
     set_no_new_privs(true).map_err(|error| Error::NoNewPrivs(error.into()))?;
-    // Opens the directories, so it comes before the seccomp filter.
+    // Before the seccomp filter, which denies opening the directories.
     let files = files::restrict(&requirements.removable);
     let kept = capabilities::reduce(requirements.capabilities)
         .map_err(|error| Error::Capabilities(error.into()))?;

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unconditional_call_stays_unconditional() {
+    fn unconditional_call_stays_unconditional() {
         let rule = || Some(all_of(&[Test::Is(0, 1)]).unwrap());
         for order in [[None, rule()], [rule(), None]] {
             let mut rules = Rules::new();

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_manager_is_not_an_error() {
+    fn missing_manager_is_not_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         assert!(connect(path.as_os_str()).is_err());

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disconnect_is_forwarded() {
+    fn disconnect_is_forwarded() {
         let (front_end, mut back_end) = relay();
         drop(front_end);
         assert_eq!(back_end.read(&mut [0; 16]).unwrap(), 0);

@@ -7,8 +7,8 @@ use super::view::{Endpoint, View};
 /// Outcomes of groups that the guest responded to.
 const BY_GUEST: [&str; 3] = ["success", "invalid", "failure"];
 
-/// Formats a summary and a row for each endpoint. With an earlier view and the time since then, there
-/// are rates, and the quantiles are those of that time.
+/// Formats a summary and a row for each endpoint. Given an earlier view and the time since then,
+/// the table has rates, and its quantiles are those of this period.
 pub(super) fn table(view: &View, before: Option<(&View, Duration)>) -> String {
     let rows = view.endpoints.iter().map(|(name, endpoint)| {
         let last = before.and_then(|(before, time)| Some((before.endpoints.get(name)?, time)));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_a_cell_for_each_column() {
+    fn row_has_a_cell_for_each_column() {
         let once = table(&view(100, 10), None);
         let expected = "0000:00:02.0 12345678901 0 0 0 10 0 0 1 7 500 us 990 us";
         assert_eq!(cells(&once), expected.split(' ').collect::<Vec<_>>());

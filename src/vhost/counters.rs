@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_of_batches_is_timed_if_enabled() {
+    fn sample_of_batches_is_timed_if_enabled() {
         for (time_batches, expected) in [(false, 0), (true, 10)] {
             let counters = TransportCounters::new(time_batches).requests;
             for batch in 0..10 * TIMED_INTERVAL {

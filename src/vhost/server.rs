@@ -163,7 +163,7 @@ impl Server {
         }
         if let Err(error) = self.serve_connection(on_phase) {
             log::error!("cannot serve front end: {error}");
-            // The connection may still be pending: accepting it again at once would be a busy loop.
+            // The connection may still be pending: accepting it again now would be a busy loop.
             thread::sleep(RETRY_DELAY);
         }
         self.counters.connected.set(0);

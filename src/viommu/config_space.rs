@@ -23,7 +23,7 @@ pub fn read(settings: &Settings, probe_size: u32, bypass: bool) -> Config {
 
 /// Returns the new value of `bypass` if a write of `bytes` at `offset` sets it.
 ///
-/// All other fields are read-only. A front end writes the whole configuration space at once, so
+/// All other fields are read-only. A front end writes the whole configuration space, so
 /// writes to them are ignored.
 pub fn written_bypass(offset: usize, bytes: &[u8]) -> Option<bool> {
     let index = offset_of!(Config, bypass).checked_sub(offset)?;

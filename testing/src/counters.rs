@@ -56,7 +56,7 @@ pub fn page_requests_at_end(log: &str) -> Vec<Counters> {
 
 /// Checks the log of a daemon that has exited: each line adds up, and the last one of each
 /// endpoint counts no group and no fault that is still queued.
-pub fn assert_nothing_left(log: &str) {
+pub fn assert_none_pending(log: &str) {
     lines(log, PAGE_REQUESTS).for_each(|(_, counters)| assert_groups_add_up(&counters));
     lines(log, FAULTS).for_each(|(_, counters)| assert_faults_add_up(&counters));
     requests(log);
@@ -70,7 +70,7 @@ pub fn assert_nothing_left(log: &str) {
 
 /// Checks that an endpoint has made page requests, and that the driver has completed all groups in
 /// time.
-pub fn assert_all_answered(counters: &Counters) {
+pub fn assert_all_completed_by_driver(counters: &Counters) {
     assert!(counters["success"] > 0, "{counters:?}");
     for outcome in ["failure", "timed out", "reset"] {
         assert_eq!(counters[outcome], 0, "groups with outcome '{outcome}': {counters:?}");

@@ -81,7 +81,7 @@ pub const NOT_ON_MOCK: [&str; 26] = [
     // The mock device makes groups of one page.
     "outstanding::partially_delivered_group",
     "outstanding::events_from_before_a_reset",
-    "page_request::page_request_needs_a_buffer_of_48_bytes",
+    "page_request::page_request_requires_buffer_of_48_bytes",
     "page_request::page_requests_of_a_group_are_consecutive",
     "page_request::unnegotiated_page_requests",
     "page_response::response_to_a_partially_delivered_group",
@@ -99,9 +99,9 @@ pub const NOT_ON_MOCK: [&str; 26] = [
     "bypass::writing_bypass_takes_effect_immediately",
     "bypass::bypass_applies_before_and_after_driver_start",
     "bypass::boot_bypass_allows_dma_before_front_end",
-    "dma::memory_that_the_vmm_takes_away",
+    "dma::memory_unmapped_by_client",
     // A mapping to addresses without memory is not in the kernel's page table.
-    "dma::a_mapping_to_what_is_not_memory",
+    "dma::access_outside_memory",
     // Addresses have 38 bits.
     "config::config_space_contains_defaults",
     "config::config_space_contains_options",
@@ -196,19 +196,19 @@ impl Builder {
         self
     }
 
-    /// Lets the daemon run for `seconds` at most.
+    /// Limits the lifetime of the daemon to `seconds`.
     pub fn lifetime(mut self, seconds: u32) -> Self {
         self.lifetime = seconds;
         self
     }
 
-    /// Lets the daemon inherit its vhost-user socket, which already listens.
+    /// Makes the daemon inherit its vhost-user socket, which already listens.
     pub fn with_listening_socket(mut self) -> Self {
         self.socket = Socket::Listening;
         self
     }
 
-    /// Lets the daemon inherit a connection to the front end.
+    /// Makes the daemon inherit a connection to the front end.
     pub fn with_connected_socket(mut self) -> Self {
         self.socket = Socket::Connected;
         self
@@ -263,7 +263,7 @@ impl Builder {
     }
 }
 
-/// Lets the program inherit the descriptor `fd` as `--fd`.
+/// Makes the program inherit the descriptor `fd` as `--fd`.
 fn inherit(command: &mut Command, fd: RawFd) {
     command.args(["--fd", &INHERITED.to_string()]);
     // SAFETY: dup2 is async-signal-safe, and leaves the copy open across exec.
@@ -402,7 +402,7 @@ impl Daemon {
         self.status = Some(status);
         assert_eq!(status.code(), Some(0), "exit status");
         self.assert_no_panic();
-        counters::assert_nothing_left(&self.log());
+        counters::assert_none_pending(&self.log());
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use crate::daemon::Daemon;
 use crate::wait;
 
-/// The option that lets the daemon serve metrics.
+/// The option that makes the daemon serve metrics.
 pub const METRICS: &str = "--metrics-socket DIR/metrics";
 
 /// Prefix of all names.

@@ -128,7 +128,7 @@ impl Group {
 /// vm.assert_groups(0, &[("success", 1)]);
 /// ```
 impl Vm {
-    /// Starts a driver that handles page requests. Nothing is attached and nothing bypasses.
+    /// Starts a driver that handles page requests. No endpoint is attached or in bypass mode.
     #[track_caller]
     pub fn paging(args: &str) -> Self {
         Self::paging_with(args, EVENT_QUEUE_SIZE)

@@ -77,7 +77,7 @@ impl Reply {
         tail[0]
     }
 
-    /// Returns whether the device has written nothing.
+    /// Returns whether the device has returned the buffer unwritten.
     pub fn is_unwritten(&self) -> bool {
         self.len == 0 && self.data.iter().all(|&byte| byte == UNWRITTEN)
     }

@@ -46,7 +46,7 @@ pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Place>> {
                 (code && inside < segment.p_filesz(endian))
                     .then(|| segment.p_offset(endian) + inside)
             });
-            let offset = offset.expect("a place in the program");
+            let offset = offset.expect("a location in the program");
             let arguments = words[2].split_whitespace().count();
             points.entry(words[1].clone()).or_default().push(Place { address, offset, arguments });
         }

@@ -55,7 +55,7 @@ fn check_daemon(output: &str) -> Counters {
     }
     let mut counters = counters::page_requests_at_end(&log);
     assert_eq!(counters.len(), 1, "{counters:?}");
-    counters.iter().for_each(counters::assert_all_answered);
+    counters.iter().for_each(counters::assert_all_completed_by_driver);
     counters.remove(0)
 }
 

@@ -9,8 +9,8 @@ use crate::host::{EDU, Host, Kernel, NVME};
 /// Limit of a wait of tests in the host, which is slow.
 const WAIT_LIMIT_SECONDS: u32 = 120;
 
-/// Runs tests in the host: of each program, those whose names contain one of the texts and none of
-/// `skip`. QEMU and the host's kernel may report what is `tolerated`.
+/// Runs tests in the host: of each program, those with a name that contains one of the given
+/// strings and none of `skip`. Reports of QEMU and of the host's kernel may contain `tolerated`.
 fn run(kernel: Kernel, programs: &[(&str, &str)], skip: &[&str], tolerated: &[&str]) {
     let mut host = Host::boot(kernel, "1G");
     host.run(&format!("give_to_vfio {} {EDU}", NVME.join(" ")));

@@ -1,5 +1,5 @@
-//! Endpoints on the mock device: where translation in the kernel differs. All else is tested by the
-//! front-end tests with this kind of endpoint.
+//! Endpoints on the mock device: behavior that is specific to translation in the kernel. The
+//! front-end tests check all other behavior with this kind of endpoint.
 
 use testing::accel::{fault_read, fault_write};
 use testing::daemon::Daemon;

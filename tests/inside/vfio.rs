@@ -136,13 +136,13 @@ fn device_dma_is_translated_by_its_domain() {
     edu.move_bytes(IOVA, IOVA + 2 * PAGE, PAGE);
     assert!(ram.read(REGIONS[1].0, PAGE as usize) == bytes);
 
-    // Unmapped: nothing is written.
+    // Unmapped: no data is written.
     rig.ok(unmap(1, IOVA + 2 * PAGE, IOVA + 3 * PAGE - 1));
     ram.fill(REGIONS[1].0, 64, 0);
     edu.move_bytes(IOVA, IOVA + 2 * PAGE, 64);
     assert_eq!(ram.read(REGIONS[1].0, 64), [0; 64]);
 
-    // Read-only: nothing is written.
+    // Read-only: no data is written.
     rig.ok(map(1, IOVA + 2 * PAGE, IOVA + 3 * PAGE - 1, REGIONS[1].0, READ));
     edu.move_bytes(IOVA, IOVA + 2 * PAGE, 64);
     assert_eq!(ram.read(REGIONS[1].0, 64), [0; 64]);
@@ -163,7 +163,7 @@ fn device_dma_is_translated_by_its_domain() {
     edu.move_bytes(0x10_0000, 0x30_0000, PAGE);
     assert!(ram.read(0x30_0000, PAGE as usize) == bytes);
 
-    // Detached: nothing is written.
+    // Detached: no data is written.
     rig.ok(detach(3, EP0));
     ram.fill(0x30_0000, 64, 0);
     edu.move_bytes(0x10_0000, 0x30_0000, 64);

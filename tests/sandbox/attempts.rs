@@ -130,7 +130,7 @@ fn calls_outside_the_allow_list_fail() {
 }
 
 #[test]
-fn the_same_calls_succeed_without_a_sandbox() {
+fn same_calls_succeed_without_sandbox() {
     let results = results(&Place::new().attempt("off", None));
     let wrong: Vec<_> = results
         .iter()
@@ -157,7 +157,7 @@ fn calls_outside_the_allow_list_kill_the_process() {
 }
 
 #[test]
-fn a_panic_is_reported_without_function_names() {
+fn panic_is_reported_without_function_names() {
     let place = Place::new();
     let attempts = format!("{},None,panic", place.others.path().display());
     let output = place

@@ -81,7 +81,7 @@ fn realtime_keeps_sys_nice() {
 }
 
 #[test]
-fn an_unprivileged_user_has_the_same_sandbox() {
+fn unprivileged_user_has_same_sandbox() {
     let place = Place::new();
     let Some(command) = place.command_unprivileged(&[]) else { return };
     let serving = place.start(command);
@@ -102,7 +102,7 @@ fn threads_with_a_role_have_an_additional_filter() {
     };
     let main = filters("vhost-user-iomm").unwrap();
     for name in ["signals", "dma-10", "vfio-10"] {
-        // A thread gets its name before its filter.
+        // A thread sets its name before its filter.
         wait::until(&format!("the filter of {name}"), || {
             (filters(name)? == main + 1).then_some(())
         });
@@ -125,7 +125,7 @@ fn without(command: &mut Command, call: i64, errno: i32) {
 }
 
 #[test]
-fn the_daemon_does_not_start_without_seccomp() {
+fn daemon_does_not_start_without_seccomp() {
     let place = Place::new();
     let mut command = place.command(&[]);
     without(&mut command, libc::SYS_seccomp, libc::EINVAL);

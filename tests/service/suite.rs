@@ -20,7 +20,7 @@ const WAITING: &str = "waiting for a front end on /run/vhost-user-iommu/vm1.sock
 const CONNECTED: &str = "front end connected";
 
 #[test]
-fn purging_the_package_leaves_no_files() {
+fn package_purge_leaves_no_files() {
     let mut machine = Machine::boot();
     machine.run(&format!("{TRACES} >/run/before.list"));
     machine.install();
@@ -61,7 +61,7 @@ fn purging_the_package_leaves_no_files() {
 }
 
 #[test]
-fn an_instance_serves_guests_sequentially() {
+fn instance_serves_guests_sequentially() {
     let mut machine = Machine::with_instance();
     assert_eq!(machine.property(SERVICE, "ActiveState"), "inactive");
 
@@ -76,7 +76,7 @@ fn an_instance_serves_guests_sequentially() {
     machine.wait_for_log(SERVICE, "page requests of endpoint ");
     let counters = counters::page_requests_at_end(&machine.journal(SERVICE));
     assert_eq!(counters.len(), 1, "{counters:?}");
-    counters.iter().for_each(counters::assert_all_answered);
+    counters.iter().for_each(counters::assert_all_completed_by_driver);
 
     // Without the binding QEMU would not notice the loss of its IOMMU once the guest runs.
     machine.run(&format!("systemctl kill --signal KILL {SERVICE}"));
@@ -114,7 +114,7 @@ fn an_instance_serves_guests_sequentially() {
 }
 
 #[test]
-fn after_a_failure_the_next_front_end_starts_the_instance() {
+fn failed_instance_is_started_by_next_front_end() {
     let mut machine = Machine::with_instance();
 
     // Kill.
@@ -208,7 +208,7 @@ fn stall(machine: &mut Machine) {
 }
 
 #[test]
-fn an_instance_can_use_only_the_devices_of_its_drop_in() {
+fn instance_can_use_only_devices_of_its_drop_in() {
     let mut machine = Machine::boot_with_device();
     machine.install();
     grant_to_group(&mut machine);
@@ -257,7 +257,7 @@ fn grant_to_group(machine: &mut Machine) {
 }
 
 #[test]
-fn libvirt_runs_the_domain_of_the_documentation() {
+fn libvirt_runs_documented_domain() {
     let mut machine = Machine::boot();
     machine.install();
     for command in domain::commands() {

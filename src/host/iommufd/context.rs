@@ -99,7 +99,7 @@ impl Context {
         Ok(self.object(alloc.out_ioas_id))
     }
 
-    /// Maps `len` bytes at `offset` of a memory file at `iova`. An IOAS without HWPT pins nothing.
+    /// Maps `len` bytes at `offset` of a memory file at `iova`. An IOAS without HWPT pins no pages.
     pub(super) fn map_file(
         &self,
         ioas: &Object,

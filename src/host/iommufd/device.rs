@@ -12,7 +12,7 @@ pub(super) trait Device: Send + Sync {
     /// Returns the device's object number.
     fn id(&self) -> u32;
 
-    /// Returns the data for the IOMMU driver that each HWPT of the device needs: its type and
+    /// Returns the data for the IOMMU driver that each HWPT of the device requires: its type and
     /// contents.
     fn hwpt_data(&self) -> Option<(u32, [u32; 2])> {
         None

@@ -1,6 +1,6 @@
 //! Guest memory in the kernel: an IOAS that maps all of it at guest-physical addresses.
 //!
-//! No device is attached to this IOAS, so it pins nothing. The IOAS of a domain maps slices that
+//! No device is attached to this IOAS, so it pins no pages. The IOAS of a domain maps slices that
 //! are copied from it, so that all mappings of a page share one pin, which is charged once.
 
 use std::collections::BTreeMap;

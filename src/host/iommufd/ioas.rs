@@ -1,9 +1,9 @@
 //! An IOAS that mirrors the mappings of a domain.
 //!
-//! A mapping becomes one area of the IOAS for each region of guest memory that it touches, and
-//! shares no area with another mapping. So the areas follow from the mappings and the regions, and
-//! the kernel need not be asked for them. A mapping to addresses without memory has no area until
-//! memory is added there.
+//! A mapping becomes one area of the IOAS for each region of guest memory that it overlaps, and
+//! shares no area with another mapping. The areas are therefore determined by the mappings and
+//! the regions, without a query of the kernel. A mapping to addresses without memory has no area
+//! until memory is added there.
 
 use std::sync::Arc;
 

@@ -95,8 +95,8 @@ impl MockDevice {
         let _ = self.on_response.set(on_response);
     }
 
-    /// Makes a page request, a group on its own, whose response has the identifier `id`. Returns
-    /// whether there will be a response; there is none if nothing is attached.
+    /// Makes a page request, the only one of its group, whose response has the identifier `id`.
+    /// Returns whether there will be a response; there is none if the PASID is not attached.
     pub fn request_page(
         &self,
         id: u32,

@@ -71,7 +71,7 @@ impl TestCommand {
         Ok(self)
     }
 
-    /// Runs a command that tests do not make fail.
+    /// Runs a command without failure injection.
     ///
     /// # Safety
     /// As for [`run`](Self::run).
@@ -81,7 +81,7 @@ impl TestCommand {
     }
 }
 
-/// A mock device, attached to something at all times. Dropping it removes the device.
+/// A mock device, which is always attached to an HWPT. Dropping it removes the device.
 pub(super) struct TestDevice {
     context: Arc<Context>,
     /// The object of the selftest, which refers to the device.
@@ -104,12 +104,12 @@ impl TestDevice {
         self.id
     }
 
-    /// Attaches the device to an HWPT instead of whatever it is attached to.
+    /// Attaches the device to an HWPT, which replaces the current one.
     pub(super) fn replace(&self, hwpt: &Object) -> Result<(), KernelError> {
         self.run(OP_MOCK_DOMAIN_REPLACE, &[hwpt.id()])
     }
 
-    /// As [`replace`](Self::replace); tests do not make it fail.
+    /// As [`replace`](Self::replace), without failure injection.
     pub(super) fn park(&self, hwpt: &Object) -> Result<(), KernelError> {
         self.run_without_injection(OP_MOCK_DOMAIN_REPLACE, &[hwpt.id()])
     }
@@ -130,7 +130,7 @@ impl TestDevice {
         self.run_without_injection(OP_PASID_DETACH, &[pasid])
     }
 
-    /// Makes a page request, a group on its own, with this page request group index.
+    /// Makes a page request, the only one of its group, with this page request group index.
     pub(super) fn trigger_iopf(
         &self,
         pasid: Option<Pasid>,

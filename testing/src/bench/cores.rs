@@ -1,6 +1,6 @@
-//! Placement of front end and peers on cores. To wake a thread on another core can take many times as
-//! long as to switch to it on the same core, especially in a virtual machine, so the placement is
-//! part of a measurement.
+//! Placement of front end and peers on cores. Waking a thread on another core can take many times
+//! as long as switching to it on the same core, especially in a virtual machine, so the placement
+//! is part of a measurement.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -8,9 +8,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 #[derive(Clone, Copy, PartialEq)]
 pub enum Placement {
     /// The front end's core.
-    Together,
+    SameCore,
     /// All cores but the front end's.
-    Apart,
+    OtherCores,
 }
 
 /// The cores that this program can use. The front end runs on the first one.
@@ -27,17 +27,17 @@ impl Cores {
     /// Returns the placements that are possible.
     pub fn placements(&self) -> &'static [Placement] {
         if self.0.len() > 1 {
-            &[Placement::Together, Placement::Apart]
+            &[Placement::SameCore, Placement::OtherCores]
         } else {
-            &[Placement::Together]
+            &[Placement::SameCore]
         }
     }
 
     /// Starts peers with `start`, and leaves this thread on the first core.
     pub fn start<T>(&self, placement: Placement, start: impl FnOnce() -> T) -> T {
         run_on(match placement {
-            Placement::Together => &self.0[..1],
-            Placement::Apart => &self.0[1..],
+            Placement::SameCore => &self.0[..1],
+            Placement::OtherCores => &self.0[1..],
         });
         let started = start();
         run_on(&self.0[..1]);

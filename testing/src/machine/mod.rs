@@ -258,7 +258,7 @@ impl Drop for Qemu {
     }
 }
 
-/// Lets the kernel kill the program when the tests are killed.
+/// Makes the kernel kill the program when the tests are killed.
 fn die_with_parent(command: &mut Command) -> &mut Command {
     // SAFETY: prctl is async-signal-safe.
     unsafe {

@@ -1,4 +1,4 @@
-//! Which addresses an endpoint reaches, seen through its accesses.
+//! Translation of DMA: mappings, permissions and attachments.
 
 use testing::accel::{AccessError, fault_read, fault_write, ring_fault};
 use testing::memory::PAGE;
@@ -13,7 +13,7 @@ fn map_page(vm: &mut Vm, domain: u32, phys: u64, flags: u32) {
 }
 
 #[test]
-fn a_mapping_leads_to_its_physical_address() {
+fn dma_accesses_mapped_guest_physical_address() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     for (page, phys) in [DATA, DATA + 5 * PAGE, HIGH.0].into_iter().enumerate() {
@@ -33,7 +33,7 @@ fn a_mapping_leads_to_its_physical_address() {
 }
 
 #[test]
-fn mappings_at_both_ends_of_the_address_space_are_reached() {
+fn mappings_at_both_ends_of_address_space_are_accessible() {
     const TOP: u64 = u64::MAX - 0xfff;
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
@@ -50,7 +50,7 @@ fn mappings_at_both_ends_of_the_address_space_are_reached() {
 }
 
 #[test]
-fn nothing_is_written_through_a_mapping_without_write() {
+fn write_requires_write_permission_of_mapping() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, DATA, READ);
@@ -61,7 +61,7 @@ fn nothing_is_written_through_a_mapping_without_write() {
 }
 
 #[test]
-fn nothing_is_read_through_a_mapping_without_read() {
+fn read_requires_read_permission_of_mapping() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, DATA, WRITE);
@@ -71,7 +71,7 @@ fn nothing_is_read_through_a_mapping_without_read() {
 }
 
 #[test]
-fn an_access_stops_where_the_mapping_ends() {
+fn access_faults_at_end_of_mapping() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, DATA, RW);
@@ -82,7 +82,7 @@ fn an_access_stops_where_the_mapping_ends() {
 }
 
 #[test]
-fn an_unmapped_range_is_not_reached_any_more() {
+fn access_after_unmap_faults() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     for _ in 0..20 {
@@ -94,7 +94,7 @@ fn an_unmapped_range_is_not_reached_any_more() {
 }
 
 #[test]
-fn a_remapped_range_leads_to_the_new_place() {
+fn access_after_remap_uses_new_mapping() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     for page in 0..20 {
@@ -107,7 +107,7 @@ fn a_remapped_range_leads_to_the_new_place() {
 }
 
 #[test]
-fn a_refused_unmap_leaves_the_mapping_in_use() {
+fn rejected_unmap_keeps_mapping() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.ok(map(1, IOVA, IOVA + 2 * PAGE - 1, DATA, RW));
@@ -116,7 +116,7 @@ fn a_refused_unmap_leaves_the_mapping_in_use() {
 }
 
 #[test]
-fn old_mappings_are_not_reached_after_detach() {
+fn detach_removes_access_to_mappings() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, DATA, RW);
@@ -124,13 +124,13 @@ fn old_mappings_are_not_reached_after_detach() {
     vm.ok(detach(1, EP0));
     let accel = vm.accel(0);
     assert_eq!(accel.read(IOVA, 8), ring_fault(accel));
-    // Nor when a domain of the same number is made.
+    // A new domain with the same number does not contain them.
     vm.attach_accel(1, 0);
     assert_eq!(vm.accel(0).read(IOVA, 8), fault_read(IOVA));
 }
 
 #[test]
-fn an_endpoint_that_moves_sees_its_new_domain_only() {
+fn attach_to_other_domain_replaces_translation() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, DATA, RW);
@@ -144,14 +144,14 @@ fn an_endpoint_that_moves_sees_its_new_domain_only() {
 }
 
 #[test]
-fn endpoints_of_one_domain_share_its_mappings() {
+fn endpoints_of_a_domain_share_its_mappings() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.attach_accel(1, 1);
     map_page(&mut vm, 1, DATA, RW);
     vm.accel(0).write(IOVA, b"from 0 to 1").unwrap();
     assert_eq!(vm.accel(1).read(IOVA, 11).unwrap(), b"from 0 to 1");
-    // The one that leaves loses them, the one that stays does not.
+    // Detaching one endpoint does not affect the other.
     vm.ok(detach(1, EP0));
     assert!(vm.accel(0).read(IOVA, 8).is_err());
     vm.accel(1).read(IOVA, 8).unwrap();
@@ -160,7 +160,7 @@ fn endpoints_of_one_domain_share_its_mappings() {
 }
 
 #[test]
-fn endpoints_of_separate_domains_do_not_see_each_other() {
+fn endpoints_of_separate_domains_have_separate_mappings() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     vm.attach_accel(2, 1);
@@ -177,20 +177,20 @@ fn endpoints_of_separate_domains_do_not_see_each_other() {
 }
 
 #[test]
-fn a_mapping_to_what_is_not_memory_is_no_iommu_fault() {
-    const NOTHING: u64 = 1 << 40;
+fn access_outside_memory_is_bus_error_without_event() {
+    const NO_MEMORY: u64 = 1 << 40;
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
-    map_page(&mut vm, 1, NOTHING, RW);
-    let nowhere = Err(AccessError::Bus { address: IOVA, write: false });
-    assert_eq!(vm.accel(0).read(IOVA, 8), nowhere);
-    // The first event is about something else.
+    map_page(&mut vm, 1, NO_MEMORY, RW);
+    let bus_error = Err(AccessError::Bus { address: IOVA, write: false });
+    assert_eq!(vm.accel(0).read(IOVA, 8), bus_error);
+    // The first event is that of the next access.
     vm.accel(0).read(0x1234_5000, 8).unwrap_err();
     assert_eq!(vm.events.receive().address, 0x1234_5000);
 }
 
 #[test]
-fn memory_that_the_vmm_takes_away_and_gives_back_is_reached_again() {
+fn memory_unmapped_by_client_is_not_accessible_until_reconnect() {
     let mut vm = Vm::strict();
     vm.attach_accel(1, 0);
     map_page(&mut vm, 1, DATA, RW);
@@ -202,7 +202,7 @@ fn memory_that_the_vmm_takes_away_and_gives_back_is_reached_again() {
 }
 
 #[test]
-fn a_large_page_granule_translates_whole_pages() {
+fn page_granule_of_16k_translates_whole_pages() {
     let mut vm = Vm::new("--boot-bypass off --page-size 16384");
     vm.attach_accel(1, 0);
     vm.ok(map(1, IOVA, IOVA + 0x3fff, DATA, RW));

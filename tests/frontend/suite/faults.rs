@@ -153,7 +153,7 @@ fn faults_without_buffers_do_not_block_requests() {
 }
 
 #[test]
-fn buffer_that_is_too_small_gets_no_part_of_an_event() {
+fn too_small_buffer_is_returned_without_event() {
     for len in [1, 4, 8, 16, EVENT_LEN - 1] {
         let mut vm = Vm::realized("--boot-bypass off");
         vm.event_buffers = (4, len);
@@ -251,7 +251,7 @@ fn noisy_endpoint_does_not_suppress_faults_of_another() {
     let noise = [noise; Accel::RING_ENTRIES as usize - 1];
     for round in 0..8 {
         let address = MARK + round * PAGE;
-        wait::until("fault of the quiet endpoint", || {
+        wait::until("fault of the other endpoint", || {
             if !vm.accel(0).is_busy() {
                 vm.accel(0).start(0, &noise);
             }

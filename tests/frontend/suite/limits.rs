@@ -37,7 +37,7 @@ fn map_beyond_limit_over_all_domains_is_rejected() {
         ("5, first domain", map_page(1, 2), NOMEM),
         ("5, second domain", map_page(2, 2), NOMEM),
         ("a large one counts as one", map(1, 0x10_0000, 0xff_ffff, 0, RW), NOMEM),
-        ("unmap of a hole releases nothing", unmap(1, 0x10_0000, 0x1f_ffff), OK),
+        ("unmap of a hole releases no mapping", unmap(1, 0x10_0000, 0x1f_ffff), OK),
         ("limit still reached", map_page(1, 2), NOMEM),
         ("unmap two", unmap(1, 0, 0x1fff), OK),
         ("large mapping", map(1, 0x10_0000, 0xff_ffff, 0, RW), OK),

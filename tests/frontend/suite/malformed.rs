@@ -1,4 +1,4 @@
-//! Malformed virtqueues and messages. The daemon tolerates them, and handles what follows.
+//! Malformed virtqueues and messages. The daemon tolerates them, and handles later requests.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

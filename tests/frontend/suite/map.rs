@@ -22,7 +22,7 @@ fn map_rejects_unaligned_addresses() {
         ("end one byte beyond the page", map(1, 0x1000, 0x2000, 0, RW), RANGE),
         ("physical start", map(1, 0x1000, 0x1fff, 1, RW), RANGE),
         ("all three", map(1, 0x1001, 0x2000, 0x800, RW), RANGE),
-        ("nothing was mapped", map(1, 0, 0x3fff, 0, RW), OK),
+        ("no mapping was added", map(1, 0, 0x3fff, 0, RW), OK),
     ]);
 }
 

@@ -177,7 +177,7 @@ fn fault_counters_match_the_log() {
 }
 
 #[test]
-fn the_last_scrape_matches_the_log_on_exit() {
+fn last_scrape_matches_log_on_exit() {
     let mut vm = Vm::paging(METRICS);
     make_faults(&mut vm);
     vm.expect(NOENT, detach(9, NO_ENDPOINT));
@@ -203,7 +203,7 @@ fn the_last_scrape_matches_the_log_on_exit() {
 }
 
 #[test]
-fn the_socket_has_the_given_permissions() {
+fn metrics_socket_has_given_permissions() {
     let mut daemon = testing::vm::daemon(&format!("{METRICS} --socket-mode 600"));
     let socket = daemon.file("metrics");
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
@@ -213,7 +213,7 @@ fn the_socket_has_the_given_permissions() {
 }
 
 #[test]
-fn there_is_no_socket_without_the_option() {
+fn metrics_socket_requires_option() {
     let vm = Vm::new("");
     assert!(!vm.daemon.file("metrics").exists());
 }

@@ -106,7 +106,7 @@ fn idle_http_client_does_not_delay_shutdown() {
 }
 
 #[test]
-fn concurrent_http_requests_are_all_answered() {
+fn each_concurrent_http_request_gets_a_response() {
     let mut vm = Vm::new(METRICS);
     std::thread::scope(|scope| {
         for _ in 0..32 {

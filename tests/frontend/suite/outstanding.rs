@@ -17,8 +17,8 @@ const PASID: u32 = 0x12345;
 const PROCESS: Channel = Channel::new(0, 0, Some(PASID));
 const OWN: Channel = Channel::new(0, 1, None);
 const OTHER: Channel = Channel::new(0, 2, Some(7));
-const BESIDE: Channel = Channel::new(1, 0, Some(PASID));
-const ALL: [Channel; 4] = [PROCESS, OWN, OTHER, BESIDE];
+const OTHER_ENDPOINT: Channel = Channel::new(1, 0, Some(PASID));
+const ALL: [Channel; 4] = [PROCESS, OWN, OTHER, OTHER_ENDPOINT];
 
 /// Returns a virtual machine with a delivered and outstanding group of each channel.
 fn outstanding(args: &str) -> (Vm, [Group; 4]) {
@@ -66,11 +66,11 @@ fn assert_all_work(vm: &mut Vm) {
 #[test]
 fn detach_of_a_pasid_completes_only_its_groups() {
     let (mut vm, groups) = outstanding("");
-    let [process, own, other, beside] = &groups;
+    let [process, own, other, other_endpoint] = &groups;
     vm.ok(PROCESS.detach());
     vm.expect(NOENT, process.response(SUCCESS));
     assert_invalid(&mut vm, PROCESS);
-    for (group, channel) in [(own, OWN), (other, OTHER), (beside, BESIDE)] {
+    for (group, channel) in [(own, OWN), (other, OTHER), (other_endpoint, OTHER_ENDPOINT)] {
         assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
@@ -82,11 +82,11 @@ fn detach_of_a_pasid_completes_only_its_groups() {
 #[test]
 fn detach_of_an_endpoint_keeps_groups_of_its_pasids() {
     let (mut vm, groups) = outstanding("");
-    let [process, own, other, beside] = &groups;
+    let [process, own, other, other_endpoint] = &groups;
     vm.ok(OWN.detach());
     vm.expect(NOENT, own.response(SUCCESS));
     assert_invalid(&mut vm, OWN);
-    for (group, channel) in [(process, PROCESS), (other, OTHER), (beside, BESIDE)] {
+    for (group, channel) in [(process, PROCESS), (other, OTHER), (other_endpoint, OTHER_ENDPOINT)] {
         assert!(vm.is_pending(channel));
         vm.resolve(group);
         assert_eq!(vm.outcome(channel), Ok(()));
@@ -202,9 +202,9 @@ fn events_from_before_a_reset_are_not_delivered() {
         vm.event_buffers.0 = 16;
         vm.events.hold = false;
         vm.reset();
-        assert_invalid(&mut vm, BESIDE);
-        vm.open(BESIDE);
-        vm.assert_no_event(BESIDE);
+        assert_invalid(&mut vm, OTHER_ENDPOINT);
+        vm.open(OTHER_ENDPOINT);
+        vm.assert_no_event(OTHER_ENDPOINT);
     }
 }
 
@@ -266,14 +266,14 @@ fn front_end_disconnect_completes_undelivered_groups() {
 fn page_requests_without_a_front_end_are_rejected() {
     let (mut vm, _) = outstanding("");
     vm.reconnect();
-    assert_invalid(&mut vm, BESIDE);
+    assert_invalid(&mut vm, OTHER_ENDPOINT);
     // The reset completes the groups first. It has removed the attachments, too, when the daemon
     // replies to the next front end.
     vm.send_messages(&[Message::GetFeatures], [0; 2]);
     vm.assert_groups(1, &[("reset", 1)]);
     let before = vm.page_requests(1)["refused"];
-    vm.write_pages(BESIDE, IOVA, 1);
-    vm.outcome(BESIDE).unwrap_err();
+    vm.write_pages(OTHER_ENDPOINT, IOVA, 1);
+    vm.outcome(OTHER_ENDPOINT).unwrap_err();
     vm.assert_groups(1, &[("reset", 1), ("refused", before + 1)]);
 }
 
@@ -293,13 +293,13 @@ fn signal_completes_all_groups_before_the_daemon_exits() {
 #[test]
 fn function_reset_withdraws_its_groups() {
     let (mut vm, groups) = outstanding("");
-    let [process, own, other, beside] = &groups;
+    let [process, own, other, other_endpoint] = &groups;
     vm.accel(0).reset();
     for group in [process, own, other] {
         vm.expect(NOENT, group.response(SUCCESS));
     }
-    vm.resolve(beside);
-    assert_eq!(vm.outcome(BESIDE), Ok(()));
+    vm.resolve(other_endpoint);
+    assert_eq!(vm.outcome(OTHER_ENDPOINT), Ok(()));
     vm.assert_groups(0, &[("withdrawn", 3)]);
     assert_all_work(&mut vm);
 }
@@ -323,12 +323,12 @@ fn withdrawn_group_is_not_delivered() {
     open_all(&mut vm);
     request_all(&mut vm);
     vm.accel(0).reset();
-    vm.ok(BESIDE.detach());
+    vm.ok(OTHER_ENDPOINT.detach());
     vm.assert_groups(1, &[("detached", 1)]);
     vm.events.fill(8, 48);
     vm.events.queue.submit();
-    vm.open(BESIDE);
-    vm.assert_no_event(BESIDE);
+    vm.open(OTHER_ENDPOINT);
+    vm.assert_no_event(OTHER_ENDPOINT);
     vm.assert_groups(0, &[("withdrawn", 3)]);
 }
 
@@ -355,7 +355,7 @@ fn partially_delivered_group_is_delivered_to_its_end() {
         let group = vm.rest_of(first);
         assert_eq!(group.pages.len(), 3);
         vm.expect(NOENT, group.response(INVALID));
-        vm.assert_no_event(BESIDE);
+        vm.assert_no_event(OTHER_ENDPOINT);
     }
 }
 

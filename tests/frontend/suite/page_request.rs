@@ -1,4 +1,4 @@
-//! Page requests as the driver sees them (`docs/page-requests.md`).
+//! Page requests from the driver's side (`docs/page-requests.md`).
 
 use std::collections::HashSet;
 
@@ -84,7 +84,7 @@ fn unnegotiated_page_requests_are_rejected_and_reported_as_faults() {
     vm.accel(0).group_pages = 4;
     vm.write_pages(OWN, IOVA, 4);
     assert_eq!(vm.outcome(OWN), denied_write(IOVA));
-    // The accelerator retries the first page in a group of its own.
+    // The accelerator retries the first page in a separate group.
     for page in [0, 1, 2, 3, 0] {
         let event = vm.events.receive();
         assert_eq!((event.reason, event.address), (Fault::R_MAPPING, IOVA + page * PAGE));
@@ -257,7 +257,7 @@ fn event_can_span_several_descriptors() {
 }
 
 #[test]
-fn page_request_needs_a_buffer_of_48_bytes() {
+fn page_request_requires_buffer_of_48_bytes() {
     let mut vm = Vm::paging_with("", 0);
     vm.open(PROCESS);
     vm.events.fill_with(&[0, 23, 24, 47, 48, 48]);

@@ -15,7 +15,7 @@ const OWN: Channel = Channel::new(0, 1, None);
 /// The same endpoint, another PASID.
 const OTHER: Channel = Channel::new(0, 2, Some(7));
 /// Another endpoint, the same PASID.
-const BESIDE: Channel = Channel::new(1, 0, Some(PASID));
+const OTHER_ENDPOINT: Channel = Channel::new(1, 0, Some(PASID));
 
 /// Returns responses with one error each, and the expected statuses.
 fn invalid_responses(group: &Group) -> Vec<(&'static str, Request, u8)> {
@@ -73,8 +73,9 @@ fn invalid_fails_only_the_accesses_of_its_group() {
 #[test]
 fn failure_stops_the_endpoint_until_its_function_is_reset() {
     let mut vm = Vm::open_on("", PROCESS);
-    [OTHER, BESIDE].into_iter().for_each(|channel| vm.open(channel));
-    let [group, other, beside] = [PROCESS, OTHER, BESIDE].map(|channel| vm.fault(channel, IOVA));
+    [OTHER, OTHER_ENDPOINT].into_iter().for_each(|channel| vm.open(channel));
+    let [group, other, other_endpoint] =
+        [PROCESS, OTHER, OTHER_ENDPOINT].map(|channel| vm.fault(channel, IOVA));
     vm.ok(group.response(FAILURE));
     for channel in [PROCESS, OTHER] {
         let outcome = vm.outcome(channel);
@@ -82,8 +83,8 @@ fn failure_stops_the_endpoint_until_its_function_is_reset() {
             matches!(outcome, Err(AccessError::Channel { error: regs::ERROR_PAGE_RESPONSE, .. }));
         assert!(stopped, "{outcome:x?}");
     }
-    vm.resolve(&beside);
-    assert_eq!(vm.outcome(BESIDE), Ok(()), "other endpoint stopped");
+    vm.resolve(&other_endpoint);
+    assert_eq!(vm.outcome(OTHER_ENDPOINT), Ok(()), "other endpoint stopped");
     vm.accel(0).reset();
     vm.expect(NOENT, other.response(SUCCESS));
     let again = vm.fault(PROCESS, IOVA);
@@ -96,9 +97,9 @@ fn failure_stops_the_endpoint_until_its_function_is_reset() {
 fn invalid_response_is_rejected_and_leaves_the_group_outstanding() {
     let mut vm = Vm::open_on("", PROCESS);
     let group = vm.fault(PROCESS, IOVA);
-    for (what, request, status) in invalid_responses(&group) {
-        assert_eq!(vm.status(&request), status, "{what}: status of {request:x?}");
-        assert!(vm.is_pending(PROCESS), "{what}: completed the group");
+    for (error, request, status) in invalid_responses(&group) {
+        assert_eq!(vm.status(&request), status, "{error}: status of {request:x?}");
+        assert!(vm.is_pending(PROCESS), "{error}: completed the group");
     }
     vm.assert_groups(0, &[("waiting", 1)]);
     vm.resolve(&group);
@@ -194,8 +195,8 @@ fn map_and_response_work_in_the_same_batch() {
 #[test]
 fn response_requires_the_endpoint_and_pasid_of_the_group() {
     let mut vm = Vm::open_on("", PROCESS);
-    [OWN, OTHER, BESIDE].into_iter().for_each(|channel| vm.open(channel));
-    let channels = [PROCESS, OWN, OTHER, BESIDE];
+    [OWN, OTHER, OTHER_ENDPOINT].into_iter().for_each(|channel| vm.open(channel));
+    let channels = [PROCESS, OWN, OTHER, OTHER_ENDPOINT];
     let groups = channels.map(|channel| vm.fault(channel, IOVA));
     for (group, channel) in groups.iter().zip(channels) {
         for (endpoint, pasid) in

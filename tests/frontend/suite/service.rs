@@ -15,7 +15,7 @@ fn builder() -> Builder {
 }
 
 #[test]
-fn an_inherited_listening_socket_serves_front_ends_sequentially() {
+fn inherited_listening_socket_serves_front_ends_sequentially() {
     let mut vm = Vm::realized_on(builder().with_listening_socket().start());
     vm.start();
     vm.assert_works();
@@ -27,7 +27,7 @@ fn an_inherited_listening_socket_serves_front_ends_sequentially() {
 }
 
 #[test]
-fn an_inherited_connection_is_served_until_it_is_closed() {
+fn inherited_connection_is_served_until_closed() {
     let mut vm = Vm::realized_on(builder().with_connected_socket().start());
     vm.start();
     vm.assert_works();
@@ -38,7 +38,7 @@ fn an_inherited_connection_is_served_until_it_is_closed() {
 }
 
 #[test]
-fn a_signal_stops_a_daemon_with_an_inherited_connection() {
+fn signal_stops_daemon_with_inherited_connection() {
     let mut vm = Vm::realized_on(builder().with_connected_socket().start());
     vm.start();
     vm.assert_works();
@@ -90,7 +90,7 @@ impl Managed {
 const WATCHDOG: &str = "WATCHDOG=1\n";
 
 #[test]
-fn the_service_manager_is_notified_of_each_state() {
+fn service_manager_is_notified_of_each_state() {
     let (manager, daemon) = Managed::start(&[]);
     manager.expect("READY=1");
     let waiting = format!("STATUS=waiting for a front end on {}", daemon.socket().display());
@@ -183,7 +183,7 @@ fn keep_alive_stops_while_an_event_loop_is_stalled() {
 }
 
 #[test]
-fn the_watchdog_of_another_process_is_ignored() {
+fn watchdog_of_another_process_is_ignored() {
     let (manager, daemon) = Managed::start(&[("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "1")]);
     manager.expect("READY=1");
     let vm = Vm::realized_on(daemon);
@@ -194,7 +194,7 @@ fn the_watchdog_of_another_process_is_ignored() {
 }
 
 #[test]
-fn signals_stop_a_daemon_that_inherits_them_blocked_or_ignored() {
+fn signals_inherited_blocked_or_ignored_stop_daemon() {
     for signal in [SIGTERM, libc::SIGINT] {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("vhost");

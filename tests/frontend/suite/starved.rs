@@ -20,7 +20,7 @@ fn channels(index: usize, count: u32) -> impl Iterator<Item = Channel> {
     (0..count).map(move |number| Channel::new(index, number, Some(PASID)))
 }
 
-/// Makes each channel request `pages` pages of its own. Returns when all groups are outstanding.
+/// Makes each channel request `pages` separate pages. Returns when all groups are outstanding.
 fn request_pages(vm: &mut Vm, index: usize, count: u32, pages: u64) {
     vm.accel(index).group_pages = pages as u32;
     for channel in channels(index, count) {
@@ -147,13 +147,13 @@ fn noise(completion: u64) -> Descriptor {
 
 #[test]
 fn faults_are_dropped_and_counted_while_a_group_lacks_buffers() {
-    let quiet = Channel::new(1, 0, Some(PASID));
+    let other = Channel::new(1, 0, Some(PASID));
     let mut vm = vm(0);
     request_pages(&mut vm, 0, 1, 1);
     vm.accel(1).makes_page_requests = false;
     for page in 0..4 {
-        vm.write_pages(quiet, IOVA + page * PAGE, 1);
-        assert_eq!(vm.outcome(quiet), fault_write(IOVA + page * PAGE));
+        vm.write_pages(other, IOVA + page * PAGE, 1);
+        assert_eq!(vm.outcome(other), fault_write(IOVA + page * PAGE));
     }
     wait::until("the faults to be dropped", || (vm.faults(1)["dropped"] == 4).then_some(()));
     vm.events.fill(8, LONG_EVENT_LEN);
@@ -201,17 +201,17 @@ fn service_order_is_independent_of_group_length() {
 }
 
 #[test]
-fn unanswered_groups_do_not_delay_another_endpoint() {
+fn outstanding_groups_do_not_delay_another_endpoint() {
     let mut vm = vm(4);
     request_pages(&mut vm, 0, 32, 1);
-    let unanswered: Vec<_> = (0..32).map(|_| vm.group()).collect();
-    let quiet = Channel::new(1, 0, Some(PASID));
+    let outstanding: Vec<_> = (0..32).map(|_| vm.group()).collect();
+    let other = Channel::new(1, 0, Some(PASID));
     for page in 0..100 {
-        let group = vm.fault(quiet, IOVA + page * PAGE);
+        let group = vm.fault(other, IOVA + page * PAGE);
         vm.resolve(&group);
-        assert_eq!(vm.outcome(quiet), Ok(()));
+        assert_eq!(vm.outcome(other), Ok(()));
     }
-    for group in unanswered {
+    for group in outstanding {
         vm.ok(group.response(INVALID));
     }
     vm.assert_groups(0, &[("invalid", 32)]);

@@ -55,7 +55,7 @@ fn seeds_of_the_long_suite() {
     (5..505).for_each(each_group_is_completed_once);
 }
 
-/// What the driver knows of a group when it responds.
+/// The state of a group from the driver's view when it responds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum GroupState {
     Outstanding,
@@ -90,7 +90,7 @@ struct Stress {
     /// Events of a group whose last event was not received yet.
     partial: Vec<Fault>,
     outstanding: Vec<Group>,
-    answered: Vec<Group>,
+    responded: Vec<Group>,
     /// Accepted responses by endpoint and code.
     accepted: [[u64; 3]; ENDPOINTS.len()],
 }
@@ -112,7 +112,7 @@ impl Stress {
                 .collect(),
             partial: Vec::new(),
             outstanding: Vec::new(),
-            answered: Vec::new(),
+            responded: Vec::new(),
             accepted: Default::default(),
         };
         (0..stress.spaces.len()).for_each(|space| stress.attach(space));
@@ -196,7 +196,7 @@ impl Stress {
     fn resolve(&mut self, group: &Group) {
         for &page in &group.pages {
             let space = self.space_of(group.channel());
-            // The page may already be mapped, or the domain may be gone.
+            // The page may already be mapped, or the domain may not exist.
             let domain = self.spaces[space].domain.unwrap_or(u32::MAX);
             let status = self.vm.status(&map(domain, page, page + PAGE - 1, backing(page), RW));
             assert!([OK, INVAL, NOENT].contains(&status), "MAP: {status}");
@@ -214,7 +214,7 @@ impl Stress {
             GroupState::Unknown => status == OK || status == NOENT,
         };
         assert!(expected, "status {status} for {state:?} {group:x?}");
-        self.answered.push(group.clone());
+        self.responded.push(group.clone());
         if status != OK {
             return;
         }
@@ -233,7 +233,7 @@ impl Stress {
         let choose = |groups: &[Group], random: &mut Random| {
             (!groups.is_empty()).then(|| groups[random.below(groups.len())].clone())
         };
-        if let Some(group) = choose(&self.answered, &mut self.random) {
+        if let Some(group) = choose(&self.responded, &mut self.random) {
             self.vm.expect(NOENT, group.response(SUCCESS));
         }
         let Some(group) = choose(&self.outstanding, &mut self.random) else { return };
@@ -360,7 +360,7 @@ impl Stress {
         self.end_jobs(GroupState::Complete, |_| true);
         // Events from before the reset are lost with their virtqueue.
         self.partial.clear();
-        self.answered.append(&mut self.outstanding);
+        self.responded.append(&mut self.outstanding);
         (0..self.spaces.len()).for_each(|space| self.attach(space));
     }
 

@@ -10,7 +10,7 @@ use testing::vm::Vm;
 const IOVA: u64 = 0x7000_0000;
 
 #[test]
-fn the_program_has_the_trace_points_with_their_arguments() {
+fn program_has_trace_points_with_arguments() {
     let points = trace_points(&program());
     let found: BTreeMap<&str, usize> =
         points.iter().map(|(name, places)| (name.as_str(), places[0].arguments)).collect();

@@ -57,7 +57,7 @@ fn unmap_examples_of_specification() {
 }
 
 #[test]
-fn unmap_that_splits_a_mapping_removes_nothing() {
+fn unmap_that_splits_a_mapping_is_rejected_without_effect() {
     check(&[
         ("at its end", &[(10, 19)], (10, 18), RANGE, &[(10, 19)]),
         ("at its start", &[(10, 19)], (11, 19), RANGE, &[(10, 19)]),
