@@ -6,23 +6,21 @@ use testing::counters::{self, Counters};
 use testing::daemon::{Builder, Daemon, command};
 use testing::testbed;
 
-/// PCI address of the virtio-iommu device.
-const IOMMU: &str = "00:01.0";
-
 /// A limit for subcommands, in seconds.
 const LIFETIME: u32 = 60;
 
-/// Returns QEMU's options for a daemon, as the program prints them for a shell.
-pub fn qemu_args(daemon: &Builder, viot: &Path, memory: &str) -> String {
+/// Returns QEMU's options for a daemon and a virtio-iommu device at the PCI address `iommu`, as
+/// the program prints them for a shell.
+pub fn qemu_args(daemon: &Builder, iommu: &str, viot: &Path, memory: &str) -> String {
     let mut command = command(LIFETIME);
-    command.args(["qemu-args", "--iommu", IOMMU, "--memory", memory, "--viot"]).arg(viot);
+    command.args(["qemu-args", "--iommu", iommu, "--memory", memory, "--viot"]).arg(viot);
     testbed::output(command.args(daemon.options())).trim_end().to_owned()
 }
 
 /// Writes a VIOT table that lists `endpoints`.
-pub fn write_viot(viot: &Path, endpoints: &[&str]) {
+pub fn write_viot(viot: &Path, iommu: &str, endpoints: &[&str]) {
     let mut command = command(LIFETIME);
-    command.args(["viot", "--iommu", IOMMU, "--output"]).arg(viot);
+    command.args(["viot", "--iommu", iommu, "--output"]).arg(viot);
     command.args(endpoints.iter().flat_map(|bdf| ["--endpoint", bdf]));
     testbed::output(&mut command);
 }

@@ -18,9 +18,13 @@ pub const D: &str = "00:05.0";
 /// PCI slot of the first disk.
 const FIRST_DISK: usize = 0x10;
 
+/// The default PCI address of the virtio-iommu device.
+const IOMMU: &str = "00:01.0";
+
 /// Options of a machine that is not started yet.
 pub struct Builder {
     kernel: Kernel,
+    iommu: &'static str,
     options: String,
     endpoints: Vec<&'static str>,
     memory: &'static str,
@@ -30,6 +34,12 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// Sets the PCI address of the virtio-iommu device.
+    pub fn iommu(mut self, bdf: &'static str) -> Self {
+        self.iommu = bdf;
+        self
+    }
+
     /// Sets further options of the daemon, separated by white space.
     pub fn options(mut self, options: &str) -> Self {
         self.options = options.into();
@@ -79,9 +89,9 @@ impl Builder {
             .fold(daemon.args(&self.options).lifetime(LIFETIME), |daemon, bdf| {
                 daemon.endpoint(bdf)
             });
-        daemon::write_viot(&viot, &self.endpoints);
+        daemon::write_viot(&viot, self.iommu, &self.endpoints);
         let args = [
-            &daemon::qemu_args(&daemon, &viot, self.memory),
+            &daemon::qemu_args(&daemon, self.iommu, &viot, self.memory),
             &disks(&place, &self.disks),
             self.kernel.qemu_args(),
         ];
@@ -109,6 +119,7 @@ impl Vm {
     pub fn builder(kernel: Kernel) -> Builder {
         Builder {
             kernel,
+            iommu: IOMMU,
             options: String::new(),
             endpoints: vec![A, B],
             memory: "1G",

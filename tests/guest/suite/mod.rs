@@ -4,6 +4,7 @@ mod devices;
 mod driver;
 mod machine;
 mod misconfiguration;
+mod qemu_args;
 mod sva;
 
 use crate::kernel::Kernel;
