@@ -42,7 +42,7 @@ pub struct Config {
     pub dma: Arc<dyn Dma>,
     /// Handler of faults.
     pub faults: Arc<dyn FaultHandler>,
-    /// Called on each thread before it does anything else.
+    /// Called first on each thread.
     pub on_thread_start: fn(ThreadRole),
 }
 

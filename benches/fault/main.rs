@@ -2,8 +2,8 @@
 //! driver that responds immediately, and back.
 //!
 //! `cargo bench --bench fault`, or `./scripts/bench fault`. The unit is a bare ping-pong of two
-//! processes over eventfds, on the same cores as front end and daemon, measured alternately with
-//! everything else. A fault cannot cost less than one of them: it wakes the front end, and the front
+//! processes over eventfds, on the same cores as front end and daemon, measured alternately
+//! with the others. A fault cannot cost less than one of them: it wakes the front end, and the front
 //! end wakes the peer that waits.
 //!
 //! - Round trip: a job with a fault less the same job without, both from the doorbell to the
@@ -73,7 +73,7 @@ fn main() {
     print_sustained();
 }
 
-/// Measures everything that is compared alternately.
+/// Measures all quantities that are compared, alternately.
 fn print_round_trips(cores: &Cores, placement: Placement) {
     let pong = cores.start(placement, Pong::start);
     let mut machine = cores.start(placement, || Machine::start(2));
@@ -100,8 +100,8 @@ fn print_round_trips(cores: &Cores, placement: Placement) {
         println!("  {label:50} {p50:8.1} {p99:8.1} {:8.2}", p50 / bare.p50());
     };
     row("bare ping-pong of two processes, same placement", &bare);
-    for (jobs, place) in [(&alone, "alone"), (&in_storm, "during a storm")] {
-        row(&format!("{place}: job without fault"), &jobs.plain);
+    for (jobs, load) in [(&alone, "alone"), (&in_storm, "during a storm")] {
+        row(&format!("{load}: job without fault"), &jobs.plain);
         row("  job with a fault", &jobs.fault);
         row("  round trip of the fault: the difference", &jobs.round_trip());
         row("    of which the front end", &jobs.handled);

@@ -10,7 +10,7 @@ use vhost_user_iommu::host::iommufd::{FaultQueue, Iommufd};
 use vhost_user_iommu::host::{Access, AddressSpace, HostIommu, Mapping, Translation};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{Place, Side};
+use super::{Side, Slot};
 
 const DOMAIN: DomainId = DomainId(1);
 const ENDPOINT: EndpointId = EndpointId(8);
@@ -35,18 +35,18 @@ impl Copying {
     }
 
     /// Checks that the device reads the memory that is mapped.
-    pub fn assert_reaches(&self, place: Place, memory: &GuestMemoryMmap) {
+    pub fn assert_translates(&self, slot: Slot, memory: &GuestMemoryMmap) {
         let mut found = [0; 8];
-        self.device.read(None, place.iova, &mut found).expect("mapped");
-        let there: u64 = memory.read_obj(GuestAddress(place.offset)).expect("memory");
-        assert_eq!(u64::from_ne_bytes(found), there, "bytes that the device reads");
+        self.device.read(None, slot.iova, &mut found).expect("mapped");
+        let expected: u64 = memory.read_obj(GuestAddress(slot.offset)).expect("memory");
+        assert_eq!(u64::from_ne_bytes(found), expected, "bytes that the device reads");
     }
 }
 
 impl Side for Copying {
-    fn map(&self, place: Place) -> Duration {
-        let gpa = Gpa(place.offset);
-        let mapping = Mapping { range: range(place), gpa, access: Access::READ_WRITE };
+    fn map(&self, slot: Slot) -> Duration {
+        let gpa = Gpa(slot.offset);
+        let mapping = Mapping { range: range(slot), gpa, access: Access::READ_WRITE };
         let start = Instant::now();
         self.iommufd.map(DOMAIN, &mapping).expect("MAP");
         let taken = start.elapsed();
@@ -54,8 +54,8 @@ impl Side for Copying {
         taken
     }
 
-    fn unmap(&self, place: Place) -> Duration {
-        let range = range(place);
+    fn unmap(&self, slot: Slot) -> Duration {
+        let range = range(slot);
         let start = Instant::now();
         self.iommufd.unmap(DOMAIN, range).expect("UNMAP");
         let taken = start.elapsed();
@@ -64,6 +64,6 @@ impl Side for Copying {
     }
 }
 
-fn range(place: Place) -> IovaRange {
-    IovaRange::new(place.iova, place.iova + (place.len - 1)).expect("not empty")
+fn range(slot: Slot) -> IovaRange {
+    IovaRange::new(slot.iova, slot.iova + (slot.len - 1)).expect("not empty")
 }

@@ -28,47 +28,47 @@ const SIZES: [(&str, u64, usize); 3] =
 
 /// Guest memory in bytes: for the measured mapping, then a page for each of the others.
 const MEMORY: u64 = GIB + LIVE[1] * PAGE;
-/// Measured mappings of one size rotate through so many places, or as many as exist.
-const PLACES: u64 = 64;
+/// Measured mappings of one size rotate through this number of slots, or as many as exist.
+const SLOTS: u64 = 64;
 /// I/O virtual addresses of the measured mapping, and of the others.
-const HERE: u64 = 4 * GIB;
-const THERE: u64 = 64 * GIB;
+const MEASURED_IOVA: u64 = 4 * GIB;
+const OTHER_IOVA: u64 = 64 * GIB;
 
 /// A mapping: its address in guest memory, its I/O virtual address, and its size in bytes.
 #[derive(Clone, Copy)]
-struct Place {
+struct Slot {
     offset: u64,
     iova: u64,
     len: u64,
 }
 
-impl Place {
-    /// Returns the place of the `n`th measured mapping.
+impl Slot {
+    /// Returns the slot of the `n`th measured mapping.
     fn measured(len: u64, n: u64) -> Self {
-        let offset = n % PLACES.min(GIB / len) * len;
-        Self { offset, iova: HERE + offset, len }
+        let offset = n % SLOTS.min(GIB / len) * len;
+        Self { offset, iova: MEASURED_IOVA + offset, len }
     }
 
-    /// Returns the place of the `n`th other mapping. None is adjacent to the next.
+    /// Returns the slot of the `n`th other mapping. None is adjacent to the next.
     fn other(n: u64) -> Self {
-        Self { offset: GIB + n * PAGE, iova: THERE + 2 * n * PAGE, len: PAGE }
+        Self { offset: GIB + n * PAGE, iova: OTHER_IOVA + 2 * n * PAGE, len: PAGE }
     }
 }
 
 /// One of the two implementations that are compared.
 trait Side {
     /// Maps, and returns the duration.
-    fn map(&self, place: Place) -> Duration;
+    fn map(&self, slot: Slot) -> Duration;
     /// Unmaps, and returns the duration.
-    fn unmap(&self, place: Place) -> Duration;
+    fn unmap(&self, slot: Slot) -> Duration;
 }
 
 fn main() {
     let memory = memory();
     let (copying, plain) = (Copying::new(&memory), Plain::new(&memory));
-    let mapped = Place::measured(PAGE, 1);
+    let mapped = Slot::measured(PAGE, 1);
     copying.map(mapped);
-    copying.assert_reaches(mapped, &memory);
+    copying.assert_translates(mapped, &memory);
     copying.unmap(mapped);
     print_mappings(&[&copying, &plain]);
     faults::print(&copying);
@@ -96,7 +96,7 @@ fn print_mappings(sides: &[&dyn Side; 2]) {
     for live in LIVE {
         for n in there..live {
             for side in sides {
-                side.map(Place::other(n));
+                side.map(Slot::other(n));
             }
         }
         there = live;
@@ -116,12 +116,12 @@ fn print_mappings(sides: &[&dyn Side; 2]) {
 /// alternate in being the first.
 fn measure(sides: &[&dyn Side; 2], len: u64, count: usize) -> [(Times, Times); 2] {
     let mut times: [(Times, Times); 2] = Default::default();
-    let warm_up = PLACES.min(GIB / len);
+    let warm_up = SLOTS.min(GIB / len);
     for n in 0..warm_up + count as u64 {
-        let place = Place::measured(len, n);
+        let slot = Slot::measured(len, n);
         for index in [n, n + 1] {
             let which = (index % 2) as usize;
-            let (map, unmap) = (sides[which].map(place), sides[which].unmap(place));
+            let (map, unmap) = (sides[which].map(slot), sides[which].unmap(slot));
             if n >= warm_up {
                 times[which].0.add(map);
                 times[which].1.add(unmap);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use iommufd_bindings as iommufd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{Place, Side};
+use super::{Side, Slot};
 
 const READ_WRITE_FIXED: u32 = iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA
     | iommufd::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE
@@ -105,15 +105,15 @@ impl Plain {
 }
 
 impl Side for Plain {
-    fn map(&self, place: Place) -> Duration {
+    fn map(&self, slot: Slot) -> Duration {
         let start = Instant::now();
         let mut map = iommufd::iommu_ioas_map {
             size: size_of::<iommufd::iommu_ioas_map>() as u32,
             flags: READ_WRITE_FIXED,
             ioas_id: self.ioas,
-            user_va: self.memory + place.offset,
-            length: place.len,
-            iova: place.iova,
+            user_va: self.memory + slot.offset,
+            length: slot.len,
+            iova: slot.iova,
             ..Default::default()
         };
         // SAFETY: guest memory stays mapped as long as this program runs.
@@ -121,13 +121,13 @@ impl Side for Plain {
         start.elapsed()
     }
 
-    fn unmap(&self, place: Place) -> Duration {
+    fn unmap(&self, slot: Slot) -> Duration {
         let start = Instant::now();
         let mut unmap = iommufd::iommu_ioas_unmap {
             size: size_of::<iommufd::iommu_ioas_unmap>() as u32,
             ioas_id: self.ioas,
-            iova: place.iova,
-            length: place.len,
+            iova: slot.iova,
+            length: slot.len,
         };
         // SAFETY: the structure contains no address of memory.
         unsafe { self.call(iommufd::IOMMUFD_CMD_IOAS_UNMAP, &mut unmap) }

@@ -283,7 +283,7 @@ impl Device {
     }
 }
 
-/// Executes one request of a sequence that ends with everything detached.
+/// Executes one request of a sequence that ends without attachments.
 fn step(device: &mut Device, step: usize) -> Status {
     match step {
         0 => device.attach(1, 8, 0),

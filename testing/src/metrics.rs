@@ -47,7 +47,7 @@ pub fn receive(stream: &mut UnixStream) -> Vec<u8> {
         match stream.read(&mut buffer) {
             Ok(0) => return bytes,
             Ok(len) => bytes.extend(&buffer[..len]),
-            // The daemon closed the connection before it read everything.
+            // The daemon closed the connection before it read all bytes.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return bytes,
             Err(error) => panic!("{error}"),
         }

@@ -18,7 +18,7 @@ const STAPSDT: NoteType = NoteType(3);
 
 /// A location of a trace point in the program; it can have several.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Location {
     /// Virtual address.
     pub address: u64,
     /// Offset of the instruction in the file, where the kernel can set a probe.
@@ -28,13 +28,13 @@ pub struct Place {
 }
 
 /// Returns the trace points of the program by name.
-pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Place>> {
+pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Location>> {
     let bytes = fs::read(program).unwrap();
     let elf = ElfFile64::<Endianness>::parse(&*bytes).unwrap();
     let section = elf.section_by_name(".note.stapsdt").expect("a section of trace points");
     let (endian, data) = (elf.endian(), &*bytes);
     let mut notes = section.elf_section_header().notes(endian, data).unwrap().unwrap();
-    let mut points: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+    let mut points: BTreeMap<String, Vec<Location>> = BTreeMap::new();
     while let Some(note) = notes.next().unwrap() {
         if note.n_type(endian) == STAPSDT {
             let (address, words) = description(note.desc());
@@ -48,7 +48,11 @@ pub fn trace_points(program: &Path) -> BTreeMap<String, Vec<Place>> {
             });
             let offset = offset.expect("a location in the program");
             let arguments = words[2].split_whitespace().count();
-            points.entry(words[1].clone()).or_default().push(Place { address, offset, arguments });
+            points.entry(words[1].clone()).or_default().push(Location {
+                address,
+                offset,
+                arguments,
+            });
         }
     }
     points

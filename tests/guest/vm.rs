@@ -3,7 +3,7 @@
 use testing::counters::Counters;
 use testing::daemon::Daemon;
 use testing::machine::kernel_log;
-use testing::machine::{Machine, Output, Place, wait_until};
+use testing::machine::{Machine, Output, WorkDir, wait_until};
 
 use crate::daemon;
 use crate::faults;
@@ -79,9 +79,9 @@ impl Builder {
     /// Starts daemon and machine, and waits until the guest's agent runs.
     #[track_caller]
     pub fn boot(self) -> Vm {
-        let place = Place::new();
-        let viot = place.path().join("viot");
-        let daemon = Daemon::builder().in_dir(place.path()).with_default_sandbox();
+        let work_dir = WorkDir::new();
+        let viot = work_dir.path().join("viot");
+        let daemon = Daemon::builder().in_dir(work_dir.path()).with_default_sandbox();
         let daemon = self
             .endpoints
             .iter()
@@ -92,13 +92,13 @@ impl Builder {
         daemon::write_viot(&viot, self.iommu, &self.endpoints);
         let args = [
             &daemon::qemu_args(&daemon, self.iommu, &viot, self.memory),
-            &disks(&place, &self.disks),
+            &disks(&work_dir, &self.disks),
             self.kernel.qemu_args(),
         ];
         let mut daemon = daemon.start();
         let (kernel, initrd) = (self.kernel.image(), self.kernel.initrd());
         let check = || daemon.assert_alive();
-        let machine = Machine::boot(place, &kernel, initrd, &args.concat(), check);
+        let machine = Machine::boot(work_dir, &kernel, initrd, &args.concat(), check);
         Vm { machine, daemon, expected_faults: Vec::new(), tolerated: self.tolerated }
     }
 }
@@ -223,11 +223,11 @@ impl Vm {
 }
 
 /// Creates disks of these sizes. Returns QEMU's options for them.
-fn disks(place: &Place, sizes: &[u64]) -> String {
+fn disks(work_dir: &WorkDir, sizes: &[u64]) -> String {
     let mut options = String::new();
     for (index, size) in sizes.iter().enumerate() {
         let (name, slot) = (format!("disk{index}"), FIRST_DISK + index);
-        options += &place.disk(&name, *size);
+        options += &work_dir.disk(&name, *size);
         options += &format!(" -device virtio-blk-pci,drive={name},addr={slot:x}.0");
     }
     options

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use testing::machine::Output;
 use testing::machine::kernel_log;
-use testing::machine::{FOR_KASAN, Machine, Place, WITH_VT_D, drive, slot};
+use testing::machine::{FOR_KASAN, Machine, WITH_VT_D, WorkDir, drive, slot};
 use testing::testbed::{self, make_initrd, variable};
 
 /// PCI functions to bind to VFIO: two unused disks.
@@ -50,9 +50,9 @@ pub struct Host {
 impl Host {
     /// Boots the host. `memory` is the value of QEMU's option `-m`.
     pub fn boot(kernel: Kernel, memory: &str) -> Self {
-        let place = Place::new();
-        let args = args(&place, memory) + kernel.qemu_args();
-        let machine = Machine::boot(place, &kernel.image(), initrd(), &args, || ());
+        let work_dir = WorkDir::new();
+        let args = args(&work_dir, memory) + kernel.qemu_args();
+        let machine = Machine::boot(work_dir, &kernel.image(), initrd(), &args, || ());
         let mut host = Self { machine, kernel };
         host.run("mkdir /nested && mount -t ext4 -o ro /dev/vda /nested");
         host
@@ -76,12 +76,12 @@ impl Host {
     }
 }
 
-fn args(place: &Place, memory: &str) -> String {
+fn args(work_dir: &WorkDir, memory: &str) -> String {
     let disk = drive("host", &variable("VUI_HOST_DISK"), ",readonly=on");
     let nvme = NVME.iter().enumerate().map(|(index, function)| {
         let (name, slot) = (format!("nvme{index}"), slot(function));
         let device = format!(" -device nvme,drive={name},serial={name},addr={slot}");
-        place.disk(&name, NVME_MIB) + &device
+        work_dir.disk(&name, NVME_MIB) + &device
     });
     format!(
         "{WITH_VT_D} -m {memory} \

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 
-use crate::program::Place;
+use crate::program::Dirs;
 
 const ROLES: [&str; 10] = [
     "None",
@@ -111,8 +111,8 @@ fn expected(role: &str, attempt: &str, landlock: bool) -> Option<i32> {
 
 #[test]
 fn calls_outside_the_allow_list_fail() {
-    let place = Place::new();
-    let output = place.attempt("on", None);
+    let dirs = Dirs::new();
+    let output = dirs.attempt("on", None);
     let landlock = error(&output).contains("; Landlock ");
     let results = results(&output);
     let wrong: Vec<_> = results
@@ -126,12 +126,12 @@ fn calls_outside_the_allow_list_fail() {
     for role in ROLES {
         assert!(results.iter().any(|result| result.role == role), "no attempt in role {role}");
     }
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
+    assert_eq!(dirs.existing_sockets(), [] as [std::path::PathBuf; 0], "sockets after exit");
 }
 
 #[test]
 fn same_calls_succeed_without_sandbox() {
-    let results = results(&Place::new().attempt("off", None));
+    let results = results(&Dirs::new().attempt("off", None));
     let wrong: Vec<_> = results
         .iter()
         .filter(|result| is_denied(result.errno))
@@ -142,11 +142,11 @@ fn same_calls_succeed_without_sandbox() {
 
 #[test]
 fn calls_outside_the_allow_list_kill_the_process() {
-    let place = Place::new();
-    let all = results(&place.attempt("off", None));
+    let dirs = Dirs::new();
+    let all = results(&dirs.attempt("off", None));
     assert!(all.len() > 40 * ROLES.len(), "{all:?}");
     for Result { role, attempt, .. } in &all {
-        let output = place.attempt("kill", Some((role, attempt)));
+        let output = dirs.attempt("kill", Some((role, attempt)));
         let killed = output.status.signal() == Some(libc::SIGSYS);
         let survives = is_allowed(role, attempt)
             || is_denied_by_landlock(role, attempt)
@@ -158,9 +158,9 @@ fn calls_outside_the_allow_list_kill_the_process() {
 
 #[test]
 fn panic_is_reported_without_function_names() {
-    let place = Place::new();
-    let attempts = format!("{},None,panic", place.others.path().display());
-    let output = place
+    let dirs = Dirs::new();
+    let attempts = format!("{},None,panic", dirs.others.path().display());
+    let output = dirs
         .command(&["--sandbox=on", "--sandbox-attempts", &attempts])
         .env("RUST_BACKTRACE", "1")
         .output()

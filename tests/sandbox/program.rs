@@ -13,12 +13,12 @@ use testing::daemon::{self, Daemon};
 const LIFETIME_SECONDS: u32 = 120;
 
 /// A directory for sockets, and one for files of other users.
-pub struct Place {
+pub struct Dirs {
     pub sockets: TempDir,
     pub others: TempDir,
 }
 
-impl Place {
+impl Dirs {
     pub fn new() -> Self {
         let [sockets, others] = [(), ()].map(|()| tempfile::tempdir().unwrap());
         for name in ["secret", "victim"] {
@@ -48,7 +48,7 @@ impl Place {
     }
 
     /// Returns the sockets that exist.
-    pub fn left(&self) -> Vec<PathBuf> {
+    pub fn existing_sockets(&self) -> Vec<PathBuf> {
         fs::read_dir(self.sockets.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 

@@ -9,7 +9,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use testing::daemon::Daemon;
 use testing::wait;
 
-use crate::program::{Place, stop};
+use crate::program::{Dirs, stop};
 
 const SETPCAP: u64 = 1 << 8;
 const SYS_NICE: u64 = 1 << 23;
@@ -60,13 +60,13 @@ fn assert_reduced(serving: &Daemon, kept: u64) {
 
 #[test]
 fn threads_have_no_capabilities_and_cannot_gain_any() {
-    let place = Place::new();
-    let serving = place.start(place.command(&[]));
+    let dirs = Dirs::new();
+    let serving = dirs.start(dirs.command(&[]));
     assert_reduced(&serving, 0);
     let log = stop(serving);
     assert!(log.contains("sandbox: other system calls fail with EPERM"), "{log}");
     assert!(log.contains("capabilities: none"), "{log}");
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
+    assert_eq!(dirs.existing_sockets(), [] as [std::path::PathBuf; 0], "sockets after exit");
 }
 
 #[test]
@@ -74,27 +74,27 @@ fn realtime_keeps_sys_nice() {
     if !has(SYS_NICE) {
         return;
     }
-    let place = Place::new();
-    let serving = place.start(place.command(&["--realtime"]));
+    let dirs = Dirs::new();
+    let serving = dirs.start(dirs.command(&["--realtime"]));
     assert_reduced(&serving, SYS_NICE);
     assert!(stop(serving).contains("capabilities: SYS_NICE"));
 }
 
 #[test]
 fn unprivileged_user_has_same_sandbox() {
-    let place = Place::new();
-    let Some(command) = place.command_unprivileged(&[]) else { return };
-    let serving = place.start(command);
+    let dirs = Dirs::new();
+    let Some(command) = dirs.command_unprivileged(&[]) else { return };
+    let serving = dirs.start(command);
     assert_reduced(&serving, 0);
     stop(serving);
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
+    assert_eq!(dirs.existing_sockets(), [] as [std::path::PathBuf; 0], "sockets after exit");
 }
 
 /// Linux reports the number of filters since 5.9.
 #[test]
 fn threads_with_a_role_have_an_additional_filter() {
-    let place = Place::new();
-    let serving = place.start(place.command(&[]));
+    let dirs = Dirs::new();
+    let serving = dirs.start(dirs.command(&[]));
     let filters = |name: &str| {
         let all = threads(serving.pid());
         let status = &all.iter().find(|thread| thread.0.starts_with(name))?.1;
@@ -126,8 +126,8 @@ fn without(command: &mut Command, call: i64, errno: i32) {
 
 #[test]
 fn daemon_does_not_start_without_seccomp() {
-    let place = Place::new();
-    let mut command = place.command(&[]);
+    let dirs = Dirs::new();
+    let mut command = dirs.command(&[]);
     without(&mut command, libc::SYS_seccomp, libc::EINVAL);
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
@@ -139,24 +139,24 @@ fn daemon_does_not_start_without_seccomp() {
     ] {
         assert!(error.contains(part), "not '{part}' in {error}");
     }
-    assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
+    assert_eq!(dirs.existing_sockets(), [] as [std::path::PathBuf; 0], "sockets after exit");
 
-    let mut command = place.command(&["--sandbox=off"]);
+    let mut command = dirs.command(&["--sandbox=off"]);
     without(&mut command, libc::SYS_seccomp, libc::EINVAL);
-    let log = stop(place.start(command));
+    let log = stop(dirs.start(command));
     assert!(log.contains("WARN") && log.contains("--sandbox=off"), "{log}");
 }
 
 #[test]
 fn other_layers_apply_without_landlock() {
-    let place = Place::new();
+    let dirs = Dirs::new();
     for errno in [libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM] {
-        let mut command = place.command(&["--sandbox=kill"]);
+        let mut command = dirs.command(&["--sandbox=kill"]);
         without(&mut command, libc::SYS_landlock_create_ruleset, errno);
-        let serving = place.start(command);
+        let serving = dirs.start(command);
         assert_reduced(&serving, 0);
         let log = stop(serving);
         assert!(log.contains("no Landlock"), "{log}");
-        assert_eq!(place.left(), [] as [std::path::PathBuf; 0], "sockets after exit");
+        assert_eq!(dirs.existing_sockets(), [] as [std::path::PathBuf; 0], "sockets after exit");
     }
 }

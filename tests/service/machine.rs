@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testing::machine::LIMIT;
 use testing::machine::Output;
-use testing::machine::{Machine as Vm, Place, WITH_VT_D, drive, slot};
+use testing::machine::{Machine as Vm, WITH_VT_D, WorkDir, drive, slot};
 use testing::testbed::{make_initrd, variable};
 
 /// The service instance of the tests.
@@ -49,7 +49,7 @@ impl Machine {
         let args = format!(
             "{hardware} -m 2G {disk} -device nvme,drive=root,serial=root -append '{COMMAND_LINE}'"
         );
-        Self(Vm::boot(Place::new(), kernel, initrd(), &args, || ()))
+        Self(Vm::boot(WorkDir::new(), kernel, initrd(), &args, || ()))
     }
 
     /// Boots a host with the package and an enabled socket unit.

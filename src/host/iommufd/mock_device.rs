@@ -209,7 +209,7 @@ impl Device for MockDevice {
     fn detach(&self, pasid: Option<Pasid>) -> Result<(), KernelError> {
         self.change_attachment(pasid, None, || match (pasid, self.parking.get()) {
             (Some(pasid), _) => self.device.detach_pasid(pasid),
-            (None, Some((hwpt, _))) => self.device.park(hwpt),
+            (None, Some((hwpt, _))) => self.device.replace_without_injection(hwpt),
             (None, None) => Ok(()),
         })
     }

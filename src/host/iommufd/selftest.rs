@@ -110,7 +110,7 @@ impl TestDevice {
     }
 
     /// As [`replace`](Self::replace), without failure injection.
-    pub(super) fn park(&self, hwpt: &Object) -> Result<(), KernelError> {
+    pub(super) fn replace_without_injection(&self, hwpt: &Object) -> Result<(), KernelError> {
         self.run_without_injection(OP_MOCK_DOMAIN_REPLACE, &[hwpt.id()])
     }
 

@@ -53,12 +53,12 @@ pub fn wait_until<T>(event: &str, attempt: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The directory of one machine and of its daemon.
-pub struct Place {
+pub struct WorkDir {
     dir: TempDir,
     _running: MutexGuard<'static, ()>,
 }
 
-impl Place {
+impl WorkDir {
     /// Waits until no other machine runs.
     #[expect(clippy::new_without_default, reason = "it waits")]
     pub fn new() -> Self {
@@ -96,12 +96,12 @@ pub fn slot(function: &str) -> &str {
 /// kernel's and QEMU's logs are printed.
 ///
 /// ```no_run
-/// use testing::machine::{Machine, Place};
+/// use testing::machine::{Machine, WorkDir};
 /// use testing::testbed;
 ///
 /// let kernel = testbed::variable("VUI_SMALL_KERNEL");
 /// let initrd = testbed::make_initrd("example", "agent", &[]);
-/// let mut machine = Machine::boot(Place::new(), &kernel, &initrd, "-m 256M", || ());
+/// let mut machine = Machine::boot(WorkDir::new(), &kernel, &initrd, "-m 256M", || ());
 /// assert_eq!(machine.try_run("uname", || ()).text, "Linux");
 /// machine.finish(&[]);
 /// ```
@@ -111,7 +111,7 @@ pub struct Machine {
     /// QEMU's monitor.
     pub qmp: Qmp,
     qemu: Qemu,
-    place: Place,
+    work_dir: WorkDir,
     finished: bool,
 }
 
@@ -120,16 +120,16 @@ impl Machine {
     /// Meanwhile calls `check` repeatedly, which panics if a peer has failed.
     #[track_caller]
     pub fn boot(
-        place: Place,
+        work_dir: WorkDir,
         kernel: &Path,
         initrd: &Path,
         args: &str,
         check: impl FnMut(),
     ) -> Self {
-        let dir = place.path();
+        let dir = work_dir.path();
         let qemu = Qemu::start(dir, kernel, initrd, args);
         let (qmp, agent) = (Qmp::connect(&dir.join("qmp")), Agent::connect(&dir.join("agent")));
-        let mut machine = Self { agent, qmp, qemu, place, finished: false };
+        let mut machine = Self { agent, qmp, qemu, work_dir, finished: false };
         // QEMU starts stopped, so that no output of the guest is lost.
         machine.qmp.execute("cont");
         machine.wait_until_ready(check);
@@ -162,7 +162,7 @@ impl Machine {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.place.path().join("kernel.log")
+        self.work_dir.path().join("kernel.log")
     }
 
     /// Powers the machine off. QEMU must exit with status 0, and neither QEMU nor the kernel may

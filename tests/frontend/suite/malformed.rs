@@ -69,7 +69,7 @@ fn lay_out(queue: &mut Virtqueue, chain: &[Descriptor], table: &[Descriptor]) {
     queue.offer(AT);
 }
 
-/// Checks that a valid request is handled, whatever is returned before it.
+/// Checks that a valid request is handled, regardless of buffers returned before it.
 fn assert_serves(vm: &mut Vm, previous: &str) {
     let head = vm.requests.add(&attach(0xbad, EP0).chain());
     vm.requests.submit();

@@ -13,7 +13,7 @@ const IOVA: u64 = 0x7000_0000;
 fn program_has_trace_points_with_arguments() {
     let points = trace_points(&program());
     let found: BTreeMap<&str, usize> =
-        points.iter().map(|(name, places)| (name.as_str(), places[0].arguments)).collect();
+        points.iter().map(|(name, locations)| (name.as_str(), locations[0].arguments)).collect();
     let expected = [
         ("fault_delivered", 3),
         ("fault_reported", 4),
@@ -26,8 +26,8 @@ fn program_has_trace_points_with_arguments() {
     ];
     assert_eq!(found, expected.into());
     // Tools that confuse the two would put a probe in the middle of an instruction.
-    let places = points.values().flatten();
-    places.for_each(|place| assert_eq!(place.address, place.offset, "{place:x?}"));
+    let locations = points.values().flatten();
+    locations.for_each(|location| assert_eq!(location.address, location.offset, "{location:x?}"));
 }
 
 /// `scripts/test metrics` runs this test if possible.
@@ -41,9 +41,11 @@ fn each_trace_point_is_hit_for_each_event() {
     let threads: Vec<u32> =
         tasks().map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
     let mut probes: BTreeMap<String, Vec<Uprobe>> = BTreeMap::new();
-    for (name, places) in trace_points(&program()) {
-        let each = places.iter().flat_map(|place| threads.iter().map(move |pid| (place, *pid)));
-        let all = each.map(|(place, pid)| Uprobe::new(&program(), place.offset, pid).unwrap());
+    for (name, locations) in trace_points(&program()) {
+        let each =
+            locations.iter().flat_map(|location| threads.iter().map(move |pid| (location, *pid)));
+        let all =
+            each.map(|(location, pid)| Uprobe::new(&program(), location.offset, pid).unwrap());
         probes.insert(name, all.collect());
     }
     let channel = Channel::new(0, 0, None);

@@ -22,7 +22,7 @@ fn unmap_pages(pages: Pages) -> testing::request::Request {
 }
 
 /// Returns which of `pages` are still mapped: mapping them again is rejected.
-fn left(vm: &mut Vm, pages: &[Pages]) -> Vec<Pages> {
+fn remaining(vm: &mut Vm, pages: &[Pages]) -> Vec<Pages> {
     pages.iter().copied().filter(|&pages| vm.status(&map_pages(pages)) == INVAL).collect()
 }
 
@@ -38,7 +38,7 @@ fn check(cases: &[Case]) {
             vm.ok(map_pages(pages));
         }
         assert_eq!(vm.status(&unmap_pages(unmapped)), status, "example {name}");
-        assert_eq!(left(&mut vm, mapped), expected, "remaining mappings, example {name}");
+        assert_eq!(remaining(&mut vm, mapped), expected, "remaining mappings, example {name}");
         vm.ok(unmap(1, 0, u64::MAX));
     }
 }

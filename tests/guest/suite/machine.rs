@@ -8,22 +8,22 @@ for_each_guest!(restart_clears_all_state, mappings_survive_a_stop);
 
 fn restart_clears_all_state(guest: Guest) {
     let mut vm = guest.boot();
-    check_everything(&mut vm, guest);
+    check_translation(&mut vm, guest);
 
     // A reboot by the guest, which stops drivers first.
     vm.run_to_restart("reboot -f");
     vm.run("load_modules virtio-iommu");
-    check_everything(&mut vm, guest);
+    check_translation(&mut vm, guest);
 
     // A reset of the machine during DMA.
     start_loop(&mut vm, guest);
     vm.reset();
     vm.run("load_modules virtio-iommu");
-    check_everything(&mut vm, guest);
+    check_translation(&mut vm, guest);
     vm.finish();
 }
 
-fn check_everything(vm: &mut Vm, guest: Guest) {
+fn check_translation(vm: &mut Vm, guest: Guest) {
     check_groups(vm);
     give_to_vfio(vm);
     guest.dma(vm, &format!("verify {A} --pages 64"));
@@ -46,7 +46,7 @@ fn mappings_survive_a_stop(guest: Guest) {
     assert!(output.ends_with("rounds verified\n0"), "{output}");
 
     // New domains and faults still work.
-    check_everything(&mut vm, guest);
+    check_translation(&mut vm, guest);
     vm.finish();
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use testing::daemon::Daemon;
-use testing::machine::Place;
+use testing::machine::WorkDir;
 use testing::testbed;
 
 use super::{STOCK, groups};
@@ -36,10 +36,10 @@ const CONFIGURATIONS: &[(&str, &str, &[&str])] = &[
 #[test]
 fn qemu_starts_with_its_default_devices() {
     for (iommu, memory, endpoints) in CONFIGURATIONS {
-        let place = Place::new();
+        let work_dir = WorkDir::new();
         // QEMU doubles commas; the shell needs quotes.
-        let viot = place.path().join("vi,ot $x");
-        let builder = Daemon::builder().in_dir(place.path());
+        let viot = work_dir.path().join("vi,ot $x");
+        let builder = Daemon::builder().in_dir(work_dir.path());
         let builder = endpoints.iter().fold(builder, |builder, bdf| builder.endpoint(bdf));
         daemon::write_viot(&viot, iommu, endpoints);
         let args = daemon::qemu_args(&builder, iommu, &viot, memory);
