@@ -30,7 +30,7 @@ impl KernelError {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
-            log::warn!("{self} (system calls that failed for lack of host resources: {count})");
+            log::warn!("{self} (host errors so far: {count})");
         }
     }
 }

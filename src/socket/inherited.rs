@@ -26,7 +26,7 @@ pub enum InheritedSocketError {
     #[error("not a socket")]
     NotASocket,
     /// The socket is of another domain or type.
-    #[error("not a unix stream socket")]
+    #[error("not a Unix stream socket")]
     NotAUnixStream,
     /// The socket neither listens nor is connected.
     #[error("neither listening nor connected")]
@@ -37,7 +37,7 @@ impl InheritedSocket {
     /// Takes ownership of descriptor `fd`. Call it once, before the process opens any descriptor.
     ///
     /// # Errors
-    /// When the descriptor is not that of a unix stream socket which listens or is connected.
+    /// When the descriptor is not that of a Unix stream socket which listens or is connected.
     pub fn take(fd: RawFd) -> Result<Self, InheritedSocketError> {
         let socket = take_descriptor(fd).ok_or(InheritedSocketError::NotOpen)?;
         let domain = socket_domain(&socket).map_err(|_| InheritedSocketError::NotASocket)?;

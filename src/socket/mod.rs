@@ -33,7 +33,7 @@ pub enum SocketError {
     )]
     NotASocket(PathBuf),
     /// The inherited descriptor is not a usable socket.
-    #[error("--fd {0}: {1}; pass a unix stream socket that listens or is connected")]
+    #[error("--fd {0}: {1}; pass a Unix stream socket that listens or is connected")]
     Inherited(i32, #[source] InheritedSocketError),
     /// A system call failed.
     #[error("cannot bind socket {0}: {1}")]
