@@ -8,7 +8,7 @@
 //! start      starts its threads and connects the source of its faults
 //! ```
 //!
-//! Each kind has a file that implements [`OpenEndpoint`] and [`RegisteredEndpoint`].
+//! Each kind has a file that implements `OpenEndpoint` and `RegisteredEndpoint`.
 
 mod config;
 mod error;
