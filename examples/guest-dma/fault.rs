@@ -2,13 +2,12 @@
 
 use anyhow::{Result, anyhow, bail};
 use clap::{ArgGroup, Args};
-use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::accel::Wait;
 use crate::memory::{Content, Memory, PAGE};
 use crate::regs::Descriptor;
 use crate::vfio::{Api, Protection};
-use crate::{address, name, open, ring, step};
+use crate::{address, open, pci_name, ring, step};
 
 const RING: u64 = 0x1_0000_0000;
 const PATTERN: u64 = 0xaaaa_aaaa_aaaa_aaaa;
@@ -18,7 +17,8 @@ const PATTERN: u64 = 0xaaaa_aaaa_aaaa_aaaa;
 #[command(group = ArgGroup::new("access").required(true))]
 pub struct Options {
     /// PCI address of the accelerator.
-    function: Bdf,
+    #[arg(value_parser = pci_name)]
+    function: String,
     /// First address that must fault.
     #[arg(long, value_parser = address)]
     iova: u64,
@@ -39,7 +39,7 @@ pub struct Options {
 
 pub fn run(api: Api, options: &Options) -> Result<()> {
     options.check()?;
-    let (space, accelerator) = open(api, &name(options.function))?;
+    let (space, accelerator) = open(api, &options.function)?;
     let mut channel = space.channel(&accelerator, 2, RING, Wait::Interrupt)?;
     let (before, read_only) = (Memory::pages(1)?, Memory::pages(1)?);
     if options.after > 0 {

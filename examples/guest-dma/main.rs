@@ -35,10 +35,8 @@ mod vfio;
 use std::process::ExitCode;
 
 use accelerator::regs;
-use anyhow::Result;
-use anyhow::anyhow;
+use anyhow::{Result, anyhow, bail};
 use clap::{Parser, Subcommand};
-use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::vfio::{Api, Space};
 
@@ -60,7 +58,8 @@ enum Command {
     /// Verify COPY, CRC32C, FILL and COMPARE, with interrupts and by polling.
     Verify {
         /// PCI address of the accelerator.
-        function: Bdf,
+        #[arg(value_parser = pci_name)]
+        function: String,
         /// Number of pages of each buffer, a power of two, at least 8.
         #[arg(long, default_value_t = 1024, value_parser = verify::pages)]
         pages: usize,
@@ -70,7 +69,8 @@ enum Command {
     /// Verify accesses after mappings are removed and replaced.
     Unmap {
         /// PCI address of the accelerator.
-        function: Bdf,
+        #[arg(value_parser = pci_name)]
+        function: String,
         /// IOVA of the mapping, a multiple of the page size.
         #[arg(long, default_value = "0x5000000000", value_parser = address)]
         iova: u64,
@@ -78,9 +78,11 @@ enum Command {
     /// Verify two accelerators in a shared address space, then in separate ones.
     Two {
         /// PCI address of the first accelerator.
-        first: Bdf,
+        #[arg(value_parser = pci_name)]
+        first: String,
         /// PCI address of the second accelerator.
-        second: Bdf,
+        #[arg(value_parser = pci_name)]
+        second: String,
         /// IOVA of the mapping that is removed.
         #[arg(long, default_value = "0x6000000000", value_parser = address)]
         iova: u64,
@@ -88,7 +90,8 @@ enum Command {
     /// Copy and verify repeatedly with the same mappings until a file exists.
     Loop {
         /// PCI address of the accelerator.
-        function: Bdf,
+        #[arg(value_parser = pci_name)]
+        function: String,
         /// Stop when this file exists.
         #[arg(long, value_name = "FILE")]
         until_file: std::path::PathBuf,
@@ -99,7 +102,8 @@ enum Command {
     /// Demonstrate a verified copy, then a fault after its mapping is removed.
     Demo {
         /// PCI address of the accelerator.
-        function: Bdf,
+        #[arg(value_parser = pci_name)]
+        function: String,
         /// IOVA of the mapping that is removed.
         #[arg(long, default_value = "0xcafe000000", value_parser = address)]
         iova: u64,
@@ -122,23 +126,25 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let api = || args.api.map_or_else(Api::detect, Ok);
     match &args.command {
-        Command::Verify { function, pages } => verify::run(api()?, &name(*function), *pages),
+        Command::Verify { function, pages } => verify::run(api()?, function, *pages),
         Command::Fault(options) => fault::run(api()?, options),
-        Command::Unmap { function, iova } => unmap::run(api()?, &name(*function), *iova),
-        Command::Two { first, second, iova } => {
-            two::run(api()?, &name(*first), &name(*second), *iova)
-        }
+        Command::Unmap { function, iova } => unmap::run(api()?, function, *iova),
+        Command::Two { first, second, iova } => two::run(api()?, first, second, *iova),
         Command::Loop { function, until_file, progress } => {
-            endless::run(api()?, &name(*function), until_file, progress.as_deref())
+            endless::run(api()?, function, until_file, progress.as_deref())
         }
-        Command::Demo { function, iova } => demo::run(api()?, &name(*function), *iova),
+        Command::Demo { function, iova } => demo::run(api()?, function, *iova),
         Command::Sva(options) => sva::run(options),
     }
 }
 
-/// Returns the name of a function in sysfs and VFIO.
-fn name(function: Bdf) -> String {
-    function.to_string()
+/// Parses a PCI address, and returns the name of the function in sysfs and VFIO.
+fn pci_name(text: &str) -> Result<String> {
+    match text.matches(':').count() {
+        1 => Ok(format!("0000:{text}")),
+        2 => Ok(text.to_owned()),
+        _ => bail!("must be a PCI address, BB:DD.F or SSSS:BB:DD.F, as in 00:02.0"),
+    }
 }
 
 /// Opens a function in a new I/O address space.

@@ -12,9 +12,9 @@ const STEPS: usize = 8;
 const FAULTS: usize = 500;
 
 pub fn run(options: &Options, total: usize) -> Result<String> {
-    let bound = BoundAccelerator::open(options.function)?;
+    let bound = BoundAccelerator::open(&options.function)?;
     let mut channel = bound.channel(options)?;
-    let (function, pasid) = (options.function, bound.pasid);
+    let (function, pasid) = (&options.function, bound.pasid);
     println!(
         "The accelerator {function} shares the address space of this process, as PASID {pasid}."
     );

@@ -17,7 +17,7 @@ const BYTES: usize = 1 << 20;
 pub fn run(options: &Options) -> Result<String> {
     for victim in 0..VICTIMS {
         kill_during_dma(options)?;
-        let bound = BoundAccelerator::open(options.function)?;
+        let bound = BoundAccelerator::open(&options.function)?;
         let mut channel = bound.channel(options)?;
         let (from, to) = (Region::anonymous(BYTES)?, Region::anonymous(BYTES)?);
         from.words().scramble(victim);
@@ -46,7 +46,7 @@ fn kill_during_dma(options: &Options) -> Result<()> {
 /// except the channel.
 pub fn program(options: &Options, channel: u32, scenario: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["sva", &options.function.to_string(), "--channel", &channel.to_string()]);
+    command.args(["sva", &options.function, "--channel", &channel.to_string()]);
     command.args(["--group-pages", &options.group_pages.to_string()]);
     command.args(options.poll.then_some("--poll"));
     command.args(options.below.map(|limit| format!("--below={limit}")));

@@ -34,17 +34,17 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use vhost_user_iommu::cli::bdf::Bdf;
 
 use crate::accel::{Accelerator, Access, Channel, Wait};
 use crate::memory::Memory;
 use crate::ring::{Area, Ring};
-use crate::{name, place, regs, uio};
+use crate::{pci_name, place, regs, uio};
 
 #[derive(Args)]
 pub struct Options {
     /// PCI address of the accelerator.
-    function: Bdf,
+    #[arg(value_parser = pci_name)]
+    function: String,
     /// Channel of the accelerator.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..regs::CHANNELS as i64))]
     channel: u32,
@@ -117,7 +117,8 @@ enum Scenario {
     /// Run several accelerators concurrently in one address space.
     Several {
         /// PCI addresses of the other accelerators.
-        others: Vec<Bdf>,
+        #[arg(value_parser = pci_name)]
+        others: Vec<String>,
     },
     /// Show shared virtual addressing step by step.
     Demo {
@@ -169,7 +170,7 @@ fn with_channel(
     options: &Options,
     scenario: impl FnOnce(&mut Channel) -> Result<String>,
 ) -> Result<String> {
-    let bound = BoundAccelerator::open(options.function)?;
+    let bound = BoundAccelerator::open(&options.function)?;
     scenario(&mut bound.channel(options)?)
 }
 
@@ -180,8 +181,8 @@ struct BoundAccelerator {
 }
 
 impl BoundAccelerator {
-    fn open(function: Bdf) -> Result<Self> {
-        let (accelerator, pasid) = uio::open(&name(function))?;
+    fn open(function: &str) -> Result<Self> {
+        let (accelerator, pasid) = uio::open(function)?;
         if !accelerator.has(regs::FEATURE_PASID | regs::FEATURE_PAGE_REQUEST) {
             bail!("{function} does not support PASIDs and page requests");
         }

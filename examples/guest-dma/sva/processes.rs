@@ -60,7 +60,7 @@ fn wait(mut worker: Child) -> Result<()> {
 /// `worker`: prints its PASID, waits for a line on standard input, then copies data and releases
 /// the pages repeatedly.
 pub fn worker(options: &Options) -> Result<String> {
-    let bound = BoundAccelerator::open(options.function)?;
+    let bound = BoundAccelerator::open(&options.function)?;
     let mut channel = bound.channel(options)?;
     println!("{}", bound.pasid);
     io::stdin()

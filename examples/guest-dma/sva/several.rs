@@ -1,7 +1,8 @@
 //! `several`: accelerators share one address space and fault concurrently.
 
+use std::iter;
+
 use anyhow::{Result, bail};
-use vhost_user_iommu::cli::bdf::Bdf;
 
 use super::region::Region;
 use super::{BoundAccelerator, Options, verified};
@@ -13,11 +14,10 @@ use crate::ring;
 const BYTES: usize = 512 << 10;
 const ROUNDS: u64 = 4;
 
-pub fn run(options: &Options, others: &[Bdf]) -> Result<String> {
-    let functions = [&[options.function], others].concat();
-    let accelerators = functions
-        .iter()
-        .map(|function| BoundAccelerator::open(*function))
+pub fn run(options: &Options, others: &[String]) -> Result<String> {
+    let accelerators = iter::once(&options.function)
+        .chain(others)
+        .map(|function| BoundAccelerator::open(function))
         .collect::<Result<Vec<_>>>()?;
     if accelerators.iter().any(|other| other.pasid != accelerators[0].pasid) {
         bail!("the accelerators have different PASIDs for one process");
